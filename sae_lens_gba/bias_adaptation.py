@@ -1,0 +1,361 @@
+"""Bias adaptation: feedback that moves biases until neurons fire as often as they should.
+
+This file is the algorithm and knows nothing of SAEs. The update rules are pure functions;
+`BiasAdapter` keeps the running statistics they need.
+
+    every T steps, over all samples seen since the last adaptation:
+      p_m  = share of samples with y_m > 0             y_m: pre-activation, bias included
+      r_m  = max(0, max of y_m)
+      b_m <- rule(b_m; p_m, r_m, targets)              then clamped to [-c_m, 0]
+
+=============  =========================================  ==========================
+paper          here                                       shape, unit
+=============  =========================================  ==========================
+b              ``bias``                                   (d_sae,) pre-activation
+p              ``Observation.frequency``                  (d_sae,) share of samples
+r              ``Observation.peak``                       (d_sae,) pre-activation
+p_k (TAF)      ``Targets.frequency`` (one per neuron)     (d_sae,) share of samples
+group k        ``Targets.group``                          (d_sae,) int
+gamma_minus    ``AdaptationRates.decrease``               share (of r, or of c)
+gamma_plus     ``AdaptationRates.increase``               share (of s, or of c)
+epsilon        ``AdaptationRates.dead_frequency``         share of samples
+-b_min         ``bias_range`` (c)                         (d_sae,) pre-activation
+T              ``BiasAdapter.adapt_every_n_steps``        optimizer steps
+=============  =========================================  ==========================
+
+Why the clamp is in units of the input: a neuron's pre-activation w.(x - b_dec) can't exceed
+||w|| ||x - b_dec||, so with c_m = ||w_m|| * (typical norm of the centred input) the range
+[-c_m, 0] holds every bias that can matter for a typical sample. For inputs of unit norm and
+unit-norm w this is the paper's b_min = -1. Multiplying the inputs by s multiplies y, r, c
+and hence every step by s: training does not depend on the unit of the activations.
+
+Source: arXiv 2506.14002, section 3 ("paper"); the other rules are this project's, measured
+against it in the changelog. To add a rule, write one function and name it in UPDATE_RULES.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sae_lens_gba.frequency_spectrum import FrequencySpectrum
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.parameter_constraints import apply_keeping_precision
+
+_GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one adaptation sees: statistics of the samples since the last one."""
+
+    frequency: torch.Tensor
+    peak: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What each neuron should do."""
+
+    group: torch.Tensor
+    frequency: torch.Tensor
+    n_groups: int
+
+    def group_mean(self, values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean of ``values`` over each group's neurons (those in ``where``).
+
+        Shape (n_groups,); 0 for a group without any such neuron.
+        """
+        weight = torch.ones_like(values) if where is None else where.to(values.dtype)
+        total = values.new_zeros(self.n_groups).index_add_(0, self.group, values * weight)
+        count = values.new_zeros(self.n_groups).index_add_(0, self.group, weight)
+        return total / count.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class AdaptationRates:
+    """Step sizes and limits of the update rules.
+
+    Attributes:
+        decrease: how far a neuron that fires too often is moved, per adaptation.
+        increase: how far a dead neuron is moved, per adaptation.
+        dead_frequency: a neuron below this share of samples is dead.
+        frequency_cap: group_mean only: a single neuron is pushed down above this
+            multiple of its target.
+    """
+
+    decrease: float
+    increase: float
+    dead_frequency: float
+    frequency_cap: float
+
+
+UpdateRule = Callable[
+    [torch.Tensor, Observation, Targets, AdaptationRates, torch.Tensor], torch.Tensor
+]
+
+
+def paper(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """The rule of arXiv 2506.14002.
+
+    p_m > target_m:  b_m <- max(b_m - decrease * r_m, -c_m)
+    p_m < epsilon:   b_m <- min(b_m + increase * s_k, 0),
+    s_k the mean of r over the neurons of group k with r > 0. All others stay.
+    """
+    too_often = seen.frequency > targets.frequency
+    lowered = torch.maximum(bias - rates.decrease * seen.peak, -bias_range)
+    return _raise_dead(torch.where(too_often, lowered, bias), seen, targets, rates)
+
+
+def log_proportional(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+    least_miss: float = -2.0,
+) -> torch.Tensor:
+    """Each neuron on its own, a step proportional to the log of its miss.
+
+    b_m <- clamp(b_m - 0.3 * decrease * c_m * clamp(log(p_m / target_m), -2, 2), -c_m, 0);
+    dead neurons are raised as in `paper`.
+    """
+    miss = (seen.frequency / targets.frequency).log().clamp(least_miss, 2.0)
+    dead = seen.frequency < rates.dead_frequency
+    step = torch.where(dead, 0.0, _GAIN * rates.decrease * bias_range * miss)
+    return _raise_dead(_clamp(bias - step, bias_range), seen, targets, rates)
+
+
+def log_proportional_one_sided(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """As `log_proportional`, but only neurons above their target are moved."""
+    return log_proportional(bias, seen, targets, rates, bias_range, least_miss=0.0)
+
+
+def group_mean(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """Each group's mean frequency on target; its neurons free to differ, up to a cap.
+
+    e_k = clamp(log(mean over group k of p_m / p_k), -2, 2)
+    u_m = clamp(log(p_m / (cap * p_k)), 0, 3)
+    b_m <- b_m - 0.3 * decrease * c_m * (e_k + u_m)
+    p_m < epsilon:  b_m <- b_m + increase * c_m
+    b_m <- clamp(b_m, -c_m, 0)
+
+    Neurons of a group move together, so each can settle at its feature's own frequency
+    while the group, and with it L0, stays on target.
+    """
+    relative = seen.frequency / targets.frequency
+    group_miss = targets.group_mean(relative).log().clamp(-2.0, 2.0)[targets.group]
+    excess = (relative / rates.frequency_cap).log().clamp(0.0, 3.0)
+    moved = bias - _GAIN * rates.decrease * bias_range * (group_miss + excess)
+    dead = seen.frequency < rates.dead_frequency
+    moved = torch.where(dead, moved + rates.increase * bias_range, moved)
+    return _clamp(moved, bias_range)
+
+
+UPDATE_RULES: dict[str, UpdateRule] = {
+    rule.__name__: rule
+    for rule in (paper, log_proportional, log_proportional_one_sided, group_mean)
+}
+
+
+def _raise_dead(
+    bias: torch.Tensor, seen: Observation, targets: Targets, rates: AdaptationRates
+) -> torch.Tensor:
+    dead = seen.frequency < rates.dead_frequency
+    mean_peak = targets.group_mean(seen.peak, where=seen.peak > 0)[targets.group]
+    raised = (bias + rates.increase * mean_peak).clamp(max=0.0)
+    return torch.where(dead, raised, bias)
+
+
+def _clamp(bias: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
+    return torch.minimum(torch.maximum(bias, -bias_range), torch.zeros_like(bias))
+
+
+def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:
+    """Median of the rows' norms: one massive activation (BOS) must not set the scale.
+
+    Args:
+        centred_input: shape (n, d_in).
+    """
+    return centred_input.norm(dim=-1).float().median()
+
+
+def quantile_bias(
+    pre_activations: torch.Tensor,
+    target_frequency: torch.Tensor,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """Biases at which each neuron would have fired at its target on these samples.
+
+    Args:
+        pre_activations: bias not included, shape (n, d_sae).
+        target_frequency: shape (d_sae,).
+        bias_range: shape (d_sae,).
+
+    Returns:
+        Shape (d_sae,), in [-bias_range, 0].
+    """
+    n = pre_activations.shape[0]
+    ascending = pre_activations.sort(dim=0).values
+    rank = (n - 1 - (n * target_frequency).floor()).clamp(0, n - 1).long()
+    threshold = ascending.gather(0, rank.unsqueeze(0)).squeeze(0)
+    return _clamp(-threshold.to(bias_range.dtype), bias_range)
+
+
+def require_finite(sae_in: torch.Tensor, step: int) -> None:
+    """Stop before NaN or Inf in a batch reaches counters, biases or weights.
+
+    Raises:
+        ValueError: names the step.
+    """
+    # a sum is finite only if all its terms are; in float32, which float16 can't overflow
+    total = sae_in.sum(dtype=torch.promote_types(sae_in.dtype, torch.float32))
+    if not torch.isfinite(total):
+        raise ValueError(
+            f"sae_in has NaN or Inf at training step {step}: biases and weights were not "
+            "touched. Look for it in the activations (hook, dtype, autocast_lm)."
+        )
+
+
+class BiasAdapter(nn.Module):
+    """Counts how often neurons fire, and every T steps moves their biases.
+
+    All state is in persistent buffers of O(d_sae), so it travels with ``state_dict`` and a
+    resumed run goes on where it stopped, between two adaptations as well. Float state keeps
+    its precision under ``.to(dtype)``.
+
+    Args:
+        spectrum: the groups and their targets.
+        rule: name of a rule in `UPDATE_RULES`.
+        rates: step sizes and limits.
+        adapt_every_n_steps: optimizer steps between two adaptations (T).
+        dtype: of peaks and frequencies.
+        device: where the state lives.
+
+    Attributes:
+        group: group index of each neuron, shape (d_sae,).
+        target_frequency: share of samples, shape (d_sae,).
+        fire_counts: samples on which each neuron was active since the last adaptation.
+        peak: largest pre-activation (bias included) since then, at least 0.
+        n_samples: samples since then.
+        n_steps: steps since the beginning.
+        frequency: share of samples measured at the last adaptation; 0 before the first.
+        input_norm: typical norm of the centred input; 0 until it has been estimated.
+    """
+
+    group: torch.Tensor
+    target_frequency: torch.Tensor
+    fire_counts: torch.Tensor
+    peak: torch.Tensor
+    n_samples: torch.Tensor
+    n_steps: torch.Tensor
+    frequency: torch.Tensor
+    input_norm: torch.Tensor
+
+    def __init__(
+        self,
+        spectrum: FrequencySpectrum,
+        rule: str,
+        rates: AdaptationRates,
+        adapt_every_n_steps: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__()
+        self.rule = UPDATE_RULES[rule]
+        self.rates = rates
+        self.adapt_every_n_steps = adapt_every_n_steps
+        self.n_groups = spectrum.n_groups
+        d_sae = sum(spectrum.sizes)
+
+        def zeros(*shape: int, of: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=of, device=device)
+
+        self.register_buffer("group", spectrum.group_of_neuron().to(device))
+        self.register_buffer("target_frequency", spectrum.target_of_neuron().to(device, dtype))
+        self.register_buffer("fire_counts", zeros(d_sae, of=torch.long))
+        self.register_buffer("peak", zeros(d_sae, of=dtype))
+        self.register_buffer("n_samples", zeros(of=torch.long))
+        self.register_buffer("n_steps", zeros(of=torch.long))
+        self.register_buffer("frequency", zeros(d_sae, of=dtype))
+        self.register_buffer("input_norm", zeros(of=dtype))
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.group, self.target_frequency, self.n_groups)
+
+    def groups(self) -> NeuronGroups:
+        """Groups, targets, and frequencies as measured at the last adaptation."""
+        return NeuronGroups(self.group.cpu(), self.target_frequency.cpu(), self.frequency.cpu())
+
+    @torch.no_grad()
+    def observe(self, pre_activations: torch.Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            pre_activations: bias included, shape (n, d_sae); a sparse COO tensor holds
+                the positive ones only.
+        """
+        if pre_activations.is_sparse:
+            neuron = pre_activations.indices()[1]
+            values = pre_activations.values().to(self.peak.dtype)
+            self.fire_counts += torch.bincount(neuron, minlength=self.fire_counts.shape[0])
+            self.peak.scatter_reduce_(0, neuron, values, "amax")
+        else:
+            self.fire_counts += (pre_activations > 0).sum(dim=0)
+            largest = pre_activations.amax(dim=0).to(self.peak.dtype)
+            self.peak = torch.maximum(self.peak, largest)
+        self.n_samples += pre_activations.shape[0]
+
+    @torch.no_grad()
+    def adapt_if_due(
+        self, bias: torch.Tensor, bias_range: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | None:
+        """End a step; on every T-th one, the biases to go on with.
+
+        Args:
+            bias: current biases, shape (d_sae,).
+            bias_range: gives c, shape (d_sae,) or (); called only when needed.
+
+        Returns:
+            The new biases, shape (d_sae,), or None when no adaptation is due.
+        """
+        self.n_steps += 1
+        if int(self.n_steps) % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
+            return None
+        self.frequency = self.fire_counts.to(self.peak.dtype) / self.n_samples
+        seen = Observation(self.frequency, self.peak)
+        limits = bias_range().to(self.peak.dtype).expand_as(self.peak)
+        new_bias = self.rule(bias.to(self.peak.dtype), seen, self.targets, self.rates, limits)
+        self.fire_counts.zero_()
+        self.peak = torch.zeros_like(self.peak)
+        self.n_samples.zero_()
+        return new_bias
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "BiasAdapter":
+        apply_keeping_precision(
+            dict(self.named_buffers(recurse=False)),
+            lambda: super(BiasAdapter, self)._apply(*args, **kwargs),
+            self.get_buffer,
+        )
+        return self

@@ -1,0 +1,170 @@
+"""Which neuron is in which group, and how often each group should fire.
+
+A spectrum is K groups; group k holds ``sizes[k]`` neurons that share one target
+activation frequency (TAF) ``frequencies[k]``, highest first. A frequency is a share of
+samples: 0.01 means active on one sample in a hundred. See arXiv 2506.14002, section 4.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+GroupSizing = Literal["equal", "power_law"]
+
+_BISECTION_STEPS = 200
+
+
+@dataclass(frozen=True)
+class FrequencySpectrum:
+    """Target activation frequencies and the sizes of the groups that share them.
+
+    Attributes:
+        frequencies: target of each group, share of samples, highest first. Length K.
+        sizes: neurons in each group. Length K, sums to d_sae, none is zero.
+    """
+
+    frequencies: tuple[float, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def l0(self) -> float:
+        """Active neurons a sample when every group is on its target."""
+        return sum(s * p for s, p in zip(self.sizes, self.frequencies, strict=True))
+
+    def group_of_neuron(self) -> torch.Tensor:
+        """Group index of each neuron, int64, shape (d_sae,): group 0 first."""
+        return torch.repeat_interleave(torch.arange(self.n_groups), torch.tensor(self.sizes))
+
+    def target_of_neuron(self) -> torch.Tensor:
+        """Target frequency of each neuron, float32, shape (d_sae,)."""
+        return torch.tensor(self.frequencies)[self.group_of_neuron()]
+
+
+def geometric_frequencies(highest: float, lowest: float, n_groups: int) -> tuple[float, ...]:
+    """``p_k = highest * (lowest / highest) ** (k / (K - 1))``, k = 0 .. K-1."""
+    if n_groups == 1:
+        return (highest,)
+    ratio = lowest / highest
+    return tuple(highest * ratio ** (k / (n_groups - 1)) for k in range(n_groups))
+
+
+def group_sizes(
+    frequencies: tuple[float, ...], d_sae: int, sizing: GroupSizing, exponent: float
+) -> tuple[int, ...]:
+    """Integers proportional to 1 ("equal") or p_k ** -exponent ("power_law").
+
+    They add up to ``d_sae``, by largest remainder, and no group is empty.
+    """
+    power = 0.0 if sizing == "equal" else exponent
+    # relative to the highest frequency, so that no power overflows
+    weights = [(p / frequencies[0]) ** -power for p in frequencies]
+    spare = d_sae - len(weights)  # one neuron a group is spoken for
+    shares = [d_sae * w / sum(weights) for w in weights]
+    wanted = [max(0.0, share - 1) for share in shares]
+    scale = spare / sum(wanted) if sum(wanted) > 0 else 0.0
+    extra = [w * scale for w in wanted]
+    sizes = [1 + math.floor(e) for e in extra]
+    by_remainder = sorted(range(len(extra)), key=lambda k: math.floor(extra[k]) - extra[k])
+    for k in by_remainder[: d_sae - sum(sizes)]:
+        sizes[k] += 1
+    return tuple(sizes)
+
+
+def build_spectrum(
+    d_sae: int,
+    n_groups: int,
+    highest: float,
+    lowest: float,
+    sizing: GroupSizing = "power_law",
+    exponent: float = 1.0,
+    target_l0: float | None = None,
+    floor: float = 1e-6,
+) -> FrequencySpectrum:
+    """The spectrum for the frequencies as given, or for a requested L0.
+
+    With ``target_l0``, ``lowest`` is not used: the lowest frequency is what is solved
+    for, with ``highest``, the number of groups and their sizing kept, so that
+    ``sum_k size_k * p_k = target_l0`` exactly. The sizes follow from the continuous
+    solution; with those integers fixed, the lowest frequency is then solved again.
+    With one group there is no range: its frequency is ``target_l0 / d_sae``.
+
+    Args:
+        d_sae: number of neurons.
+        n_groups: number of groups K.
+        highest: target frequency of the most active group, share of samples.
+        lowest: target frequency of the least active group, share of samples.
+        sizing: "equal" groups (the paper), or "power_law": size_k ~ p_k ** -exponent.
+        exponent: 1.0 gives every group the same share of L0, 0.0 equal groups.
+        target_l0: active neurons a sample.
+        floor: the lowest frequency that a solution may use.
+
+    Raises:
+        ValueError: ``target_l0`` can't be had; names the nearest value that can.
+    """
+    if target_l0 is None:
+        return _spectrum(d_sae, n_groups, highest, lowest, sizing, exponent)
+    if n_groups == 1:
+        _require_reachable(target_l0, d_sae * floor, d_sae * highest, d_sae, highest)
+        return FrequencySpectrum((target_l0 / d_sae,), (d_sae,))
+
+    def with_lowest(lowest: float) -> FrequencySpectrum:
+        return _spectrum(d_sae, n_groups, highest, lowest, sizing, exponent)
+
+    _require_reachable(target_l0, with_lowest(floor).l0, with_lowest(highest).l0, d_sae, highest)
+    guess = _bisect(lambda low: with_lowest(low).l0, target_l0, floor, highest)
+    sizes = with_lowest(guess).sizes
+
+    def l0_of(lowest: float) -> float:
+        frequencies = geometric_frequencies(highest, lowest, n_groups)
+        return FrequencySpectrum(frequencies, sizes).l0
+
+    _require_reachable(target_l0, l0_of(floor), l0_of(highest), d_sae, highest)
+    lowest = _bisect(l0_of, target_l0, floor, highest)
+    return FrequencySpectrum(geometric_frequencies(highest, lowest, n_groups), sizes)
+
+
+def _spectrum(
+    d_sae: int,
+    n_groups: int,
+    highest: float,
+    lowest: float,
+    sizing: GroupSizing,
+    exponent: float,
+) -> FrequencySpectrum:
+    frequencies = geometric_frequencies(highest, lowest, n_groups)
+    return FrequencySpectrum(frequencies, group_sizes(frequencies, d_sae, sizing, exponent))
+
+
+def _bisect(l0_of: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The lowest frequency in [low, high], on a log scale, where l0_of meets target."""
+    for _ in range(_BISECTION_STEPS):
+        middle = math.sqrt(low * high)
+        if l0_of(middle) < target:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(low * high)
+
+
+def _require_reachable(
+    target_l0: float, least: float, most: float, d_sae: int, highest: float
+) -> None:
+    slack = 1e-9 * most
+    if least - slack <= target_l0 <= most + slack:
+        return
+    if target_l0 > most:
+        nearest, remedy = most, "raise highest_target_frequency or d_sae"
+    else:
+        nearest, remedy = least, "lower highest_target_frequency or n_groups"
+    raise ValueError(
+        f"target_l0={target_l0} can't be reached with d_sae={d_sae} and "
+        f"highest_target_frequency={highest}: the nearest possible value is "
+        f"{nearest:.6g}; ask for that, or {remedy}."
+    )

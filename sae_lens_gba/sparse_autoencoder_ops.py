@@ -1,0 +1,202 @@
+"""Encode and decode that pay for active latents only, with exact gradients.
+
+Of the five matrix products of a dense autoencoder step only the encoder's is dense here.
+The products with the sparse activations, A (batch, d_sae), run over its active entries:
+
+    decode      A W_dec                       weighted sum of rows         (embedding_bag)
+    dA          (dOut W_dec^T) on A's pattern  sampled dense-dense product  (sampled_addmm)
+    dW_dec      A^T dOut                      the same sum, by latent      (embedding_bag)
+    dW_enc, dx  dA^T x,  dA W_enc^T           likewise
+
+Results agree with the dense twin, `torch.where(h > threshold, h, 0)` and a matrix product, to
+rounding (tests/test_sparse_autoencoder_ops.py). Nothing of size batch x d_sae is kept for
+backward, and the encoder works in chunks of rows, so it is never held whole either.
+
+Weights are float32 or float64. Not for autograd of second order.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class ActiveSet:
+    """The pattern of a sparse (batch, d_sae) matrix: which latents are active on which sample.
+
+    Attributes:
+        samples: row of each active entry, ascending, int64, shape (nnz,).
+        latents: column of each, ascending within a row, int64, shape (nnz,).
+        batch: number of rows.
+        d_sae: number of columns.
+    """
+
+    samples: torch.Tensor
+    latents: torch.Tensor
+    batch: int
+    d_sae: int
+
+    @cached_property
+    def sample_offsets(self) -> torch.Tensor:
+        """Where each sample's entries begin, and the end: shape (batch + 1,)."""
+        return _offsets(self.samples, self.batch)
+
+    @cached_property
+    def _by_latent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        order = self.latents.argsort(stable=True)
+        return order, _offsets(self.latents, self.d_sae)
+
+    def matmul(self, values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """A @ table: values (nnz,), table (d_sae, d) -> (batch, d)."""
+        return _weighted_row_sums(self.latents, values, table, self.sample_offsets)
+
+    def transposed_matmul(self, values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """A.T @ table: values (nnz,), table (batch, d) -> (d_sae, d)."""
+        order, offsets = self._by_latent
+        return _weighted_row_sums(self.samples[order], values[order], table, offsets)
+
+    def sampled_matmul(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """(left @ right.T) at the active entries: (batch, d), (d_sae, d) -> (nnz,)."""
+        zeros = left.new_zeros(self.latents.shape)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            pattern = torch.sparse_csr_tensor(
+                self.sample_offsets,
+                self.latents,
+                zeros,
+                (self.batch, self.d_sae),
+                check_invariants=False,
+            )
+        return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+
+    def to_coo(self, values: torch.Tensor) -> torch.Tensor:
+        """Coalesced sparse tensor, shape (batch, d_sae), differentiable in values (nnz,)."""
+        return torch.sparse_coo_tensor(
+            torch.stack([self.samples, self.latents]),
+            values,
+            (self.batch, self.d_sae),
+            is_coalesced=True,
+            check_invariants=False,
+        )
+
+
+def find_active(
+    x: torch.Tensor,
+    W_enc: torch.Tensor,
+    b_enc: torch.Tensor,
+    threshold: torch.Tensor | None,
+    max_density: float,
+) -> tuple[ActiveSet, torch.Tensor] | None:
+    """Active latents of a batch, and their pre-activations; no gradient.
+
+    Args:
+        x: centred input, shape (batch, d_in).
+        W_enc: shape (d_in, d_sae).
+        b_enc: shape (d_sae,).
+        threshold: a latent is active above it, shape (d_sae,); None means 0.
+        max_density: share of active entries above which sparse products do not pay.
+
+    Returns:
+        The pattern and the pre-activations at it, shape (nnz,); None when more than
+        ``max_density`` of the first chunk of rows is active.
+    """
+    batch, d_sae = x.shape[0], W_enc.shape[1]
+    limit = torch.zeros((), device=x.device) if threshold is None else threshold
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for start in range(0, batch, CHUNK_ROWS):
+        # products in the autocast dtype, comparison in the weights'
+        hidden_pre = (x[start : start + CHUNK_ROWS] @ W_enc).to(b_enc.dtype) + b_enc
+        position = (hidden_pre > limit).view(-1).nonzero().squeeze(1)
+        if start == 0 and position.numel() > max_density * hidden_pre.numel():
+            return None
+        found.append((position + start * d_sae, hidden_pre.view(-1)[position]))
+    positions = torch.cat([position for position, _ in found])
+    samples = positions.div(d_sae, rounding_mode="floor")
+    active = ActiveSet(samples, positions - samples * d_sae, batch, d_sae)
+    return active, torch.cat([values for _, values in found])
+
+
+class SparseEncode(torch.autograd.Function):
+    """Gives pre-activations at the active entries their gradients to x and W_enc."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        W_enc: torch.Tensor,
+        hidden_pre: torch.Tensor,
+        active: ActiveSet,
+    ) -> torch.Tensor:
+        """x (batch, d_in), W_enc (d_in, d_sae), hidden_pre (nnz,) -> (nnz,)."""
+        ctx.save_for_backward(x, W_enc)
+        ctx.active = active
+        return hidden_pre.clone()
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        x, W_enc = ctx.saved_tensors
+        active: ActiveSet = ctx.active
+        grad_x = active.matmul(grad, W_enc.T) if ctx.needs_input_grad[0] else None
+        grad_W = active.transposed_matmul(grad, x).T if ctx.needs_input_grad[1] else None
+        return grad_x, grad_W, None, None
+
+
+class SparseDecode(torch.autograd.Function):
+    """(acts * output_scale) @ W_dec over the active entries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        acts: torch.Tensor,
+        W_dec: torch.Tensor,
+        output_scale: torch.Tensor,
+        active: ActiveSet,
+    ) -> torch.Tensor:
+        """acts (nnz,), W_dec (d_sae, d_in), output_scale (d_sae,) -> (batch, d_in)."""
+        ctx.save_for_backward(acts, W_dec, output_scale)
+        ctx.active = active
+        return active.matmul(acts * output_scale[active.latents], W_dec)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, None]:
+        acts, W_dec, output_scale = ctx.saved_tensors
+        active: ActiveSet = ctx.active
+        grad = grad.contiguous()
+        scale = output_scale[active.latents]
+        along = active.sampled_matmul(grad, W_dec)
+        grad_W = grad_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_W = active.transposed_matmul(acts * scale, grad)
+        if ctx.needs_input_grad[2]:
+            grad_scale = torch.zeros_like(output_scale)
+            grad_scale.index_add_(0, active.latents, acts * along)
+        return along * scale, grad_W, grad_scale, None
+
+
+def _offsets(sorted_or_not: torch.Tensor, n_bins: int) -> torch.Tensor:
+    counts = torch.bincount(sorted_or_not, minlength=n_bins)
+    return F.pad(counts.cumsum(0), (1, 0))
+
+
+def _weighted_row_sums(
+    rows: torch.Tensor, weights: torch.Tensor, table: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """Row i of the result: sum of weights[j] * table[rows[j]] for j in bag i."""
+    return F.embedding_bag(
+        rows,
+        table.contiguous(),
+        offsets,
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )

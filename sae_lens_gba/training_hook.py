@@ -1,0 +1,157 @@
+"""Bias adaptation attached to SAELens' own training architectures."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TrainingSAE
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformer_lens.hook_points import HookPoint, LensHandle
+
+from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.bias_adaptation import BiasAdapter, require_finite, typical_norm
+from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.neuron_groups import NeuronGroups
+
+STATE_FILENAME = "bias_adaptation_hook.safetensors"
+
+
+class BiasAdaptationHook:
+    """Makes another SAELens training SAE hold a frequency spectrum.
+
+        sae = TrainingSAE.from_dict({"architecture": "standard", "l1_coefficient": 0.0, ...})
+        hook = BiasAdaptationHook.attach(sae, target_l0=32)
+        ...                                       # train sae with any SAELens runner
+        hook.remove()
+
+    While attached, ``b_enc`` of a standard SAE, or ``threshold`` of a jumprelu SAE, gets no
+    gradient: it is moved by the same `BiasAdapter` as a GBA SAE's, watching the SAE's
+    ``hook_sae_acts_pre``, in training mode only. Losses are left as they are: set the
+    sparsity coefficient to 0, or it works against the adaptation.
+
+    Checkpoints that SAELens saves while the hook is attached have its state in a file beside
+    the weights; attach the hook before resuming from one, and it goes on where it stopped.
+
+    Attributes:
+        adapter: counters, targets and measured frequencies.
+    """
+
+    def __init__(self, sae: TrainingSAE[Any], cfg: GBATrainingSAEConfig):
+        self.sae = sae
+        self.cfg = cfg
+        self._parameter = _adapted_parameter(sae)
+        self._handles: list[tuple[HookPoint, LensHandle]] = []
+        self.adapter = BiasAdapter(
+            cfg.spectrum(),
+            cfg.bias_update,
+            cfg.adaptation_rates(),
+            cfg.adapt_every_n_steps,
+            dtype=torch.promote_types(sae.dtype, torch.float32),
+            device=sae.device,
+        )
+
+    @classmethod
+    def attach(cls, sae: TrainingSAE[Any], **settings: Any) -> "BiasAdaptationHook":
+        """Attach to ``sae``.
+
+        Args:
+            sae: a standard or jumprelu training SAE of SAELens.
+            settings: fields of `GBATrainingSAEConfig` about groups and adaptation, such as
+                ``target_l0``, ``n_groups``, ``bias_update``.
+
+        Raises:
+            TypeError: the SAE has no bias or threshold to adapt.
+            ValueError: a setting is not possible, or a hook is attached already.
+        """
+        if "save_model" in vars(sae):
+            raise ValueError("this SAE already has a BiasAdaptationHook: remove() it first.")
+        hook = cls(sae, GBATrainingSAEConfig(sae.cfg.d_in, sae.cfg.d_sae, **settings))
+        hook._take_over()
+        return hook
+
+    def remove(self) -> None:
+        """Give the bias or threshold back to the optimizer; the SAE is stock again."""
+        for point, handle in self._handles:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+        self._handles.clear()
+        self._parameter.requires_grad_(True)
+        for name in ("save_model", "load_weights_from_checkpoint"):
+            vars(self.sae).pop(name, None)
+
+    def groups(self) -> NeuronGroups:
+        """Groups, targets, and frequencies as measured at the last adaptation."""
+        return self.adapter.groups()
+
+    def _take_over(self) -> None:
+        self._parameter.requires_grad_(False)
+        self._parameter.grad = None
+        sae = self.sae
+        for point, function in (
+            (sae.hook_sae_input, self._on_input),
+            (sae.hook_sae_acts_pre, self._on_hidden_pre),
+        ):
+            point.add_perma_hook(function)
+            self._handles.append((point, point.fwd_hooks[-1]))
+        # instance attributes shadow the class' methods until remove()
+        vars(sae)["save_model"] = partial(self._save_with_state, sae.save_model)
+        vars(sae)["load_weights_from_checkpoint"] = partial(
+            self._load_with_state, sae.load_weights_from_checkpoint
+        )
+
+    @torch.no_grad()
+    def _on_input(self, tensor: torch.Tensor, *, hook: HookPoint) -> None:
+        if not self.sae.training:
+            return
+        require_finite(tensor, step=int(self.adapter.n_steps))
+        if float(self.adapter.input_norm) == 0:
+            x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
+            centred = x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input
+            self.adapter.input_norm.copy_(typical_norm(centred))
+
+    @torch.no_grad()
+    def _on_hidden_pre(self, tensor: torch.Tensor, *, hook: HookPoint) -> None:
+        if not self.sae.training:
+            return
+        is_bias = self._parameter is not getattr(self.sae, "threshold", None)
+        parameter = self._parameter.data
+        self.adapter.observe(tensor if is_bias else tensor - parameter)
+        new_bias = self.adapter.adapt_if_due(parameter if is_bias else -parameter, self._bias_range)
+        if new_bias is not None:
+            # a new tensor: the step in progress still uses the old values
+            self._parameter.data = (new_bias if is_bias else -new_bias).to(parameter.dtype)
+
+    def _bias_range(self) -> torch.Tensor:
+        return self.adapter.input_norm * self.sae.W_enc.detach().norm(dim=0)
+
+    def _save_with_state(
+        self, save_model: Callable[..., tuple[Path, Path]], path: str | Path
+    ) -> tuple[Path, Path]:
+        paths = save_model(path)
+        state = {name: value.contiguous() for name, value in self.adapter.state_dict().items()}
+        write_atomically(Path(path) / STATE_FILENAME, partial(save_file, state))
+        return paths
+
+    def _load_with_state(self, load: Callable[..., None], checkpoint_path: str | Path) -> None:
+        state_path = Path(checkpoint_path) / STATE_FILENAME
+        if not state_path.is_file():
+            raise FileNotFoundError(
+                f"{state_path} does not exist: the checkpoint was saved without a "
+                "BiasAdaptationHook. remove() the hook to resume without bias adaptation."
+            )
+        load(checkpoint_path)
+        self.adapter.load_state_dict(load_file(state_path))
+
+
+def _adapted_parameter(sae: TrainingSAE[Any]) -> nn.Parameter:
+    if isinstance(sae, JumpReLUTrainingSAE):
+        return sae.threshold
+    if isinstance(sae, StandardTrainingSAE):
+        return sae.b_enc
+    raise TypeError(
+        f"{type(sae).__name__} has no bias or threshold to adapt: BiasAdaptationHook takes "
+        "StandardTrainingSAE and JumpReLUTrainingSAE."
+    )
