@@ -1,0 +1,7 @@
+"""``python -m sae_lens_gba`` is ``sae-lens-gba``."""
+
+import sys
+
+from sae_lens_gba.cli import main
+
+sys.exit(main())

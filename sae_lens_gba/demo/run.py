@@ -1,0 +1,151 @@
+"""The demo: train a GBA SAE of a real language model, save it, reload it, look at it."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIN_FREE_BYTES = 2 * 1024**3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Settings of the demo.
+
+    Attributes:
+        output: folder for the trained SAE; must not exist, or be an earlier demo's.
+        cache: folder for the de-quantised model; None is the user's cache.
+        hook_name: TransformerLens hook point the SAE is trained on.
+        d_sae: number of latents.
+        target_l0: active latents a token to train towards.
+        training_tokens: tokens to train on.
+        snippets_tokens: held-out tokens in which top activating snippets are looked for.
+        seed: of weights and data order.
+    """
+
+    output: Path = Path("demo_output")
+    cache: Path | None = None
+    hook_name: str = "blocks.8.hook_resid_post"
+    d_sae: int = 2304
+    target_l0: float = 32.0
+    training_tokens: int = 200_000
+    snippets_tokens: int = 16_384
+    seed: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = DemoConfig()
+    parser.add_argument("--output", type=Path, default=default.output)
+    parser.add_argument("--cache", type=Path, default=default.cache, help="for the model's copy")
+    parser.add_argument("--hook-name", default=default.hook_name)
+    parser.add_argument("--d-sae", type=int, default=default.d_sae)
+    parser.add_argument("--target-l0", type=float, default=default.target_l0)
+    parser.add_argument("--training-tokens", type=int, default=default.training_tokens)
+    parser.add_argument("--snippets-tokens", type=int, default=default.snippets_tokens)
+    parser.add_argument("--seed", type=int, default=default.seed)
+
+
+def run_from_arguments(arguments: argparse.Namespace) -> None:
+    names = DemoConfig.__dataclass_fields__
+    run_demo(DemoConfig(**{name: getattr(arguments, name) for name in names}))
+
+
+def run_demo(cfg: DemoConfig) -> None:
+    """Train, save, reload in a process without this package, and show.
+
+    Raises:
+        FileNotFoundError: the wheels with the model and the text are not installed.
+        OSError: no room or no permission for the output.
+        ValueError: a setting is not possible.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _require_room(cfg.output)
+
+    from sae_lens_gba.demo import training
+    from sae_lens_gba.demo.model import load_demo_model
+    from sae_lens_gba.demo.snippets import show_snippets
+    from sae_lens_gba.demo.text import demo_texts
+
+    torch.manual_seed(cfg.seed)
+    runner_cfg = training.runner_config(cfg)  # checks the settings before any work
+    _log.info("loading SmolLM2-135M (the first time takes a minute) ...")
+    model = load_demo_model(cfg.cache)
+    sae = training.train(runner_cfg, model, demo_texts())
+    held_out = training.held_out_activations(
+        model, demo_texts(held_out=True), cfg.hook_name, cfg.snippets_tokens
+    )
+    _log.info("%s", training.report(sae, held_out))
+    _reload_with_plain_saelens(cfg.output, held_out.activations[:64], sae)
+    _log.info("%s", show_snippets(sae, held_out))
+    _log.info(
+        "saved in %s\nload it anywhere, without this package:\n"
+        '    from sae_lens import SAE\n    sae = SAE.load_from_disk("%s")',
+        cfg.output.resolve(),
+        cfg.output,
+    )
+
+
+def _require_room(output: Path) -> None:
+    parent = next(p for p in [output.absolute(), *output.absolute().parents] if p.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"output={output} lies below {parent}, which is not a folder.")
+    free = shutil.disk_usage(parent).free
+    if free < MIN_FREE_BYTES:
+        raise OSError(
+            f"output={output} has {free / 1024**3:.1f} GiB free, the demo needs "
+            f"{MIN_FREE_BYTES / 1024**3:.0f} GiB: free some, or give another --output."
+        )
+
+
+_RELOAD = """
+import json, sys
+import torch
+sys.modules["sae_lens_gba"] = None  # an import of it would fail
+from sae_lens import SAE
+folder, inputs = sys.argv[1:3]
+sae = SAE.load_from_disk(folder)
+x = torch.load(inputs, weights_only=True)
+acts = sae.encode(x)
+torch.save({"acts": acts, "out": sae.decode(acts)}, inputs)
+print(json.dumps({"architecture": sae.cfg.architecture(), "class": type(sae).__name__}))
+"""
+
+
+def _reload_with_plain_saelens(folder: Path, inputs: torch.Tensor, sae: Any) -> None:
+    """Raises RuntimeError if the reloaded SAE differs in a single bit."""
+    exchange = folder / "reload.pt"
+    torch.save(inputs, exchange)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", _RELOAD, str(folder), str(exchange)],
+            capture_output=True,
+            text=True,
+        )
+        if process.returncode != 0:
+            raise RuntimeError(f"plain SAELens could not load {folder}:\n{process.stderr}")
+        reloaded = torch.load(exchange, weights_only=True)
+    finally:
+        exchange.unlink(missing_ok=True)
+    with torch.no_grad():
+        acts = sae.encode(inputs)
+        same = torch.equal(acts, reloaded["acts"]) and torch.equal(
+            sae.decode(acts), reloaded["out"]
+        )
+    if not same:
+        raise RuntimeError(f"the SAE in {folder} is not the one that was trained.")
+    loaded = json.loads(process.stdout)
+    _log.info(
+        "reloaded with plain SAELens as %s (%s): activations and outputs are bit-equal",
+        loaded["class"],
+        loaded["architecture"],
+    )
