@@ -285,7 +285,7 @@ class BiasAdapter(nn.Module):
         self.rule = UPDATE_RULES[rule]
         self.rates = rates
         self.adapt_every_n_steps = adapt_every_n_steps
-        self.n_groups = spectrum.n_groups
+        self.spectrum = spectrum
         d_sae = sum(spectrum.sizes)
 
         def zeros(*shape: int, of: torch.dtype) -> torch.Tensor:
@@ -300,9 +300,24 @@ class BiasAdapter(nn.Module):
         self.register_buffer("frequency", zeros(d_sae, of=dtype))
         self.register_buffer("input_norm", zeros(of=dtype))
 
+    def repair_loaded_state(self, state: dict[str, torch.Tensor], prefix: str = "") -> None:
+        """Undo in ``state`` what SAELens' loader does: it casts every tensor to the SAE's dtype.
+
+        Groups and targets follow from the settings. Counts in float32 are exact; in a lower
+        precision they are not, and the window since the last adaptation begins anew.
+        """
+        state[f"{prefix}group"] = self.spectrum.group_of_neuron()
+        state[f"{prefix}target_frequency"] = self.spectrum.target_of_neuron()
+        lossy = torch.finfo(torch.float32).eps
+        for name in ("fire_counts", "n_samples", "n_steps"):
+            value = state[f"{prefix}{name}"]
+            if value.is_floating_point():
+                is_exact = torch.finfo(value.dtype).eps <= lossy or name == "n_steps"
+                state[f"{prefix}{name}"] = value.long() if is_exact else value.long() * 0
+
     @property
     def targets(self) -> Targets:
-        return Targets(self.group, self.target_frequency, self.n_groups)
+        return Targets(self.group, self.target_frequency, self.spectrum.n_groups)
 
     def groups(self) -> NeuronGroups:
         """Groups, targets, and frequencies as measured at the last adaptation."""

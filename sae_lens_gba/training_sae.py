@@ -141,7 +141,9 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        return self._encode_dense(self.process_sae_in(x))[0]
+        # laid out in memory as in a loaded SAE: with another layout, products may differ in
+        # the last bit
+        return self._encode_dense(self.process_sae_in(x), self.W_enc.contiguous())[0]
 
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,7 +157,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         sae_in = self.process_sae_in(x).detach()
         found = self._find_active(sae_in)
         if found is None:
-            return self._encode_dense(sae_in)
+            return self._encode_dense(sae_in, self.W_enc)
         self._active, values = found
         hidden_pre = SparseEncode.apply(sae_in, self.W_enc, values, self._active)
         acts = self._active.to_coo(hidden_pre)
@@ -171,8 +173,10 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         recons = self.hook_sae_recons(recons + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
-    def _encode_dense(self, sae_in: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc.to(self.dtype))
+    def _encode_dense(
+        self, sae_in: torch.Tensor, W_enc: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ W_enc + self.b_enc.to(self.dtype))
         threshold = self.threshold.to(self.dtype) if self._is_jumprelu else 0.0
         acts = torch.where(hidden_pre > threshold, hidden_pre, 0.0)
         return self.hook_sae_acts_post(acts), hidden_pre
@@ -284,8 +288,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     def log_histograms(self) -> dict[str, NDArray[Any]]:
         frequency = self.adapter.frequency
         floor = math.exp(-20)  # log of a silent neuron must stay finite for wandb
-        return {
-            **super().log_histograms(),
+        return {  # not SAELens' W_dec_norms: all 1 to rounding, which wandb can't bin
+            "weights/output_scale": _numpy(self.output_scale),
             "gba/log10_frequency": _numpy(frequency.clamp(min=floor).log10()),
             "gba/log10_frequency_over_target": _numpy(
                 (frequency / self.adapter.target_frequency).clamp(min=floor).log10()
@@ -369,6 +373,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             )
         if "W_enc" in state_dict:
             state_dict["W_enc"] = _by_latent(state_dict["W_enc"])
+        self.adapter.repair_loaded_state(state_dict, prefix="adapter.")
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -1,0 +1,210 @@
+import math
+from statistics import NormalDist
+
+import pytest
+import torch
+from reference_bias_adaptation import ReferenceBiasAdaptation
+
+from sae_lens_gba.bias_adaptation import (
+    UPDATE_RULES,
+    AdaptationRates,
+    BiasAdapter,
+    Observation,
+    Targets,
+    quantile_bias,
+    typical_norm,
+)
+from sae_lens_gba.frequency_spectrum import FrequencySpectrum, build_spectrum
+
+RATES = AdaptationRates(decrease=0.01, increase=0.01, dead_frequency=1e-3, frequency_cap=3.0)
+
+
+def apply_rule(name, bias, frequency, peak, group, target, c=1.0, rates=RATES):
+    tensors = [torch.tensor(v, dtype=torch.float64) for v in (bias, frequency, peak, target)]
+    bias_, frequency_, peak_, target_ = tensors
+    targets = Targets(torch.tensor(group), target_, max(group) + 1)
+    c_ = torch.full_like(bias_, c)
+    return UPDATE_RULES[name](bias_, Observation(frequency_, peak_), targets, rates, c_).tolist()
+
+
+def test_paper_rule_by_hand() -> None:
+    # group 0: neuron 0 fires too often: -0.5 - 0.01 * 2 = -0.52
+    #          neuron 1 on target: stays
+    #          neuron 2 dead: s_0 = mean of the peaks above 0 = (2 + 4) / 2 = 3; -0.5 + 0.03
+    # group 1: neuron 3 too often, but at the range's end: stays at -1
+    #          neuron 4 dead, bias near 0: s_1 = 5, -0.01 + 0.05 > 0: stops at 0
+    new = apply_rule(
+        "paper",
+        bias=[-0.5, -0.5, -0.5, -1.0, -0.01],
+        frequency=[0.3, 0.1, 0.0, 0.3, 0.0],
+        peak=[2.0, 4.0, 0.0, 5.0, 0.0],
+        group=[0, 0, 0, 1, 1],
+        target=[0.1, 0.1, 0.1, 0.1, 0.1],
+    )
+    assert new == pytest.approx([-0.52, -0.5, -0.47, -1.0, 0.0])
+
+
+def test_group_mean_rule_by_hand() -> None:
+    # step unit: 0.3 * 0.01 * c, c = 2 -> 0.006
+    # group 0: relative frequencies 1 and 3, mean 2: e = log 2; nobody above cap 3: u = 0
+    # group 1: relative frequencies 12 and 0, mean 6: e = log 6;
+    #          neuron 2: u = log(12 / 3); neuron 3 dead: + 0.01 * 2
+    new = apply_rule(
+        "group_mean",
+        bias=[-0.5, -0.4, -0.3, -0.2],
+        frequency=[0.1, 0.3, 0.12, 0.0],
+        peak=[1.0, 1.0, 1.0, 0.0],
+        group=[0, 0, 1, 1],
+        target=[0.1, 0.1, 0.01, 0.01],
+        c=2.0,
+    )
+    assert new == pytest.approx(
+        [
+            -0.5 - 0.006 * math.log(2),
+            -0.4 - 0.006 * math.log(2),
+            -0.3 - 0.006 * (math.log(6) + math.log(4)),
+            -0.2 - 0.006 * math.log(6) + 0.02,
+        ]
+    )
+
+
+def test_log_rules_by_hand() -> None:
+    args = {
+        "bias": [-0.5, -0.5, -0.5],
+        "frequency": [0.2, 0.05, 0.0],
+        "peak": [1.0, 3.0, 0.0],
+        "group": [0, 0, 0],
+        "target": [0.1, 0.1, 0.1],
+    }
+    # dead neuron as in the paper: -0.5 + 0.01 * (1 + 3) / 2
+    up, down, dead = -0.5 - 0.003 * math.log(2), -0.5 + 0.003 * math.log(2), -0.48
+    assert apply_rule("log_proportional", **args) == pytest.approx([up, down, dead])
+    assert apply_rule("log_proportional_one_sided", **args) == pytest.approx([up, -0.5, dead])
+
+
+@pytest.mark.parametrize("name", ["paper", "log_proportional_one_sided"])
+def test_a_neuron_outside_every_rule_is_left_alone(name: str) -> None:
+    new = apply_rule(name, [-0.123], [0.05], [1.0], [0], [0.1])
+    assert new == [-0.123]
+
+
+@pytest.mark.parametrize("name", sorted(UPDATE_RULES))
+def test_biases_stay_in_their_range(name: str) -> None:
+    rates = AdaptationRates(decrease=100.0, increase=100.0, dead_frequency=1e-3, frequency_cap=3)
+    new = apply_rule(
+        name, [-0.5, -0.5], [0.9, 0.0], [1.0, 0.0], [0, 1], [0.1, 0.1], c=0.7, rates=rates
+    )
+    assert all(-0.7 <= b <= 0 for b in new)
+
+
+@pytest.mark.parametrize("name", sorted(UPDATE_RULES))
+def test_rules_do_not_depend_on_the_unit_of_the_activations(name: str) -> None:
+    args = {"frequency": [0.3, 0.02, 0.0], "group": [0, 0, 0], "target": [0.1, 0.1, 0.1]}
+    small = apply_rule(name, [-0.5, -0.4, -0.3], peak=[1.0, 2.0, 0.0], c=1.0, **args)
+    large = apply_rule(name, [-50.0, -40.0, -30.0], peak=[100.0, 200.0, 0.0], c=100.0, **args)
+    assert large == pytest.approx([100 * b for b in small])
+
+
+def test_streaming_statistics_equal_the_buffered_reference_step_by_step() -> None:
+    torch.manual_seed(3)
+    d_sae, period = 12, 4
+    spectrum = build_spectrum(d_sae, 3, 0.4, 0.05, sizing="equal")
+    rates = AdaptationRates(0.01, 0.01, dead_frequency=0.02, frequency_cap=3.0)
+    adapter = BiasAdapter(spectrum, "paper", rates, period, dtype=torch.float64)
+    reference = ReferenceBiasAdaptation(
+        adapter.group, adapter.target_frequency, 0.01, 0.01, 0.02, period
+    )
+    bias = torch.zeros(d_sae, dtype=torch.float64)
+    expected = bias.tolist()
+    offset = torch.linspace(-3, 1, d_sae, dtype=torch.float64)  # dead ones among them
+    moved = 0
+    for _ in range(120):
+        y = torch.randn(7, d_sae, dtype=torch.float64) + offset + bias
+        adapter.observe(y)
+        before_adaptation = adapter.fire_counts.tolist()
+        new = adapter.adapt_if_due(bias, lambda: torch.tensor(1.0))
+        expected = reference.step(expected, y, b_min=-1.0)
+        if new is None:
+            assert before_adaptation == reference.counts
+        else:
+            moved += int((new != bias).sum())
+            bias = new
+        assert bias.tolist() == expected
+    assert moved > 50
+
+
+def test_sparse_observations_count_like_dense_ones() -> None:
+    spectrum = build_spectrum(10, 2, 0.4, 0.1)
+    dense, sparse = (BiasAdapter(spectrum, "paper", RATES, 10) for _ in range(2))
+    for _ in range(3):
+        y = torch.randn(6, 10)
+        dense.observe(y)
+        sparse.observe((y * (y > 0)).to_sparse())
+    assert torch.equal(dense.fire_counts, sparse.fire_counts)
+    assert torch.equal(dense.peak, sparse.peak)
+    assert torch.equal(dense.n_samples, sparse.n_samples)
+
+
+class GaussianPlant:
+    """Neurons with standard normal pre-activations: the frequency at bias b is Phi(b)."""
+
+    def __init__(self, d_sae: int):
+        self.generator = torch.Generator().manual_seed(0)
+        self.d_sae = d_sae
+
+    def batch(self, bias: torch.Tensor) -> torch.Tensor:
+        return torch.randn(2000, self.d_sae, generator=self.generator) + bias
+
+
+@pytest.mark.parametrize("rule", ["log_proportional", "group_mean"])
+@pytest.mark.parametrize("start", [0.0, -4.0], ids=["from above", "from below"])
+def test_the_closed_loop_reaches_its_targets(rule: str, start: float) -> None:
+    spectrum = FrequencySpectrum((0.2, 0.02), (8, 24))
+    rates = AdaptationRates(0.1, 0.05, dead_frequency=1e-5, frequency_cap=3.0)
+    adapter = BiasAdapter(spectrum, rule, rates, adapt_every_n_steps=5)
+    plant, bias = GaussianPlant(32), torch.full((32,), start)
+    for _ in range(800):
+        adapter.observe(plant.batch(bias))
+        new = adapter.adapt_if_due(bias, lambda: torch.tensor(5.0))
+        bias = bias if new is None else new
+    wanted = [NormalDist().inv_cdf(p) for p in spectrum.frequencies]
+    measured = adapter.targets.group_mean(bias).tolist()
+    assert measured == pytest.approx(wanted, abs=0.1)
+
+
+@pytest.mark.parametrize("rule", ["paper", "log_proportional_one_sided"])
+def test_one_sided_rules_bring_frequencies_down_to_their_targets(rule: str) -> None:
+    spectrum = FrequencySpectrum((0.2, 0.02), (8, 24))
+    rates = AdaptationRates(0.02, 0.02, dead_frequency=1e-5, frequency_cap=3.0)
+    adapter = BiasAdapter(spectrum, rule, rates, adapt_every_n_steps=2)
+    plant, bias = GaussianPlant(32), torch.zeros(32)
+    for _ in range(800):
+        adapter.observe(plant.batch(bias))
+        new = adapter.adapt_if_due(bias, lambda: torch.tensor(5.0))
+        bias = bias if new is None else new
+    assert (adapter.frequency <= adapter.target_frequency * 1.3).all()
+    assert (adapter.frequency >= adapter.target_frequency * 0.4).all()
+
+
+def test_quantile_start_puts_each_neuron_at_its_target_on_that_batch() -> None:
+    h = torch.randn(1000, 3)
+    target = torch.tensor([0.2, 0.05, 0.001])
+    bias = quantile_bias(h, target, torch.full((3,), 10.0))
+    fired = (h + bias > 0).sum(dim=0)
+    assert fired.tolist() == [200, 50, 1]
+
+
+def test_state_keeps_its_precision_under_casts() -> None:
+    adapter = BiasAdapter(build_spectrum(10, 2, 0.3, 0.123456), "paper", RATES, 10)
+    exact = adapter.target_frequency.clone()
+    adapter.to(torch.bfloat16)
+    assert adapter.target_frequency.dtype == torch.float32
+    assert torch.equal(adapter.target_frequency, exact)
+    assert adapter.fire_counts.dtype == torch.long
+    assert adapter.to(torch.float64).peak.dtype == torch.float64
+
+
+def test_typical_norm_ignores_a_few_massive_activations() -> None:
+    x = torch.nn.functional.normalize(torch.randn(100, 8), dim=1) * 3
+    x[:5] *= 1000
+    assert float(typical_norm(x)) == pytest.approx(3.0, rel=1e-5)

@@ -1,0 +1,96 @@
+import dataclasses
+import json
+
+import pytest
+from sae_lens import JumpReLUSAEConfig, StandardSAEConfig
+
+from sae_lens_gba import GBATrainingSAEConfig
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("highest_target_frequency", 0.0),
+        ("highest_target_frequency", 1.0),
+        ("highest_target_frequency", float("nan")),
+        ("lowest_target_frequency", -0.1),
+        ("lowest_target_frequency", 0.3),
+        ("lowest_target_frequency", float("nan")),
+        ("n_groups", 0),
+        ("n_groups", 2000),
+        ("n_groups", 2.5),
+        ("target_l0", 0.0),
+        ("target_l0", -3.0),
+        ("target_l0", float("nan")),
+        ("target_l0", float("inf")),
+        ("target_l0", 1000.0),
+        ("target_l0", 0.001),
+        ("bias_decrease_rate", 0.0),
+        ("bias_decrease_rate", float("nan")),
+        ("bias_increase_rate", -0.01),
+        ("adapt_every_n_steps", 0),
+        ("dead_frequency", 0.0),
+        ("dead_frequency", 0.5),
+        ("frequency_cap", 0.5),
+        ("frequency_cap", float("nan")),
+        ("group_size_exponent", -1.0),
+        ("group_size_exponent", float("nan")),
+        ("group_sizing", "zipf"),
+        ("activation", "gelu"),
+        ("bias_update", "sgd"),
+        ("bias_init", "random"),
+        ("sparse_below_density", 1.5),
+        ("decoder_init_norm", 0.1),
+        ("normalize_activations", "batch_norm"),
+        ("d_sae", 0),
+    ],
+)
+def test_impossible_settings_name_the_field_and_the_value(field: str, value: object) -> None:
+    settings = {"d_in": 512, "d_sae": 1024, field: value}
+    with pytest.raises(ValueError, match=field) as caught:
+        GBATrainingSAEConfig(**settings)
+    assert f"{value}" in str(caught.value)
+
+
+def test_defaults_are_valid_where_the_command_line_builds_them() -> None:
+    GBATrainingSAEConfig(d_in=512, d_sae=1024)
+
+
+def test_replace_is_idempotent_and_mutates_nothing() -> None:
+    cfg = GBATrainingSAEConfig(16, 64, n_groups=4, target_l0=4.0)
+    before = dataclasses.asdict(cfg)
+    again = dataclasses.replace(dataclasses.replace(cfg))
+    assert dataclasses.asdict(again) == before == dataclasses.asdict(cfg)
+
+
+def test_every_field_is_json_native_and_documented() -> None:
+    cfg = GBATrainingSAEConfig(16, 64, n_groups=4)
+    assert json.loads(json.dumps(cfg.to_dict())) == cfg.to_dict()
+    own = set(GBATrainingSAEConfig.__annotations__)
+    documented = {line.split(" (")[0].strip() for line in cfg.__doc__.splitlines() if "):" in line}
+    assert own <= documented
+
+
+def test_training_settings_travel_in_the_metadata() -> None:
+    details = GBATrainingSAEConfig(16, 64, n_groups=4, target_l0=4.0).to_dict()["metadata"]
+    assert details["training_architecture"] == "gba"
+    assert details["training_architecture_details"]["target_l0"] == 4.0
+
+
+def test_the_stock_architecture_follows_the_activation() -> None:
+    cfg = GBATrainingSAEConfig(512, 1024)
+    assert cfg.get_inference_config_class() is JumpReLUSAEConfig
+    relu = GBATrainingSAEConfig(512, 1024, activation="relu")
+    assert relu.get_inference_config_class() is StandardSAEConfig
+
+
+def test_paper_settings_are_the_papers() -> None:
+    v1 = GBATrainingSAEConfig.paper_v1(512, 1000)
+    spectrum = v1.spectrum()
+    assert (v1.bias_update, v1.tied, v1.adapt_every_n_steps) == ("paper", True, 50)
+    assert (v1.bias_decrease_rate, v1.bias_increase_rate) == (0.01, 0.01)
+    assert spectrum.sizes == (100,) * 10
+    assert (spectrum.frequencies[0], spectrum.frequencies[-1]) == pytest.approx((0.1, 0.001))
+    iclr = GBATrainingSAEConfig.paper_iclr(512, 1000, n_groups=20)
+    assert iclr.spectrum().frequencies[0] == 0.5
+    assert iclr.n_groups == 20

@@ -1,0 +1,186 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_trainer, mixture, randomise, take_steps, tiny_config
+from sae_lens import SAE, TrainingSAE
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_gba import GBATrainingSAE, NeuronGroups
+
+VARIANTS = [
+    {"activation": a, "tied": t, "learn_output_scale": s, "dtype": d}
+    for a in ("jumprelu", "relu")
+    for t in (False, True)
+    for s in (False, True)
+    for d in ("float32", "float64")
+] + [{"activation": "jumprelu", "tied": False, "dtype": "bfloat16"}]
+
+PLAIN_SAELENS = """
+import sys, torch
+sys.modules["sae_lens_gba"] = None  # importing it would fail
+from sae_lens import SAE
+results = []
+x = torch.load(sys.argv[1], weights_only=True)
+for folder in sys.argv[3:]:
+    sae = SAE.load_from_disk(folder)
+    acts = sae.encode(x)
+    results.append((sae.cfg.architecture(), acts.detach(), sae.decode(acts).detach(), sae(x).detach()))
+torch.save(results, sys.argv[2])
+"""
+
+
+def test_a_fresh_process_without_this_package_computes_the_same_bits(tmp_path: Path) -> None:
+    x = next(mixture(0))
+    torch.save(x, tmp_path / "x.pt")
+    saes, folders = [], []
+    for i, variant in enumerate(VARIANTS):
+        sae = randomise(GBATrainingSAE(tiny_config(**variant))).eval()
+        sae.save_inference_model(tmp_path / str(i))
+        saes.append(sae)
+        folders.append(str(tmp_path / str(i)))
+    arguments = [str(tmp_path / "x.pt"), str(tmp_path / "out.pt"), *folders]
+    subprocess.run([sys.executable, "-c", PLAIN_SAELENS, *arguments], check=True)
+    results = torch.load(tmp_path / "out.pt", weights_only=True)
+    for sae, (architecture, acts, decoded, out) in zip(saes, results, strict=True):
+        assert architecture == ("jumprelu" if sae.cfg.activation == "jumprelu" else "standard")
+        assert torch.equal(sae.encode(x), acts)
+        assert (acts > 0).any()
+        assert torch.equal(sae.decode(acts), decoded)
+        assert torch.equal(sae(x), out)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+def test_a_saved_sae_has_exactly_the_stock_parameters(tmp_path: Path, activation: str) -> None:
+    from safetensors import safe_open
+
+    sae = GBATrainingSAE(tiny_config(activation=activation, tied=True))
+    weights, cfg = sae.save_inference_model(tmp_path)
+    stock = {"W_enc", "b_enc", "W_dec", "b_dec"} | (
+        {"threshold"} if activation == "jumprelu" else set()
+    )
+    with safe_open(weights, framework="pt") as file:
+        assert set(file.keys()) == stock
+    assert json.loads(cfg.read_text())["metadata"]["training_architecture"] == "gba"
+
+
+def test_groups_targets_and_measured_frequencies_travel_along(tmp_path: Path) -> None:
+    sae = GBATrainingSAE(tiny_config())
+    take_steps(make_trainer(sae, 10), 10)
+    sae.save_inference_model(tmp_path)
+    groups = NeuronGroups.load(tmp_path)
+    assert torch.equal(groups.group, sae.adapter.group)
+    assert torch.equal(groups.target_frequency, sae.adapter.target_frequency)
+    assert torch.equal(groups.measured_frequency, sae.adapter.frequency)
+    assert float(groups.measured_frequency.sum()) > 0
+    summary = json.loads((tmp_path / "cfg.json").read_text())["metadata"]["gba"]["groups"]
+    assert summary == groups.summary()
+    assert [row["size"] for row in summary] == list(sae.cfg.spectrum().sizes)
+
+
+def test_reading_groups_from_elsewhere_fails_clearly(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not the output folder of a GBA SAE"):
+        NeuronGroups.load(tmp_path)
+    path = GBATrainingSAE(tiny_config()).groups().save(tmp_path)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="damaged"):
+        NeuronGroups.load(tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("mode", ["expected_average_only_in", "covariance_whitening"])
+def test_a_folded_sae_computes_the_same_from_raw_inputs(
+    activation: str, tied: bool, apply_b_dec_to_input: bool, mode: str, tmp_path: Path
+) -> None:
+    cfg = tiny_config(
+        activation=activation,
+        tied=tied,
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        normalize_activations=mode,
+        dtype="float64",
+    )
+    sae = randomise(GBATrainingSAE(cfg))
+    raw = next(mixture(0)).double() * 7 + 3
+    scaler = ActivationScaler()
+    data = (next(mixture(i)).double() * 7 + 3 for i in range(100))
+    if mode == "expected_average_only_in":
+        scaler.estimate_scaling_factor(16, data, 3)
+    else:
+        scaler.estimate_whitening(16, data, 3)
+    acts = sae.encode(scaler.scale(raw))
+    out = scaler.unscale(sae.decode(acts))
+    assert (acts > 0).any()
+    if mode == "expected_average_only_in":
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    else:
+        w = scaler.whitening
+        sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
+    torch.testing.assert_close(sae.encode(raw), acts, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sae.decode(acts), out, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64, dtype=torch.float64))
+    sae.save_inference_model(tmp_path)
+    assert torch.equal(SAE.load_from_disk(tmp_path).encode(raw), sae.encode(raw))
+
+
+@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
+def test_run_time_normalisation_is_the_stock_saes(mode: str, tmp_path: Path) -> None:
+    sae = GBATrainingSAE(tiny_config(normalize_activations=mode))
+    take_steps(make_trainer(sae, 30), 30)
+    sae.eval().save_inference_model(tmp_path)
+    x = next(mixture(5))
+    loaded = SAE.load_from_disk(tmp_path)
+    assert torch.equal(loaded(x), sae(x))
+    # whatever their norm: activations of inputs of another scale are the same
+    torch.testing.assert_close(loaded.encode(10 * x), loaded.encode(x), rtol=1e-3, atol=1e-3)
+
+
+def test_the_bias_range_follows_the_scale_of_the_inputs_through_a_fold() -> None:
+    sae = randomise(GBATrainingSAE(tiny_config()))
+    before = sae.bias_range()
+    sae.fold_activation_norm_scaling_factor(0.25)
+    # the raw inputs' norm is four times that of the scaled ones; pre-activations are the same
+    assert float(sae.adapter.input_norm) == pytest.approx(3.0 / 0.25)
+    torch.testing.assert_close(sae.bias_range(), before)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_folding_decoder_norms_changes_no_output(activation: str, tied: bool) -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(activation=activation, tied=tied, dtype="float64")))
+    x = next(mixture(0)).double()
+    acts, out, norms = sae.encode(x), sae(x), sae.get_W_dec_norm()
+    sae.fold_W_dec_norm()
+    torch.testing.assert_close(sae(x), out)
+    torch.testing.assert_close(sae.encode(x), acts * norms)
+    torch.testing.assert_close(sae.get_W_dec_norm(), torch.ones(64, dtype=torch.float64))
+
+
+def test_hook_z_inputs_are_reshaped_by_the_saved_sae(tmp_path: Path) -> None:
+    cfg = tiny_config(reshape_activations="hook_z")
+    cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    sae = GBATrainingSAE(cfg)
+    take_steps(make_trainer(sae, 20), 20)
+    sae.eval().save_inference_model(tmp_path)
+    x = next(mixture(3))
+    loaded = SAE.load_from_disk(tmp_path)
+    heads = x.view(-1, 4, 4)
+    assert torch.equal(loaded(heads).reshape(-1, 16), sae(x))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_loads_once_the_package_is_imported(tmp_path: Path, tied: bool) -> None:
+    sae = GBATrainingSAE(tiny_config(tied=tied))
+    take_steps(make_trainer(sae, 13), 13)
+    sae.save_model(tmp_path)
+    loaded = TrainingSAE.load_from_disk(tmp_path)
+    assert type(loaded) is GBATrainingSAE
+    assert loaded.state_dict().keys() == sae.state_dict().keys()
+    for name, value in sae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    take_steps(make_trainer(loaded, 10), 10)
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(64))

@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from sae_lens_gba import sparse_autoencoder_ops as ops
+from sae_lens_gba.sparse_autoencoder_ops import SparseDecode, SparseEncode, find_active
+
+
+def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return {
+        "x": normal(batch, d_in).requires_grad_(),
+        "W_enc": normal(d_in, d_sae).requires_grad_(),
+        "W_dec": normal(d_sae, d_in).requires_grad_(),
+        "output_scale": normal(d_sae).requires_grad_(),
+        "b_enc": normal(d_sae) * 0.1,
+        "threshold": torch.full((d_sae,), threshold, dtype=torch.float64),
+    }
+
+
+def dense_twin(p, relu: bool) -> torch.Tensor:
+    h = p["x"] @ p["W_enc"] + p["b_enc"]
+    acts = torch.where(h > (0.0 if relu else p["threshold"]), h, 0.0)
+    return (acts * p["output_scale"]) @ p["W_dec"]
+
+
+def sparse(p, relu: bool) -> torch.Tensor:
+    threshold = None if relu else p["threshold"]
+    with torch.no_grad():
+        active, values = find_active(p["x"], p["W_enc"], p["b_enc"], threshold, 1.0)
+    hidden_pre = SparseEncode.apply(p["x"], p["W_enc"], values, active)
+    return SparseDecode.apply(
+        active.to_coo(hidden_pre).values(), p["W_dec"], p["output_scale"], active
+    )
+
+
+LEAVES = ("x", "W_enc", "W_dec", "output_scale")
+
+
+def assert_same(make, relu: bool) -> None:
+    results = []
+    for forward in (dense_twin, sparse):
+        p = make()
+        out = forward(p, relu)
+        (out.cos() * torch.arange(1, out.shape[1] + 1)).sum().backward()
+        results.append([out.detach(), *(p[name].grad for name in LEAVES)])
+    for dense, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, dense, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "d_in", "d_sae", "threshold"),
+    [
+        (5, 3, 7, 1.0),
+        (1, 4, 9, 1.0),  # a batch of one
+        (6, 4, 9, 1e9),  # all dead
+        (6, 4, 9, -1e9),  # all active
+        (40, 2, 5, 3.5),  # most rows empty
+        (33, 16, 64, 4.0),
+    ],
+)
+def test_sparse_products_agree_with_the_dense_twin(batch, d_in, d_sae, threshold, relu) -> None:
+    assert_same(lambda: problem(batch, d_in, d_sae, threshold), relu)
+
+
+def test_chunks_of_rows_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "CHUNK_ROWS", 7)
+    assert_same(lambda: problem(33, 16, 64, 4.0), relu=False)
+
+
+def test_non_contiguous_inputs_give_the_same() -> None:
+    def make():
+        p = problem(12, 6, 10, 1.0)
+        for name in ("x", "W_enc", "W_dec"):
+            p[name] = p[name].detach().T.contiguous().T.requires_grad_()
+            assert not p[name].is_contiguous()
+        return p
+
+    assert_same(make, relu=False)
+
+
+def test_gradcheck_passes() -> None:
+    p = problem(4, 3, 6, 0.7)
+    leaves = [p[name] for name in LEAVES]
+
+    def forward(x, W_enc, W_dec, output_scale):
+        return sparse({**p, "x": x, "W_enc": W_enc, "W_dec": W_dec, "output_scale": output_scale},
+                      relu=False)  # fmt: skip
+
+    assert torch.autograd.gradcheck(forward, leaves)
+
+
+def test_tied_weights_get_both_gradients() -> None:
+    grads = []
+    for forward in (dense_twin, sparse):
+        p = problem(12, 6, 10, 1.0)
+        W = p["W_dec"]
+        forward({**p, "W_enc": W.T}, relu=False).square().sum().backward()
+        grads.append(W.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_dense_batch_is_left_to_dense_products() -> None:
+    p = problem(8, 4, 10, -1e9)
+    assert find_active(p["x"], p["W_enc"], p["b_enc"], p["threshold"], 0.5) is None
+
+
+def test_nothing_of_batch_times_d_sae_is_kept_for_backward() -> None:
+    p = problem(64, 8, 128, 5.0)
+    kept = []
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t._nnz() if t.is_sparse else t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        sparse(p, relu=False)
+    assert max(kept) <= 128 * 8 < 64 * 128

@@ -1,0 +1,263 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_trainer, mixture, randomise, take_steps, tiny_config
+from sae_lens import TrainingSAE
+from sae_lens.config import LoggingConfig
+from sae_lens.saes.sae import TrainStepInput
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.bias_adaptation import UPDATE_RULES
+
+ACTIVATIONS = ("jumprelu", "relu")
+
+
+def step_input(x: torch.Tensor, logging: bool = False) -> TrainStepInput:
+    return TrainStepInput(
+        sae_in=x,
+        coefficients={},
+        dead_neuron_mask=None,
+        n_training_steps=7,
+        is_logging_step=logging,
+    )
+
+
+def test_it_is_selected_by_dictionary() -> None:
+    sae = TrainingSAE.from_dict(tiny_config().to_dict())
+    assert type(sae) is GBATrainingSAE
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_forward_pass_by_hand(activation: str) -> None:
+    # one latent a direction; x - b_dec = (3, 1); biases -2 and -0.5; scales 2 and 1
+    sae = GBATrainingSAE(
+        tiny_config(d_in=2, d_sae=2, n_groups=1, target_l0=0.2, activation=activation)
+    )
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.W_dec.copy_(torch.eye(2))
+        sae.b_dec.copy_(torch.tensor([1.0, 1.0]))
+        sae.output_scale.copy_(torch.tensor([2.0, 1.0]))
+        sae.set_bias(torch.tensor([-2.0, -1.5]))
+    acts = sae.encode(torch.tensor([[4.0, 2.0]]))
+    # JumpReLU: the bias decides whether, not how loud; ReLU: it lowers the activation
+    assert acts.tolist() == ([[3.0, 0.0]] if activation == "jumprelu" else [[1.0, 0.0]])
+    out = sae.decode(acts)
+    assert out.tolist() == ([[7.0, 1.0]] if activation == "jumprelu" else [[3.0, 1.0]])
+
+
+def test_a_tied_encoder_is_the_transposed_decoder() -> None:
+    sae = GBATrainingSAE(tiny_config(tied=True))
+    assert "W_enc" not in dict(sae.named_parameters())
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    take_steps(make_trainer(sae, 20), 20)
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoder_rows_have_unit_norm_after_every_optimizer_step(tied: bool) -> None:
+    sae = GBATrainingSAE(tiny_config(tied=tied))
+    trainer = make_trainer(sae, 30)
+    for _ in range(30):
+        before = sae.W_dec.detach().clone()
+        take_steps(trainer, 1)
+        assert not torch.equal(before, sae.W_dec)
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_biases_get_no_gradient_and_move_only_when_adapted(activation: str) -> None:
+    sae = GBATrainingSAE(tiny_config(activation=activation, adapt_every_n_steps=10))
+    trainer = make_trainer(sae, 20)
+    take_steps(trainer, 9)
+    assert torch.equal(sae.bias, torch.zeros(64))
+    take_steps(trainer, 1)
+    assert (sae.bias < 0).any()
+    adapted = sae.bias.clone()
+    take_steps(trainer, 9)
+    assert torch.equal(sae.bias, adapted)
+    assert sae.b_enc.grad is None
+
+
+def test_nothing_adapts_in_eval_mode() -> None:
+    sae = GBATrainingSAE(tiny_config(adapt_every_n_steps=1)).eval()
+    state = copy.deepcopy(sae.state_dict())
+    for x in (next(mixture(0)) for _ in range(3)):
+        sae.training_forward_pass(step_input=step_input(x))
+        sae(x)
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_counters_are_those_of_the_activations(activation: str) -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(activation=activation, adapt_every_n_steps=100)))
+    x = next(mixture(0))
+    output = sae.training_forward_pass(step_input=step_input(x))
+    acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
+    assert torch.equal(sae.adapter.fire_counts, (acts > 0).sum(dim=0))
+    above = acts + (sae.bias if activation == "jumprelu" else 0.0)
+    torch.testing.assert_close(sae.adapter.peak, above.amax(dim=0).clamp(min=0))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_sparse_and_dense_steps_have_the_same_loss_and_gradients(
+    tied: bool, activation: str
+) -> None:
+    x = next(mixture(0)).double()
+    results: list[dict[str, Any]] = []
+    for density in (0.0, 1.0):
+        torch.manual_seed(5)
+        cfg = tiny_config(
+            tied=tied, activation=activation, sparse_below_density=density, dtype="float64"
+        )
+        sae = randomise(GBATrainingSAE(cfg))
+        output = sae.training_forward_pass(step_input=step_input(x))
+        assert output.feature_acts.is_sparse == (density == 1.0)
+        output.loss.backward()
+        grads = {n: p.grad for n, p in sae.named_parameters() if p.grad is not None}
+        assert {"W_dec", "b_dec", "output_scale"} <= set(grads)
+        results.append({"loss": output.loss.detach(), **grads})
+    for name, dense in results[0].items():
+        torch.testing.assert_close(results[1][name], dense, rtol=1e-10, atol=1e-10)
+
+
+def test_hooks_see_dense_tensors() -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(sparse_below_density=1.0)))
+    seen = {}
+    for point in (sae.hook_sae_acts_pre, sae.hook_sae_acts_post):
+        point.add_hook(lambda tensor, hook: seen.update({hook.name: tensor}))
+    sae.training_forward_pass(step_input=step_input(next(mixture(0))))
+    assert set(seen) == {"hook_sae_acts_pre", "hook_sae_acts_post"}
+    assert all(not t.is_sparse and t.shape == (256, 64) for t in seen.values())
+
+
+def test_b_dec_starts_at_the_mean_of_the_first_batch() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    x = next(mixture(0))
+    sae.training_forward_pass(step_input=step_input(x))
+    torch.testing.assert_close(sae.b_dec.detach(), x.mean(dim=0))
+    torch.testing.assert_close(sae.adapter.input_norm, (x - x.mean(dim=0)).norm(dim=1).median())
+
+
+def test_b_dec_gets_its_gradient_from_the_output_alone() -> None:
+    sae = randomise(GBATrainingSAE(tiny_config()))
+    x = next(mixture(0))
+    output = sae.training_forward_pass(step_input=step_input(x))
+    output.loss.backward()
+    torch.testing.assert_close(sae.b_dec.grad, (2 * (output.sae_out - x)).mean(dim=0).detach())
+
+
+def test_a_relu_sae_can_not_undo_the_feedback_by_moving_b_dec() -> None:
+    sae = GBATrainingSAE(tiny_config(activation="relu", tied=True))
+    trainer = make_trainer(sae, 600)
+    take_steps(trainer, 600)
+    assert float(sae.adapter.frequency.sum()) == pytest.approx(4.0, rel=0.25)
+
+
+def test_quantile_start_begins_near_target_l0() -> None:
+    sae = GBATrainingSAE(tiny_config(bias_init="quantile"))
+    output = sae.training_forward_pass(step_input=step_input(next(mixture(0))))
+    l0 = output.feature_acts.bool().float().sum(-1).to_dense().mean()
+    assert float(l0) == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.parametrize("rule", sorted(UPDATE_RULES))
+def test_every_rule_trains(rule: str) -> None:
+    sae = GBATrainingSAE(tiny_config(bias_update=rule))
+    trainer = make_trainer(sae, 60)
+    first = take_steps(trainer, 1).loss
+    assert take_steps(trainer, 59).loss < first
+    assert (sae.bias < 0).any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_or_inf_in_a_batch_stops_and_touches_nothing(bad: float) -> None:
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 10)
+    take_steps(trainer, 3)
+    before = copy.deepcopy(sae.state_dict())
+    batch = next(mixture(0))
+    batch[3, 5] = bad
+    with pytest.raises(ValueError, match="NaN or Inf at training step 3"):
+        trainer.step(batch)
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_logged_metrics_and_histograms_are_finite_even_before_the_first_adaptation() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    output = sae.training_forward_pass(step_input=step_input(next(mixture(0)), logging=True))
+    values = {name: float(value()) for name, value in output.metrics.items()}
+    assert {"gba/share_dead", "gba/share_above_target", "gba/bias/group_03"} <= set(values)
+    assert all(v == v and abs(v) != float("inf") for v in values.values())
+    for name, histogram in sae.log_histograms().items():
+        assert torch.isfinite(torch.from_numpy(histogram)).all(), name
+
+
+def test_metrics_cost_nothing_when_nobody_logs() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    assert sae.training_forward_pass(step_input=step_input(next(mixture(0)))).metrics == {}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_weight_types_train(dtype: str) -> None:
+    sae = GBATrainingSAE(tiny_config(dtype=dtype, sparse_below_density=1.0))
+    take_steps(make_trainer(sae, 12), 12)
+    assert sae.W_dec.dtype == getattr(torch, dtype)
+    assert sae.threshold.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert (sae.bias < 0).any()
+
+
+def test_casting_keeps_biases_and_counts_exact() -> None:
+    sae = randomise(GBATrainingSAE(tiny_config()))
+    threshold = sae.threshold.detach().clone()
+    sae.to(torch.bfloat16)
+    assert sae.W_dec.dtype == torch.bfloat16
+    assert torch.equal(sae.threshold, threshold)
+    assert sae.adapter.fire_counts.dtype == torch.long
+
+
+def test_it_trains_under_autocast() -> None:
+    sae = GBATrainingSAE(tiny_config(sparse_below_density=1.0))
+    trainer = make_trainer(sae, 12, autocast=True)
+    take_steps(trainer, 12)
+    assert (sae.bias < 0).any()
+    assert sae.adapter.peak.dtype == torch.float32
+
+
+def test_a_compiled_training_pass_gives_the_same() -> None:
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config())
+        trainer = make_trainer(sae, 12)
+        if compiled:
+            sae.training_forward_pass = torch.compile(
+                sae.training_forward_pass, backend="aot_eager"
+            )
+        take_steps(trainer, 12)
+        results.append(sae.state_dict())
+    for name, plain in results[0].items():
+        torch.testing.assert_close(results[1][name], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_wandb_offline_logs_a_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.chdir(tmp_path)
+    logger = LoggingConfig(log_to_wandb=True, log_weights_to_wandb=False, wandb_log_frequency=2,
+                           eval_every_n_wandb_logs=1)  # fmt: skip
+    wandb.init(project="test", mode="offline", dir=tmp_path)
+    logged: dict[str, Any] = {}
+    real_log = wandb.log
+    monkeypatch.setattr(wandb, "log", lambda d, **kw: (logged.update(d), real_log(d, **kw)))
+    try:
+        make_trainer(GBATrainingSAE(tiny_config()), 12, logger=logger).fit()
+    finally:
+        wandb.finish()
+    assert "metrics/gba/frequency_over_target/group_00" in logged
+    assert "gba/log10_frequency" in logged
