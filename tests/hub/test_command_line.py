@@ -1,0 +1,75 @@
+"""``sae-lens-gba publish``."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from local_hub import LocalHub
+from tiny_training import D_SAE, HOOK
+
+from sae_lens_gba.hub.errors import InvalidPublicationError
+from sae_lens_gba.hub.publishing import Publication, add_arguments, run_from_arguments
+
+REPO = "user/tiny-gba-saes"
+
+
+def run(*arguments: str | Path) -> Publication:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run_from_arguments(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_folders_are_published_under_the_ids_given(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "figures.json").write_text(json.dumps({"a": {"explained_variance": 0.5}}))
+    result = run(
+        REPO, f"a={sae_folder}", f"b/c={sae_folder}",
+        "--endpoint", hub.endpoint, "--token", hub.token, "--private", "--license", "mit",
+        "--metadata", "model_name=user/renamed", "dataset_path=user/text",
+        "--evaluations", tmp_path / "figures.json", "--neuronpedia", "a=gpt2-small/1-gba",
+    )  # fmt: skip
+    assert result.sae_ids == ("a", "b/c")
+    repo = hub.repos[REPO]
+    assert repo.private
+    metadata = json.loads(repo.files()["a/cfg.json"])["metadata"]
+    assert metadata["model_name"] == "user/renamed"
+    assert metadata["neuronpedia_id"] == "gpt2-small/1-gba"
+    assert metadata["gba"]["evaluation"] == {"explained_variance": 0.5}
+    assert f"published to {result.commit_url}" in caplog.text
+    assert "conversion_func: null" in caplog.text
+
+
+def test_a_dry_run_needs_no_hub_and_shows_every_file(
+    sae_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    result = run(REPO, sae_folder, "--dry-run", "--folder", tmp_path / "out")
+    assert result.sae_ids == (f"{HOOK}/l0_3/width_{D_SAE}",)
+    assert (tmp_path / "out" / result.sae_ids[0] / "sae_weights.safetensors").is_file()
+    assert all(name in caplog.text for name in result.files)
+
+
+def test_a_pull_request_and_a_message_are_passed_on(hub: LocalHub, sae_folder: Path) -> None:
+    hub.create(REPO)
+    run(REPO, sae_folder, "--endpoint", hub.endpoint, "--token", hub.token, "--create-pr",
+        "--commit-message", "Layer 1")  # fmt: skip
+    assert hub.repos[REPO].titles == ["initial commit", "Layer 1"]
+    assert hub.repos[REPO].n_pull_requests == 1
+
+
+def test_a_folder_with_an_equals_sign_is_still_a_folder(sae_folder: Path, tmp_path: Path) -> None:
+    odd = sae_folder.rename(tmp_path / "l0=3")
+    assert run(REPO, odd, "--dry-run").sae_ids == (f"{HOOK}/l0_3/width_{D_SAE}",)
+
+
+def test_ids_for_some_folders_only_are_refused(sae_folder: Path) -> None:
+    with pytest.raises(InvalidPublicationError, match="an id of its own"):
+        run(REPO, f"a={sae_folder}", sae_folder)
+    with pytest.raises(InvalidPublicationError, match="an id of its own"):
+        run(REPO, f"a={sae_folder}", f"a={sae_folder}")
+    with pytest.raises(InvalidPublicationError, match="write NAME=VALUE"):
+        run(REPO, sae_folder, "--metadata", "model_name")

@@ -1,0 +1,139 @@
+"""From a stock SAE back to a training SAE."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import (
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+    TrainingSAE,
+)
+from tiny_training import D_IN, D_SAE, activations, trainer
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.hub.errors import InvalidPublicationError
+from sae_lens_gba.hub.fine_tuning import to_training_sae
+from sae_lens_gba.hub.loading import load
+
+
+def random_stock_sae(kind: str = "jumprelu") -> JumpReLUSAE | StandardSAE:
+    torch.manual_seed(0)
+    if kind == "jumprelu":
+        sae: JumpReLUSAE | StandardSAE = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    else:
+        sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    for name, parameter in sae.named_parameters():
+        parameter.data = torch.randn_like(parameter) * 0.5
+        if name == "threshold":
+            parameter.data.abs_()
+    return sae
+
+
+@pytest.mark.parametrize("which", ["jumprelu_sae", "relu_sae"])
+def test_a_loaded_sae_computes_the_same_as_a_training_sae(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    trained: GBATrainingSAE = request.getfixturevalue(which)
+    trained.save_inference_model(tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    sae = loaded.to_training_sae()
+    x = activations(64, seed=3)
+    torch.testing.assert_close(sae(x), loaded.sae(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae.encode(x), loaded.sae.encode(x), rtol=1e-5, atol=1e-5)
+    for name in ("group", "target_frequency", "measured_frequency"):
+        assert torch.equal(getattr(sae.groups(), name), getattr(loaded.groups, name))
+    assert sae.cfg.activation == trained.cfg.activation
+    assert sae.cfg.tied == trained.cfg.tied
+    assert sae.cfg.metadata.hook_name == trained.cfg.metadata.hook_name
+
+
+def test_training_goes_on_where_it_was(sae_folder: Path) -> None:
+    sae = to_training_sae(sae_folder)
+    x = activations(2000, seed=11)
+
+    @torch.no_grad()
+    def error() -> float:
+        return float((sae(x) - x).pow(2).sum())
+
+    before, b_dec, bias = error(), sae.b_dec.detach().clone(), sae.bias.clone()
+    run = trainer(sae, 1000)
+    run.step(next(run.data_provider))
+    # a new SAE's first batch would start b_dec at its mean: this one keeps its own
+    assert float((sae.b_dec.detach() - b_dec).abs().max()) < 0.01
+    assert torch.equal(sae.bias, bias)
+    run.fit()
+    assert error() < 0.9 * before
+    assert not torch.equal(sae.bias, bias)
+    assert float(sae.groups().measured_frequency.sum()) == pytest.approx(3.0, rel=0.35)
+
+
+def test_a_new_l0_gives_the_rarest_targets_to_the_least_active_latents(sae_folder: Path) -> None:
+    loaded = load(sae_folder)
+    sae = loaded.to_training_sae(target_l0=5.0)
+    targets = sae.groups().target_frequency
+    assert float(targets.sum()) == pytest.approx(5.0, rel=1e-4)
+    most_active_first = loaded.groups.measured_frequency.sort(descending=True, stable=True).indices
+    assert (targets[most_active_first].diff() <= 0).all()
+    x = activations(8)
+    torch.testing.assert_close(sae(x), loaded.sae(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_training_sae_is_what_from_pretrained_path_reads(
+    sae_folder: Path, tmp_path: Path
+) -> None:
+    sae = to_training_sae(sae_folder)
+    sae.save_model(tmp_path / "start")
+    again = TrainingSAE.load_from_disk(tmp_path / "start")
+    assert isinstance(again, GBATrainingSAE)
+    x = activations(8)
+    assert torch.equal(again(x), sae(x))
+    assert torch.equal(again.groups().group, sae.groups().group)
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "standard"])
+def test_an_sae_that_gba_never_saw_can_be_trained_with_it(kind: str) -> None:
+    stock = random_stock_sae(kind)
+    sae = to_training_sae(stock, n_groups=4, target_l0=3.0, adapt_every_n_steps=10)
+    x = activations(16)
+    torch.testing.assert_close(sae(x), stock(x), rtol=1e-4, atol=1e-4)
+    trainer(sae, 30).fit()
+    assert torch.isfinite(sae(x)).all()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE), rtol=1e-5, atol=1e-5)
+
+
+def test_biases_above_zero_come_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    to_training_sae(random_stock_sae("standard"), n_groups=4, target_l0=3.0)
+    assert "b_enc of this SAE is above 0" in caplog.text
+
+
+def test_groups_alone_give_the_targets(sae_folder: Path) -> None:
+    groups = load(sae_folder).groups
+    sae = to_training_sae(random_stock_sae(), groups)
+    assert torch.equal(sae.groups().target_frequency, groups.target_frequency)
+    assert sae.cfg.n_groups == 4
+
+
+def test_a_latent_without_a_decoder_stays_silent_in_the_output() -> None:
+    stock = random_stock_sae()
+    stock.W_dec.data[5] = 0.0
+    sae = to_training_sae(stock, n_groups=4, target_l0=3.0)
+    assert float(sae.output_scale[5]) == 0.0
+    assert float(sae.W_dec[5].norm()) == pytest.approx(1.0)
+    x = activations(16)
+    torch.testing.assert_close(sae(x), stock(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_can_not_be_trained_is_refused(sae_folder: Path) -> None:
+    groups = load(sae_folder).groups
+    with pytest.raises(InvalidPublicationError, match="architecture 'topk'"):
+        to_training_sae(TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=2)), groups)
+    other = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=64))
+    with pytest.raises(InvalidPublicationError, match="groups are for 32 latents"):
+        to_training_sae(other, groups)
+    with pytest.raises(ValueError, match="target_l0=-1"):
+        to_training_sae(sae_folder, target_l0=-1)

@@ -1,0 +1,148 @@
+"""What `load` and `list_published` give."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from local_hub import LocalHub
+from tiny_training import D_SAE, HOOK, REPO, activations, edit, publish_to, trainer
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.hub.errors import (
+    MissingFileError,
+    NotAGBASAEError,
+)
+from sae_lens_gba.hub.loading import list_published, load
+
+WEIGHTS = "sae_weights.safetensors"
+GROUPS = "gba_groups.safetensors"
+
+
+# --- from the Hub ---
+
+
+def test_the_hub_gives_the_sae_and_all_that_is_known_of_it(
+    published: LocalHub,
+) -> None:
+    loaded = load(REPO, "a/jumprelu", endpoint=published.endpoint)
+    assert loaded.sae.cfg.architecture() == "jumprelu"
+    assert loaded.sae.cfg.metadata.hook_name == HOOK
+    assert loaded.training_config is not None
+    assert loaded.training_config.target_l0 == 3.0
+    assert loaded.log_sparsity is not None
+    assert loaded.log_sparsity.shape == (D_SAE,)
+    assert loaded.commit == published.repos[REPO].branches["main"]
+    assert (loaded.source, loaded.sae_id) == (REPO, "a/jumprelu")
+    assert loaded.runner_cfg is None
+
+
+def test_only_the_files_of_the_wanted_sae_are_downloaded(published: LocalHub) -> None:
+    load(REPO, "a/jumprelu", endpoint=published.endpoint)
+    assert published.n_requests("GET .*/resolve/.*/b/relu/") == 0
+    assert published.n_requests(f"GET .*/resolve/.*/a/jumprelu/{WEIGHTS}") == 1
+
+
+def test_what_is_cached_is_not_downloaded_again_and_works_offline(
+    published: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(REPO, "a/jumprelu", endpoint=published.endpoint)
+    again = load(REPO, "a/jumprelu", endpoint=published.endpoint)
+    assert published.n_requests(f"GET .*/{WEIGHTS}") == 1
+    published.requests.clear()
+    offline = load(REPO, "a/jumprelu", endpoint=published.endpoint, local_files_only=True)
+    assert published.requests == []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load(REPO, "a/jumprelu", endpoint=published.endpoint).commit == first.commit
+    assert published.requests == []
+    x = activations(8)
+    assert torch.equal(first.sae(x), again.sae(x))
+    assert torch.equal(first.sae(x), offline.sae(x))
+
+
+def test_a_revision_is_a_branch_or_a_commit(published: LocalHub) -> None:
+    old = published.repos[REPO].branches["main"]
+    edit(published, **{"cfg.json": None})
+    with pytest.raises(MissingFileError, match="no SAE 'a/jumprelu' at main"):
+        load(REPO, "a/jumprelu", endpoint=published.endpoint)
+    assert load(REPO, "a/jumprelu", revision=old, endpoint=published.endpoint).commit == old
+
+
+def test_a_repo_of_one_sae_needs_no_id_and_one_of_several_says_which_there_are(
+    published: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    with pytest.raises(MissingFileError, match=r"several .* \['a/jumprelu', 'b/relu'\]"):
+        load(REPO, endpoint=published.endpoint)
+    publish_to(published, {"only": jumprelu_sae}, "user/one")
+    assert load("user/one", endpoint=published.endpoint).sae_id == "only"
+
+
+def test_the_list_of_what_is_published_needs_no_weights(
+    published: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    first, second = list_published(REPO, endpoint=published.endpoint)
+    assert (first.sae_id, first.architecture) == ("a/jumprelu", "jumprelu")
+    assert (second.sae_id, second.architecture) == ("b/relu", "standard")
+    assert first.hook_name == HOOK
+    assert first.model_name == "user/tiny-model"
+    assert first.l0 == pytest.approx(jumprelu_sae.cfg.metadata.l0)
+    assert first.is_gba
+    assert published.n_requests("GET .*safetensors") == 0
+
+
+def test_other_saes_are_listed_but_not_loaded(published: LocalHub) -> None:
+    repo = published.repos[REPO]
+    cfg = json.loads(repo.files()["a/jumprelu/cfg.json"])
+    del cfg["metadata"]["gba"]
+    cfg["architecture"] = "topk"
+    repo.commit("main", {"other/cfg.json": json.dumps(cfg).encode()}, "other")
+    (other,) = list_published(REPO, endpoint=published.endpoint)
+    assert not other.is_gba
+    with pytest.raises(NotAGBASAEError, match="not trained with GBA"):
+        load(REPO, "other", endpoint=published.endpoint)
+
+
+# --- from folders ---
+
+
+def test_a_folder_gives_the_same_as_the_hub(
+    published: LocalHub, jumprelu_sae: GBATrainingSAE, tmp_path: Path
+) -> None:
+    jumprelu_sae.save_inference_model(tmp_path / "run")
+    local, remote = load(tmp_path / "run"), load(REPO, "a/jumprelu", endpoint=published.endpoint)
+    x = activations(8)
+    assert torch.equal(local.sae(x), remote.sae(x))
+    assert local.commit is None
+    (listed,) = list_published(tmp_path / "run")
+    assert listed.sae_id == "."
+
+
+def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
+    make_sae: Callable[..., GBATrainingSAE], tmp_path: Path
+) -> None:
+    sae = make_sae(0)
+    trainer(sae, 40, save_final_checkpoint=True, checkpoint_path=str(tmp_path)).fit()
+    (checkpoint,) = tmp_path.iterdir()
+    assert (checkpoint / "trainer_state.pt").is_file()
+    (checkpoint / "trainer_state.pt").write_bytes(_EXPLODING_PICKLE)
+    loaded = load(checkpoint)
+    assert loaded.sae.cfg.architecture() == "jumprelu"
+    x = activations(8)
+    torch.testing.assert_close(loaded.sae(x), sae(x), rtol=1e-5, atol=1e-6)
+
+
+class _Explodes:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was opened",))
+
+
+_EXPLODING_PICKLE = pickle.dumps(_Explodes())
+
+
+def test_dtype_and_device_are_as_asked(sae_folder: Path) -> None:
+    loaded = load(sae_folder, dtype="bfloat16", device="cpu")
+    assert loaded.sae.W_enc.dtype == torch.bfloat16

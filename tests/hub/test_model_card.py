@@ -1,0 +1,289 @@
+"""The generated card, and how it is put beside what a person wrote.
+
+When the card is changed on purpose, write the golden file anew and look at the difference:
+``python tests/hub/test_model_card.py``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from local_hub import LocalHub
+
+from sae_lens_gba import GBATrainingSAE, NeuronGroups
+from sae_lens_gba.hub.card_update import BEGIN, END, split_front_matter, update_card
+from sae_lens_gba.hub.errors import InvalidPublicationError
+from sae_lens_gba.hub.frequency_plot import save_frequency_plot
+from sae_lens_gba.hub.model_card import CardEntry, card_body, find_metric, front_matter, number
+from sae_lens_gba.hub.publishing import publish
+
+REPO = "user/gpt2-gba-saes"
+GOLDEN = Path(__file__).with_name("golden_model_card.md")
+
+
+def cfg(**changes: Any) -> dict[str, Any]:
+    """cfg.json of a published SAE: 2 groups, L0 asked 2 * 0.25 + 6 * 0.05 = 0.8."""
+    metadata = {
+        "model_name": "openai-community/gpt2",
+        "hook_name": "blocks.8.hook_resid_post",
+        "dataset_path": "monology/pile-uncopyrighted",
+        "context_size": 128,
+        "sae_lens_training_version": "6.54.12",
+        "l0": 0.7512,
+        "num_dead_features": 1,
+        "training_architecture": "gba",
+        "training_architecture_details": {"target_l0": 0.8, "tied": False},
+        "gba": {
+            "version": "0.1.0",
+            "groups": [
+                {
+                    "group": 0,
+                    "size": 2,
+                    "target_frequency": 0.25,
+                    "measured_frequency": 0.2437,
+                    "dead": 0,
+                },
+                {
+                    "group": 1,
+                    "size": 6,
+                    "target_frequency": 0.05,
+                    "measured_frequency": 0.04996,
+                    "dead": 1,
+                },
+            ],
+            "evaluation": {"metrics/explained_variance": 0.71234567, "ce_loss_score": 0.93},
+        },
+        **changes.pop("metadata", {}),
+    }
+    stock = {"architecture": "jumprelu", "d_in": 4, "d_sae": 8, "dtype": "float32"}
+    return {**stock, "metadata": metadata, **changes}
+
+
+def entries() -> list[CardEntry]:
+    unmeasured = cfg(
+        metadata={
+            "hook_name": "blocks.9.hook_resid_post",
+            "l0": None,
+            "num_dead_features": None,
+            "neuronpedia_id": "gpt2-small/9-gba-res",
+            "gba": {
+                "version": "0.1.0",
+                "groups": [
+                    {
+                        "group": 0,
+                        "size": 8,
+                        "target_frequency": 0.1,
+                        "measured_frequency": 0.0,
+                        "dead": 8,
+                    }
+                ],
+            },
+        },
+        architecture="standard",
+    )
+    return [
+        CardEntry.from_cfg("layer_8", cfg(), "layer_8/frequencies.png"),
+        CardEntry.from_cfg("layer_9", unmeasured, None),
+    ]
+
+
+def card() -> str:
+    metadata = front_matter(REPO, entries(), license="mit")
+    return update_card(None, metadata, card_body(REPO, entries(), license="mit"))
+
+
+def test_the_card_is_the_golden_one() -> None:
+    assert card() == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_front_matter_is_what_the_hub_reads() -> None:
+    data = ModelCard(card()).data
+    assert data.library_name == "saelens"
+    assert {"sparse-autoencoder", "saelens", "gba"} <= set(data.tags)
+    assert data.base_model == "openai-community/gpt2"
+    assert data.datasets == ["monology/pile-uncopyrighted"]
+    assert data.license == "mit"
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures == {"l0": 0.7512, "explained_variance": 0.712346, "ce_recovered": 0.93}
+
+
+def test_the_hub_accepts_the_front_matter(hub: LocalHub) -> None:
+    with pytest.raises(ValueError, match='"tags" must be an array'):
+        HfApi(endpoint=hub.endpoint)._validate_yaml("---\ntags: a\n---\n", repo_type="model")
+    HfApi(endpoint=hub.endpoint)._validate_yaml(card(), repo_type="model")
+
+
+def test_the_figures_are_those_of_the_configuration() -> None:
+    measured, unmeasured = entries()
+    assert measured.l0_asked == pytest.approx(2 * 0.25 + 6 * 0.05)
+    assert (measured.l0_measured, measured.dead) == (0.7512, 1)
+    assert measured.explained_variance == 0.71234567
+    assert measured.ce_recovered == 0.93
+    # biases that were never adapted have not measured anything: no zeros in the card
+    assert (unmeasured.l0_measured, unmeasured.dead) == (None, None)
+    assert unmeasured.groups[0]["measured_frequency"] is None
+    assert unmeasured.explained_variance is None
+
+
+def test_without_a_trainers_l0_the_measured_frequencies_give_it() -> None:
+    entry = CardEntry.from_cfg("a", cfg(metadata={"l0": None, "num_dead_features": None}), None)
+    assert entry.l0_measured == pytest.approx(2 * 0.2437 + 6 * 0.04996)
+    assert entry.dead == 1
+
+
+def test_an_evaluation_goes_before_the_trainers_figures() -> None:
+    content = cfg()
+    content["metadata"]["gba"]["evaluation"] = {"sparsity": {"l0": 0.9}, "dead": 0}
+    entry = CardEntry.from_cfg("a", content, None)
+    assert (entry.l0_measured, entry.dead) == (0.9, 0)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "expected"),
+    [
+        ({"l0": 3}, 3),
+        ({"metrics/l0": 3.5}, 3.5),
+        ({"sparsity": {"l0": 2.0}}, 2.0),
+        ({"l0_like": 1.0, "l0": True}, None),
+        ({}, None),
+    ],
+)
+def test_a_figure_is_found_under_saelens_names(
+    evaluation: dict[str, Any], expected: float | None
+) -> None:
+    assert find_metric(evaluation, "l0") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "\N{EN DASH}"), (3, "3"), (3.0, "3"), (0.123456, "0.1235"), (1e-7, "1e-07")],
+)
+def test_numbers_have_four_digits_at_most(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_several_models_and_no_license_are_said_plainly() -> None:
+    other = CardEntry.from_cfg("b", cfg(metadata={"model_name": "user/other"}), None)
+    both = [entries()[0], other]
+    assert front_matter(REPO, both)["base_model"] == ["openai-community/gpt2", "user/other"]
+    assert "license" not in front_matter(REPO, both)
+    assert "None is stated yet" in card_body(REPO, both)
+    assert front_matter(REPO, both, base_model="user/base")["base_model"] == "user/base"
+
+
+def test_another_dtype_is_in_the_loading_code() -> None:
+    entry = CardEntry.from_cfg("a", cfg(dtype="bfloat16"), None)
+    assert '"a", dtype="bfloat16")' in card_body(REPO, [entry])
+
+
+# --- beside what a person wrote ---
+
+BY_HAND = """---
+license: apache-2.0
+tags:
+- my-tag
+- gba
+---
+# My SAEs
+
+Written by hand.
+"""
+
+
+def test_a_card_written_by_a_person_keeps_every_word() -> None:
+    new = update_card(BY_HAND, front_matter(REPO, entries(), license=None), "generated")
+    data, text = split_front_matter(new)
+    assert text.strip() == f"# My SAEs\n\nWritten by hand.\n\n{BEGIN}\ngenerated\n{END}"
+    assert data["license"] == "apache-2.0"
+    assert data["tags"][:2] == ["my-tag", "gba"]
+    assert data["tags"].count("gba") == 1
+    assert data["library_name"] == "saelens"
+
+
+def test_only_the_generated_section_is_replaced() -> None:
+    first = update_card(BY_HAND, {"library_name": "saelens"}, "one")
+    edited = first + "\nA last word.\n"
+    second = update_card(edited, {"library_name": "saelens"}, "two")
+    assert second == edited.replace("\none\n", "\ntwo\n")
+
+
+def test_updating_with_the_same_changes_nothing() -> None:
+    metadata = front_matter(REPO, entries(), license="mit")
+    body = card_body(REPO, entries(), license="mit")
+    for existing in (None, BY_HAND, "no front matter", "---\n---\n"):
+        once = update_card(existing, metadata, body)
+        assert update_card(once, metadata, body) == once
+
+
+def test_old_figures_do_not_stay_in_the_model_index() -> None:
+    once = update_card(None, front_matter(REPO, entries()), "x")
+    assert "model-index" in split_front_matter(once)[0]
+    without = update_card(once, front_matter(REPO, entries()[1:]), "x")
+    assert "model-index" not in split_front_matter(without)[0]
+
+
+def test_a_license_that_is_asked_for_replaces_the_one_there() -> None:
+    new = update_card(BY_HAND, {"license": "mit"}, "x", explicit=["license"])
+    assert split_front_matter(new)[0]["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("existing", "message"),
+    [
+        ("---\n: [\n---\n", "no valid YAML"),
+        ("---\n- a\n---\n", "no list of 'field: value'"),
+        (f"{BEGIN}\n", "1 begin and 0 end markers"),
+        (f"{END}\n{BEGIN}\n", "1 begin and 1 end markers"),
+        (f"{BEGIN}{END}{BEGIN}{END}", "2 begin and 2 end markers"),
+    ],
+)
+def test_a_card_that_can_not_be_updated_safely_is_left_alone(existing: str, message: str) -> None:
+    with pytest.raises(InvalidPublicationError, match=message):
+        update_card(existing, {}, "x")
+
+
+def test_publishing_beside_a_persons_card_keeps_it(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    hub.create(REPO).commit("main", {"README.md": BY_HAND.encode()}, "by hand")
+    publish({"a": jumprelu_sae}, REPO, endpoint=hub.endpoint, token=hub.token)
+    published = hub.repos[REPO].files()["README.md"].decode()
+    assert "# My SAEs\n\nWritten by hand.\n" in published
+    data = yaml.safe_load(published.split("---\n")[1])
+    assert data["license"] == "apache-2.0"
+    assert "`apache-2.0`. The license of the base model" in published
+
+
+def test_a_broken_card_on_the_hub_is_not_replaced(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    hub.create(REPO).commit("main", {"README.md": b"---\n: [\n---\nmine"}, "by hand")
+    before = hub.snapshot()
+    with pytest.raises(InvalidPublicationError, match="mend it there"):
+        publish({"a": jumprelu_sae}, REPO, endpoint=hub.endpoint, token=hub.token)
+    assert hub.snapshot() == before
+
+
+# --- the plot ---
+
+
+@pytest.mark.usefixtures("with_plots")
+def test_the_plot_is_a_png_that_depends_on_the_groups_alone(tmp_path: Path) -> None:
+    groups = NeuronGroups(
+        torch.tensor([0, 0, 1, 1]),
+        torch.tensor([0.25, 0.25, 0.05, 0.05]),
+        torch.tensor([0.2, 0.3, 0.0, 0.07]),
+    )
+    for name in ("a.png", "b.png"):
+        assert save_frequency_plot(groups, tmp_path / name, "an SAE")
+    first = (tmp_path / "a.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    assert first == (tmp_path / "b.png").read_bytes()
+    assert b"Matplotlib" not in first
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(card(), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""A published SAE in TransformerLens models: read, spliced in, and steered with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import HookedSAETransformer
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from tiny_training import D_IN, D_SAE, HOOK
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.hub.loading import load
+
+TOKENS = torch.tensor([[0, 5, 9, 17, 3, 44]])
+
+
+@pytest.fixture(scope="module", params=["hooked transformer", "bridge"])
+def model(request: pytest.FixtureRequest, tiny_llm_folder: Path) -> Any:
+    if request.param == "bridge":
+        return SAETransformerBridge.boot_transformers(str(tiny_llm_folder), device="cpu")
+    hooked = request.getfixturevalue("tiny_hooked_transformer")
+    model = HookedSAETransformer(hooked.cfg, tokenizer=hooked.tokenizer)
+    model.load_state_dict(hooked.state_dict())
+    return model
+
+
+@pytest.fixture(params=["jumprelu", "relu"])
+def sae(
+    request: pytest.FixtureRequest,
+    make_sae: Callable[..., GBATrainingSAE],
+    tmp_path: Path,
+) -> Any:
+    trained = make_sae(0, activation=request.param)
+    trained.W_enc.data.copy_(torch.randn(D_IN, D_SAE))  # latents that fire on this model
+    trained.save_inference_model(tmp_path / "run")
+    return load(tmp_path / "run").sae
+
+
+def acts_name(model: Any, sae: Any) -> str:
+    """Name of the SAE's activations in the model's cache and hooks."""
+    if isinstance(model, SAETransformerBridge):
+        return model.get_sae_hook_name(sae)
+    return f"{HOOK}.hook_sae_acts_post"
+
+
+def test_its_activations_are_those_of_the_models_activations(model: Any, sae: Any) -> None:
+    _, plain = model.run_with_cache(TOKENS)
+    _, cache = model.run_with_cache_with_saes(TOKENS, saes=[sae])
+    acts = cache[acts_name(model, sae)]
+    assert acts.shape == (1, TOKENS.shape[1], D_SAE)
+    assert (acts > 0).any()
+    hook_name = acts_name(model, sae).removesuffix(".hook_sae_acts_post")
+    torch.testing.assert_close(acts, sae.encode(plain[hook_name]), rtol=1e-4, atol=1e-5)
+
+
+def test_its_reconstruction_takes_the_place_of_the_activations(model: Any, sae: Any) -> None:
+    plain, replaced = model(TOKENS), model.run_with_saes(TOKENS, saes=[sae])
+    assert replaced.shape == plain.shape
+    assert not torch.allclose(replaced, plain, atol=1e-3)
+
+
+def test_a_latent_turned_up_by_hand_steers_the_model(model: Any, sae: Any) -> None:
+    def turn_up(acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+        acts[..., 3] = 50.0
+        return acts
+
+    def reconstruction(fwd_hooks: list[Any]) -> torch.Tensor:
+        return model.run_with_hooks_with_saes(TOKENS, saes=[sae], fwd_hooks=fwd_hooks)
+
+    unsteered, steered = reconstruction([]), reconstruction([(acts_name(model, sae), turn_up)])
+    assert torch.isfinite(steered).all()
+    assert not torch.allclose(steered, unsteered, atol=1e-2)

@@ -1,0 +1,226 @@
+"""What `publish` sends."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from local_hub import LocalHub
+from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, publish_to, trainer
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.hub.errors import (
+    PublishError,
+)
+from sae_lens_gba.hub.loading import load
+
+DEFAULT_ID = f"{HOOK}/l0_3/width_{D_SAE}"
+
+
+@pytest.mark.usefixtures("with_plots")
+def test_several_saes_their_groups_and_the_card_go_in_one_commit(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, sae_folder: Path
+) -> None:
+    result = publish_to(hub, {"seed_0": jumprelu_sae, "layers/1": sae_folder})
+    assert hub.repos[REPO].titles == ["initial commit", "Publish 2 SAEs"]
+    assert hub.n_requests("POST .*/commit/") == 1
+    files = hub.repos[REPO].files()
+    assert set(files) == {
+        ".gitattributes",
+        "README.md",
+        *(
+            f"{sae_id}/{name}"
+            for sae_id in ("seed_0", "layers/1")
+            for name in (
+                "cfg.json",
+                "sae_weights.safetensors",
+                "gba_groups.safetensors",
+                "frequencies.png",
+            )
+        ),
+        "seed_0/sparsity.safetensors",
+    }
+    assert {name: len(content) for name, content in files.items() if name[0] != "."} == result.files
+    assert result.changed
+    assert result.commit_oid == hub.repos[REPO].branches["main"]
+
+
+def test_the_default_id_says_hook_l0_and_width(hub: LocalHub, jumprelu_sae: GBATrainingSAE) -> None:
+    result = publish_to(hub, jumprelu_sae)
+    assert result.sae_ids == (DEFAULT_ID,)
+    assert f"{DEFAULT_ID}/sae_weights.safetensors" in hub.repos[REPO].files()
+
+
+@pytest.mark.usefixtures("with_plots")
+def test_publishing_the_same_again_makes_no_commit(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    first = publish_to(hub, jumprelu_sae)
+    before = hub.snapshot()
+    second = publish_to(hub, jumprelu_sae)
+    assert hub.snapshot() == before
+    assert hub.repos[REPO].titles == ["initial commit", f"Publish {DEFAULT_ID}"]
+    assert first.changed
+    assert not second.changed
+    assert second.commit_oid == first.commit_oid
+    assert "no commit was made" in second.summary()
+
+
+@pytest.mark.usefixtures("with_plots")
+def test_a_later_publication_keeps_earlier_saes_in_repo_and_card(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, relu_sae: GBATrainingSAE
+) -> None:
+    publish_to(hub, {"first": jumprelu_sae})
+    result = publish_to(hub, {"second": relu_sae})
+    assert {"first/cfg.json", "second/cfg.json"} <= set(hub.repos[REPO].files())
+    for sae_id in ("first", "second"):
+        assert f"| `{sae_id}` |" in result.card
+        assert f"]({sae_id}/frequencies.png)" in result.card
+
+
+def test_a_file_that_the_new_version_of_an_sae_lacks_is_removed(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, sae_folder: Path
+) -> None:
+    publish_to(hub, {"sae": jumprelu_sae})
+    assert "sae/sparsity.safetensors" in hub.repos[REPO].files()
+    publish_to(hub, {"sae": sae_folder})  # has no sparsity file
+    assert "sae/sparsity.safetensors" not in hub.repos[REPO].files()
+
+
+def test_private_and_branch_are_as_asked(hub: LocalHub, jumprelu_sae: GBATrainingSAE) -> None:
+    publish_to(hub, jumprelu_sae, private=True, revision="v2")
+    repo = hub.repos[REPO]
+    assert repo.private
+    assert set(repo.files("main")) == {".gitattributes"}
+    assert f"{DEFAULT_ID}/cfg.json" in repo.files("v2")
+    loaded = load(REPO, DEFAULT_ID, revision="v2", endpoint=hub.endpoint, token=hub.token)
+    assert loaded.commit == repo.branches["v2"]
+
+
+def test_a_pull_request_leaves_main_alone(hub: LocalHub, jumprelu_sae: GBATrainingSAE) -> None:
+    hub.create(REPO)
+    main = hub.repos[REPO].files()
+    result = publish_to(hub, jumprelu_sae, create_pr=True)
+    assert hub.repos[REPO].files() == main
+    assert f"{DEFAULT_ID}/cfg.json" in hub.repos[REPO].files("refs/pr/1")
+    assert result.pull_request_url == f"{hub.endpoint}/{REPO}/discussions/1"
+
+
+def test_a_private_publication_is_not_put_into_a_public_repo(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    hub.create(REPO)
+    before = hub.snapshot()
+    with pytest.raises(PublishError, match="is public, but private=True: make it private"):
+        publish_to(hub, jumprelu_sae, private=True)
+    assert hub.snapshot() == before
+
+
+def test_a_pull_request_needs_a_repo(hub: LocalHub, jumprelu_sae: GBATrainingSAE) -> None:
+    with pytest.raises(PublishError, match="nothing to open a pull request against"):
+        publish_to(hub, jumprelu_sae, create_pr=True)
+    assert hub.repos == {}
+
+
+def test_a_dry_run_writes_the_folder_and_sends_nothing(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, tmp_path: Path
+) -> None:
+    result = publish_to(hub, jumprelu_sae, dry_run=True, folder=tmp_path / "out")
+    assert hub.requests == []
+    assert result.folder == tmp_path / "out"
+    written = {name: len(content) for name, content in contents(tmp_path / "out").items()}
+    assert written == result.files
+    assert "dry run, nothing was sent" in result.summary()
+    assert all(name in result.summary() for name in written)
+    assert load(tmp_path / "out", DEFAULT_ID).sae.cfg.d_in == D_IN
+
+
+@pytest.mark.usefixtures("with_plots")
+def test_a_dry_run_says_exactly_what_is_then_published(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, tmp_path: Path
+) -> None:
+    publish_to(hub, jumprelu_sae, dry_run=True, folder=tmp_path / "out")
+    publish_to(hub, jumprelu_sae)
+    published = hub.repos[REPO].files()
+    del published[".gitattributes"]
+    assert contents(tmp_path / "out") == published
+
+
+def test_a_checkpoint_is_published_with_its_activation_scale_folded_in(
+    make_sae: Callable[..., GBATrainingSAE], hub: LocalHub, tmp_path: Path
+) -> None:
+    sae = make_sae(0, normalize_activations="expected_average_only_in")
+    # the checkpoint is written in mid-run, before SAELens folds
+    run = trainer(sae, 40, n_checkpoints=1, checkpoint_path=str(tmp_path))
+    run.fit()
+    (checkpoint,) = tmp_path.iterdir()
+    scale = json.loads((checkpoint / "activation_scaler.json").read_text())["scaling_factor"]
+    assert scale != 1.0
+    publish_to(hub, {"sae": checkpoint})
+    assert "sae/trainer_state.pt" not in hub.repos[REPO].files()
+    assert "sae/sparsity.safetensors" in hub.repos[REPO].files()
+
+    unfolded = GBATrainingSAE.load_from_disk(checkpoint)
+    x = activations(32, seed=5)
+    loaded = load(REPO, endpoint=hub.endpoint).sae
+    torch.testing.assert_close(loaded.encode(x), unfolded.encode(x * scale), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(x), unfolded(x * scale) / scale, rtol=1e-4, atol=1e-4)
+
+
+def test_where_the_run_was_on_this_machine_is_not_published(
+    hub: LocalHub, sae_folder: Path
+) -> None:
+    runner_cfg = {
+        "output_path": "/home/me/run",
+        "checkpoint_path": "/home/me/checkpoints",
+        "lr": 3e-4,
+        "sequence_separator_token": "bos",
+    }
+    (sae_folder / "runner_cfg.json").write_text(json.dumps(runner_cfg))
+    publish_to(hub, {"sae": sae_folder})
+    published = json.loads(hub.repos[REPO].files()["sae/runner_cfg.json"])
+    assert published == {**runner_cfg, "output_path": None, "checkpoint_path": None}
+
+
+def test_the_source_folder_is_left_as_it_was(hub: LocalHub, sae_folder: Path) -> None:
+    before = contents(sae_folder)
+    publish_to(hub, sae_folder, metadata={"model_name": "other/model"})
+    assert contents(sae_folder) == before
+
+
+def test_the_release_entry_is_one_that_saelens_directory_reads(
+    hub: LocalHub,
+    jumprelu_sae: GBATrainingSAE,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sae_lens.loading import pretrained_saes_directory as directory
+
+    result = publish_to(
+        hub,
+        {"a/b": jumprelu_sae},
+        neuronpedia_ids={"a/b": "tiny-model/1-gba-res"},
+        evaluations={"a/b": {"explained_variance": 0.71239}},
+    )
+    assert result.release_entry is not None
+    (tmp_path / "pretrained_saes.yaml").write_text(result.release_entry)
+    monkeypatch.setattr(directory, "files", lambda _: tmp_path)
+    entry = directory.get_pretrained_saes_directory.__wrapped__()["tiny-gba-saes"]
+    assert (entry.repo_id, entry.model) == (REPO, "user/tiny-model")
+    assert entry.saes_map == {"a/b": "a/b"}
+    assert entry.neuronpedia_id == {"a/b": "tiny-model/1-gba-res"}
+    assert entry.expected_var_explained == {"a/b": 0.7124}
+    assert entry.expected_l0["a/b"] == pytest.approx(jumprelu_sae.cfg.metadata.l0, abs=1e-4)
+    published = yaml.safe_load(hub.repos[REPO].files()["a/b/cfg.json"])
+    assert published["metadata"]["neuronpedia_id"] == "tiny-model/1-gba-res"
+
+
+def test_without_matplotlib_all_but_the_plot_is_published(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = publish_to(hub, {"sae": jumprelu_sae})
+    assert "sae/frequencies.png" not in hub.repos[REPO].files()
+    assert "![" not in result.card
+    assert "pip install 'sae-lens-gba[plots]'" in caplog.text

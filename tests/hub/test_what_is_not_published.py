@@ -1,0 +1,166 @@
+"""What `publish` refuses to send, before the first request."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from local_hub import LocalHub
+from safetensors.torch import load_file, save_file
+from tiny_training import publish_to
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.hub import validation
+from sae_lens_gba.hub.errors import (
+    DamagedFileError,
+    InvalidPublicationError,
+    MissingFileError,
+    NotAGBASAEError,
+)
+
+
+@pytest.mark.parametrize("repo_id", ["no-owner", "a/b/c", "user/..", "user/has space", ""])
+def test_a_repo_name_that_the_hub_would_not_take_is_refused(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, repo_id: str
+) -> None:
+    with pytest.raises(InvalidPublicationError, match="repo_id"):
+        publish_to(hub, jumprelu_sae, repo_id)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("sae_id", ["", "/a", "a/", "a//b", "../a", "a b", ".a", "a/.b", "x" * 201])
+def test_an_id_that_is_no_clean_path_is_refused(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, sae_id: str
+) -> None:
+    with pytest.raises(InvalidPublicationError, match=r"SAE id .* is not possible"):
+        publish_to(hub, {sae_id: jumprelu_sae})
+    assert hub.requests == []
+
+
+def test_two_saes_with_one_default_id_need_ids_of_their_own(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE
+) -> None:
+    with pytest.raises(InvalidPublicationError, match=r"same id .* pass a dict"):
+        publish_to(hub, [jumprelu_sae, jumprelu_sae])
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"model_name": None}, "has no model_name"),
+        ({"hook_name": None}, "has no hook_name"),
+        ({"model_name": "/data/models/llama"}, "model_name='/data/models/llama', which is a local"),
+        ({"model_name": "./llama"}, "local path"),
+        ({"dataset_path": "/home/me/pile"}, "path of this machine, metadata.dataset_path="),
+        ({"dataset_path": "~/pile"}, "path of this machine"),
+        ({"note": "see C:\\Users\\me"}, "path of this machine"),
+        ({"note": "token hf_" + "a" * 30}, r"looks like a secret in metadata\.note"),
+        ({"extra": {"wandb_api_key": "0123"}}, r"secret in metadata\.extra\.wandb_api_key"),
+        ({"l0": float("nan")}, r"metadata\.l0=nan, which is not valid JSON"),
+        ({"neuronpedia_id": "12-res"}, "Neuronpedia's ids look like"),
+    ],
+)
+def test_metadata_that_must_not_be_published_is_refused(
+    hub: LocalHub, sae_folder: Path, metadata: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidPublicationError, match=message):
+        publish_to(hub, {"sae": sae_folder}, metadata=metadata)
+    assert hub.requests == []
+
+
+def test_a_secret_is_not_repeated_in_the_error(hub: LocalHub, sae_folder: Path) -> None:
+    secret = "hf_" + "b" * 30
+    with pytest.raises(InvalidPublicationError) as caught:
+        publish_to(hub, {"sae": sae_folder}, metadata={"note": secret})
+    assert secret not in str(caught.value)
+
+
+def test_a_model_name_that_is_a_folder_here_is_refused(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidPublicationError, match="model_name='models/mine'"):
+        publish_to(hub, {"sae": sae_folder}, metadata={"model_name": "models/mine"})
+
+
+def test_a_secret_in_the_header_of_a_weights_file_is_found(hub: LocalHub, sae_folder: Path) -> None:
+    path = sae_folder / "sae_weights.safetensors"
+    save_file(load_file(path), path, metadata={"trained_at": "/home/me/run"})
+    with pytest.raises(InvalidPublicationError, match=r"sae/sae_weights.safetensors has a path"):
+        publish_to(hub, {"sae": sae_folder})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda w: w.update(W_enc=w["W_enc"] * float("nan")), "NaN or Inf in W_enc"),
+        (lambda w: w.update(W_enc=w["W_enc"].T.contiguous()), r"W_enc of shape \(32, 16\)"),
+        (lambda w: w.pop("threshold"), "lacks threshold"),
+        (lambda w: w.update(extra=w["b_dec"] + 0), "extra of shape .* should be absent"),
+    ],
+)
+def test_weights_that_do_not_make_an_sae_are_refused(
+    hub: LocalHub,
+    sae_folder: Path,
+    damage: Callable[[dict[str, torch.Tensor]], Any],
+    message: str,
+) -> None:
+    path = sae_folder / "sae_weights.safetensors"
+    weights = load_file(path)
+    damage(weights)
+    save_file(weights, path)
+    with pytest.raises(InvalidPublicationError, match=message):
+        publish_to(hub, {"sae": sae_folder})
+    assert hub.requests == []
+
+
+def test_normalisation_that_is_not_folded_in_is_refused(
+    make_sae: Callable[..., GBATrainingSAE], hub: LocalHub
+) -> None:
+    sae = make_sae(0, normalize_activations="expected_average_only_in")
+    with pytest.raises(InvalidPublicationError, match="not folded into its weights"):
+        publish_to(hub, sae)
+
+
+def test_a_file_above_the_hubs_limit_is_refused(
+    hub: LocalHub, sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(InvalidPublicationError, match="publish the SAE in a smaller dtype"):
+        publish_to(hub, {"sae": sae_folder})
+
+
+def test_sources_that_are_no_gba_sae_are_refused(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingFileError, match="is not a folder"):
+        publish_to(hub, tmp_path / "nowhere")
+    with pytest.raises(MissingFileError, match=r"cfg.json is missing"):
+        publish_to(hub, tmp_path)
+    with pytest.raises(InvalidPublicationError, match="a int can't be published"):
+        publish_to(hub, {"sae": 3})
+    with pytest.raises(InvalidPublicationError, match="saes is empty"):
+        publish_to(hub, [])
+    (sae_folder / "gba_groups.safetensors").unlink()
+    with pytest.raises(NotAGBASAEError, match="not trained with GBA"):
+        publish_to(hub, sae_folder)
+    (sae_folder / "cfg.json").write_text("{")
+    with pytest.raises(DamagedFileError, match="not valid JSON"):
+        publish_to(hub, sae_folder)
+    assert hub.requests == []
+
+
+def test_options_for_an_sae_that_is_not_there_are_refused(hub: LocalHub, sae_folder: Path) -> None:
+    with pytest.raises(InvalidPublicationError, match=r"evaluations has \['seo'\]"):
+        publish_to(hub, {"sae": sae_folder}, evaluations={"seo": {"l0": 3.0}})
+    with pytest.raises(InvalidPublicationError, match=r"neuronpedia_ids has \['seo'\]"):
+        publish_to(hub, {"sae": sae_folder}, neuronpedia_ids={"seo": "a/b"})
+    with pytest.raises(InvalidPublicationError, match="leave out one of the two"):
+        publish_to(hub, {"sae": sae_folder}, create_pr=True, revision="dev")
+    with pytest.raises(InvalidPublicationError, match="is not empty: name a new one"):
+        publish_to(hub, {"sae": sae_folder}, folder=sae_folder)
+    assert hub.requests == []

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from sae_lens_gba.metrics import best_match, feature_recovery_rate
+
+
+def random_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_dictionary_that_is_the_truth_recovers_everything() -> None:
+    V = random_rows(50, 16)
+    assert feature_recovery_rate(V, V, threshold=0.9999) == 1.0
+
+
+def test_order_scale_and_sign_of_the_learned_directions_do_not_matter() -> None:
+    V = random_rows(50, 16)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1))
+    scale = torch.linspace(-3, 5, 50).unsqueeze(1) + 0.01  # some negative, none zero
+    match = best_match(V, V[order] * scale)
+    assert feature_recovery_rate(V, V[order] * scale, threshold=0.9999) == 1.0
+    assert torch.equal(match.candidate, order.argsort())
+
+
+def test_signed_recovery_tells_a_feature_from_its_opposite() -> None:
+    V = random_rows(50, 64)
+    assert feature_recovery_rate(V, -V, threshold=0.9) == 1.0
+    assert feature_recovery_rate(V, -V, threshold=0.9, signed=True) == 0.0
+
+
+def test_random_directions_recover_next_to_nothing() -> None:
+    assert feature_recovery_rate(random_rows(128, 42), random_rows(256, 42, seed=1), 0.8) == 0.0
+
+
+def test_the_rate_is_the_share_of_features_at_or_above_the_threshold() -> None:
+    # cosines of the axes with w = (4, 3) / 5: 0.8 and 0.6; the third axis is found exactly
+    V = torch.eye(3)
+    W = torch.tensor([[4.0, 3.0, 0.0], [0.0, 0.0, -2.0]])
+    torch.testing.assert_close(best_match(V, W).similarity, torch.tensor([0.8, 0.6, 1.0]))
+    assert best_match(V, W).candidate.tolist() == [0, 0, 1]
+    assert feature_recovery_rate(V, W, threshold=0.79) == pytest.approx(2 / 3)
+    assert feature_recovery_rate(V, W, threshold=0.5) == 1.0
+
+
+def test_more_learned_directions_never_lower_the_rate() -> None:
+    V, W = random_rows(40, 8), random_rows(200, 8, seed=1)
+    rates = [feature_recovery_rate(V, W[:m], 0.8) for m in (5, 20, 80, 200)]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-1]
+
+
+@pytest.mark.parametrize("max_cosines", [1, 37, 37 * 5, 10**9])
+def test_the_size_of_the_chunks_does_not_change_the_result(max_cosines: int) -> None:
+    V, W = random_rows(23, 8), random_rows(37, 8, seed=1)
+    whole = best_match(V, W)
+    chunked = best_match(V, W, max_cosines=max_cosines)
+    torch.testing.assert_close(chunked.similarity, whole.similarity)
+    assert torch.equal(chunked.candidate, whole.candidate)
+
+
+def test_a_dead_direction_of_zeros_matches_nothing() -> None:
+    V = torch.eye(2)
+    assert best_match(V, torch.zeros(1, 2)).similarity.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("W", [torch.zeros(0, 4), torch.ones(3, 5), torch.ones(4)])
+def test_what_can_not_be_compared_is_refused(W: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="can't compare"):
+        feature_recovery_rate(torch.ones(2, 4), W)
+
+
+def test_recovery_of_no_features_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one true feature"):
+        feature_recovery_rate(torch.zeros(0, 4), torch.ones(2, 4))

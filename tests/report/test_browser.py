@@ -1,0 +1,256 @@
+"""The page in headless Chromium.
+
+Without a browser these tests fail. To leave them out, set SAE_LENS_GBA_NO_BROWSER_TESTS=1.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from sae_lens_gba.report import Report
+
+DESKTOP, PHONE = (1200, 900), (390, 844)
+
+
+def show(browser: Any, page: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {
+            "width": size[0],
+            "height": size[1],
+            "deviceScaleFactor": 1,
+            "mobile": size == PHONE,
+        },
+    )
+    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
+    browser.get("about:blank")
+    browser.get(page.as_uri())
+
+
+@pytest.fixture
+def shown(browser: Any, page: Path) -> Iterator[Any]:
+    browser.get_log("browser")
+    browser.get_log("performance")
+    show(browser, page)
+    yield browser
+    assert browser.get_log("browser") == []  # no script error, nothing blocked by the policy
+
+
+def rows(browser: Any) -> list[list[str]]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#latents tbody tr')]"
+        ".map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
+
+
+def column(browser: Any, title: str) -> list[str]:
+    titles = browser.execute_script(
+        "return [...document.querySelectorAll('#latents th')].map((th) => th.textContent)"
+    )
+    return [row[titles.index(title)] for row in rows(browser)]
+
+
+def press_header(browser: Any, title: str) -> None:
+    (button,) = (
+        b for b in browser.find_elements(By.CSS_SELECTOR, "#latents th button") if b.text == title
+    )
+    button.click()
+
+
+def search(browser: Any, text: str) -> None:
+    field = browser.find_element(By.ID, "search")
+    field.clear()
+    field.send_keys(text)
+
+
+def list_all(browser: Any) -> None:
+    browser.find_element(By.ID, "only-openable").click()
+
+
+def test_nothing_is_loaded_from_the_network(shown: Any, page: Path) -> None:
+    shown.find_element(By.CSS_SELECTOR, ".chip").click()
+    requested = []
+    for entry in shown.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            requested.append(message["params"]["request"]["url"])
+    assert page.as_uri() in requested  # the log does see requests
+    assert all(url.startswith(("file:", "data:", "about:")) for url in requested)
+    names = shown.execute_script(
+        "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    )
+    assert [name for name in names if not name.startswith("data:")] == []
+
+
+def test_script_in_the_data_does_not_run(shown: Any, report: Report) -> None:
+    list_all(shown)
+    for detail in report.saes[0].details:
+        if VOCABULARY[detail.latent] in ATTACKS:
+            shown.execute_script(f"openLatent('0-{detail.latent}')")
+            text = shown.find_element(By.CSS_SELECTOR, "dialog .context").text
+            assert VOCABULARY[detail.latent] in text
+    assert shown.execute_script("return window.attacked") is None
+    assert shown.execute_script("return document.querySelectorAll('img').length") == 0
+
+
+def test_the_policy_stops_a_script_that_got_in(browser: Any, page: Path) -> None:
+    show(browser, page)
+    browser.execute_script(
+        "const script = document.createElement('script');"
+        "script.textContent = 'window.attacked = 4'; document.body.append(script)"
+    )
+    assert browser.execute_script("return window.attacked") is None
+    assert "Content Security Policy" in str(browser.get_log("browser"))
+
+
+def test_every_figure_is_drawn(shown: Any) -> None:
+    places = shown.find_elements(By.CSS_SELECTOR, "[data-figure]")
+    assert len(places) == 6
+    for place in places:
+        assert place.find_elements(By.CSS_SELECTOR, "svg.main-svg")
+        marks = place.find_elements(By.CSS_SELECTOR, ".trace path, .trace .point")
+        assert marks, place.get_attribute("data-figure")
+
+
+def test_the_table_starts_with_the_latents_that_can_be_opened(shown: Any, report: Report) -> None:
+    expected = [str(detail.latent) for detail in report.saes[0].details]
+    assert column(shown, "latent") == expected[:25]
+    assert shown.find_elements(By.CSS_SELECTOR, "#latents tbody .open")
+
+
+def test_sorting_by_frequency_puts_the_most_active_first_and_then_last(
+    shown: Any, report: Report
+) -> None:
+    list_all(shown)
+    frequency = report.saes[0].latents.frequency
+    descending = sorted(range(N_LATENTS), key=lambda latent: (-frequency[latent], latent))
+    press_header(shown, "frequency")
+    assert [int(text) for text in column(shown, "latent")][:5] == descending[:5]
+    press_header(shown, "frequency")
+    shares = [float(text.removesuffix(" %")) for text in column(shown, "frequency")]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+
+
+def test_searching_for_a_word_finds_the_latent_that_fires_on_it(shown: Any, report: Report) -> None:
+    latent = report.saes[0].details[3].latent
+    search(shown, VOCABULARY[latent].upper())
+    assert str(latent) in column(shown, "latent")
+    words = column(shown, "fires most on")
+    assert all(VOCABULARY[latent] in word for word in words)
+
+
+def test_searching_for_a_number_finds_that_latent_alone(shown: Any) -> None:
+    list_all(shown)
+    search(shown, str(NEVER_USED))
+    assert NEVER_USED in [int(text) for text in column(shown, "latent")]
+    assert all(str(NEVER_USED) in (row[0], *row[1].split("word")) for row in rows(shown))
+    search(shown, "no such text")
+    assert rows(shown) == []
+    assert "0 latents" in shown.find_element(By.ID, "count").text
+
+
+def test_choosing_a_group_leaves_the_others_out(shown: Any) -> None:
+    list_all(shown)
+    Select(shown.find_element(By.ID, "group")).select_by_value("2")
+    assert set(column(shown, "group")) == {"2"}
+    assert len(rows(shown)) == N_LATENTS // 4
+
+
+def test_pages_of_the_table_show_every_latent_once(shown: Any) -> None:
+    list_all(shown)
+    first = column(shown, "latent")
+    shown.find_element(By.ID, "next").click()
+    second = column(shown, "latent")
+    assert sorted(map(int, first + second)) == list(range(N_LATENTS))
+    assert not shown.find_element(By.ID, "next").is_enabled()
+    shown.find_element(By.ID, "previous").click()
+    assert column(shown, "latent") == first
+
+
+def test_opening_a_latent_shows_its_contexts_and_histogram(shown: Any, report: Report) -> None:
+    detail = report.saes[0].details[0]
+    shown.find_element(By.CSS_SELECTOR, f"#latents [data-open='0-{detail.latent}']").click()
+    dialog = shown.find_element(By.ID, "detail")
+    assert dialog.is_displayed()
+    assert dialog.find_element(By.ID, "detail-title").text.startswith(f"Latent {detail.latent} ")
+    marked = dialog.find_element(By.CSS_SELECTOR, ".context .focus")
+    assert marked.text == VOCABULARY[detail.latent]
+    assert marked.value_of_css_property("background-color") != "rgba(0, 0, 0, 0)"
+    assert dialog.find_elements(By.CSS_SELECTOR, ".plot .bars path")
+    assert VOCABULARY[detail.latent] in dialog.find_element(By.CSS_SELECTOR, ".tokens").text
+    shown.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
+    assert not dialog.is_displayed()
+
+
+def test_a_link_to_a_latent_opens_it(browser: Any, page: Path, report: Report) -> None:
+    latent = report.saes[0].details[2].latent
+    browser.get("about:blank")
+    browser.get(f"{page.as_uri()}#latent-0-{latent}")
+    assert browser.find_element(By.ID, "detail-title").text.startswith(f"Latent {latent} ")
+
+
+def test_matched_pairs_show_both_sides(shown: Any, report: Report) -> None:
+    pair = report.comparisons[0].pairs[0]
+    block = shown.find_element(By.CSS_SELECTOR, "#comparison details.pair")
+    block.find_element(By.TAG_NAME, "summary").click()
+    focus = [e.text for e in block.find_elements(By.CSS_SELECTOR, ".context .focus")]
+    assert len(focus) > 4
+    assert set(focus) == {VOCABULARY[pair.latent]}
+    block.find_element(By.CSS_SELECTOR, f"[data-open='1-{pair.other_latent}']").click()
+    assert "second" in shown.find_element(By.ID, "detail-title").text
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_the_page_is_never_wider_than_the_screen(
+    browser: Any, page: Path, size: tuple[int, int]
+) -> None:
+    show(browser, page, size)
+    assert browser.execute_script("return innerWidth") == size[0]
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    browser.execute_script("document.querySelector('.chip').click()")
+    assert browser.execute_script(
+        "const d = document.getElementById('detail'); return d.scrollWidth <= d.clientWidth"
+    )
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of an rgb(...) colour, as WCAG defines it."""
+    channels = [int(c) / 255 for c in color[color.index("(") + 1 : -1].split(",")[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_on_its_ground(browser: Any, page: Path, scheme: str) -> None:
+    show(browser, page, scheme=scheme)
+    ground = luminance(
+        browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    )
+    assert (ground < 0.05) == (scheme == "dark")
+    for selector in ("h1", ".soft", "nav a", "#latents td", "[data-figure] .xtick text"):
+        css = "fill" if "text" in selector else "color"
+        found = browser.execute_script(
+            f"return getComputedStyle(document.querySelector({selector!r})).{css}"
+        )
+        dark, light = sorted((luminance(found), ground))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, selector
+
+
+def test_plots_follow_a_change_of_the_theme(browser: Any, page: Path) -> None:
+    show(browser, page, scheme="light")
+    color = "return getComputedStyle(document.querySelector('[data-figure] .xtick text')).fill"
+    before = browser.execute_script(color)
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
+    )
+    assert luminance(browser.execute_script(color)) > luminance(before) + 0.5

@@ -1,0 +1,303 @@
+"""Reports of an SAE whose every latent is one word: all numbers can be counted."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from one_latent_a_word import (
+    CONTEXT_SIZE,
+    D_MODEL,
+    HOOK,
+    N_GROUPS,
+    N_LATENTS,
+    NEVER_USED,
+    REPLACED,
+    VOCABULARY,
+    save_sae,
+)
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activations_store import ActivationsStore
+
+from sae_lens_gba.report import Report, ReportConfig, collect
+from sae_lens_gba.report.loading import load_saes
+
+
+def tokens_that_were_read(model: Any, folder: Path, texts: Dataset, n: int) -> torch.Tensor:
+    """The first n tokens, as SAELens cuts the text, without the special one."""
+    (loaded,) = load_saes([folder])
+    store = ActivationsStore.from_sae(
+        model, loaded.sae, texts, context_size=CONTEXT_SIZE, total_tokens=1
+    )
+    tokens = store.get_batch_tokens(n // CONTEXT_SIZE).flatten()
+    return tokens[tokens != 0]
+
+
+def test_frequencies_are_the_words_shares_of_the_text(
+    report: Report, model: Any, sae_folders: tuple[Path, Path], texts: Dataset
+) -> None:
+    tokens = tokens_that_were_read(model, sae_folders[0], texts, 1600)
+    share = tokens.bincount(minlength=N_LATENTS) / len(tokens)
+    assert report.provenance.n_tokens == len(tokens) < 1600
+    measured = torch.tensor(report.saes[0].latents.frequency)
+    torch.testing.assert_close(measured, share, atol=1e-5, rtol=1e-3)
+    assert report.saes[0].metrics.dead == int((share == 0).sum())
+    assert measured[NEVER_USED] == 0
+
+
+def test_z_score_of_a_latent_that_is_1_or_0_is_that_of_a_coin(report: Report) -> None:
+    # activation 1 with probability p: mean p, variance p (1 - p), largest 1
+    table = report.saes[0].latents
+    p = torch.tensor(table.frequency)
+    expected = torch.where(p > 0, (1 - p) / (p * (1 - p)).sqrt(), 0.0).nan_to_num()
+    torch.testing.assert_close(torch.tensor(table.z_score), expected, atol=0.02, rtol=5e-3)
+
+
+def test_an_sae_that_rebuilds_its_input_explains_everything(report: Report) -> None:
+    metrics = report.saes[0].metrics
+    assert metrics.explained_variance == pytest.approx(1, abs=1e-4)
+    assert metrics.l0 == 1
+    assert metrics.ce_loss_recovered == pytest.approx(1, abs=1e-3)
+    assert metrics.ce_loss_with_sae == pytest.approx(metrics.ce_loss_without_sae, abs=1e-3)
+
+
+def test_an_sae_that_lacks_words_explains_less(report: Report) -> None:
+    assert report.saes[1].metrics.explained_variance < 0.95
+    assert report.saes[1].metrics.l0 < 1
+
+
+def test_contexts_show_the_latents_own_word(report: Report) -> None:
+    for detail in report.saes[0].details:
+        contexts = detail.top + [c for i in detail.intervals for c in i.contexts]
+        assert contexts
+        for context in contexts:
+            word = VOCABULARY[detail.latent]
+            assert context.tokens[context.focus] == word
+            for token, activation in zip(context.tokens, context.activations, strict=True):
+                assert activation == pytest.approx(float(token == word), abs=1e-3)
+
+
+def test_contexts_are_pieces_of_the_text(
+    report: Report, model: Any, sae_folders: tuple[Path, Path], texts: Dataset
+) -> None:
+    text = " ".join(
+        VOCABULARY[t] for t in tokens_that_were_read(model, sae_folders[0], texts, 1600)
+    )
+    for detail in report.saes[0].details:
+        for context in detail.top:
+            # special tokens are cut out of both
+            words = " ".join(t for t in context.tokens if t != "<s>")
+            assert words in text
+
+
+def test_every_group_is_in_the_sample(report: Report) -> None:
+    table = report.saes[0].latents
+    assert table.group is not None
+    groups = [table.group[detail.latent] for detail in report.saes[0].details]
+    assert set(groups) == set(range(N_GROUPS))
+    assert min(groups.count(k) for k in range(N_GROUPS)) >= 3
+
+
+def test_the_logit_lens_promotes_the_word_of_the_direction(report: Report) -> None:
+    # the unembedding is the embedding, so a word's direction promotes the word itself
+    for detail in report.saes[0].details:
+        assert detail.promoted[0].token == VOCABULARY[detail.latent]
+        assert detail.promoted[0].weight > 0 > detail.demoted[0].weight
+
+
+def test_the_histogram_counts_every_activation(report: Report) -> None:
+    table, n_tokens = report.saes[0].latents, report.provenance.n_tokens
+    for detail in report.saes[0].details:
+        n_active = round(table.frequency[detail.latent] * n_tokens)
+        assert sum(detail.histogram.counts) == n_active > 0
+
+
+def test_words_that_never_meet_do_not_fire_together(report: Report) -> None:
+    assert all(detail.co_firing == [] for detail in report.saes[0].details)
+
+
+def test_a_reordered_copy_is_matched_latent_by_latent(report: Report) -> None:
+    table = report.saes[0].latents
+    for latent in range(N_LATENTS):
+        if table.frequency[latent] > 0 and latent not in REPLACED:
+            assert table.best_match["second"][latent] == N_LATENTS - 1 - latent
+            assert table.best_match_cosine["second"][latent] == pytest.approx(1, abs=1e-3)
+    (comparison,) = report.comparisons
+    assert comparison.pairs
+    assert all(p.other_latent == N_LATENTS - 1 - p.latent for p in comparison.pairs)
+    n_alive = N_LATENTS - report.saes[0].metrics.dead
+    expected = (n_alive - len(REPLACED)) / n_alive
+    assert comparison.share_above == pytest.approx(expected, abs=1e-3)
+
+
+def test_both_sides_of_a_matched_pair_have_the_same_contexts(report: Report) -> None:
+    first, second = report.saes
+    for pair in report.comparisons[0].pairs:
+        mine, other = first.detail(pair.latent), second.detail(pair.other_latent)
+        assert mine is not None
+        assert other is not None
+        words = {c.tokens[c.focus] for c in mine.top + other.top}
+        assert words == {VOCABULARY[pair.latent]}
+
+
+def test_features_that_only_one_has_are_the_ones_taken_away(report: Report) -> None:
+    comparison = report.comparisons[0]
+    assert set(comparison.only_first) <= set(REPLACED)
+    assert comparison.only_first
+    # the random directions instead of them never fire, so the other has nothing of its own
+    assert comparison.only_other == []
+    assert comparison.n_only_other == 0
+
+
+def test_a_dead_latent_is_not_a_match(report: Report) -> None:
+    # the copy has word39's direction too, but as it never fires it is no feature
+    assert report.saes[0].latents.best_match_cosine["second"][NEVER_USED] < 0.9
+
+
+def test_the_same_seed_gives_the_same_report(
+    report: Report, sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+) -> None:
+    cfg = ReportConfig(n_tokens=1600, n_latents=20, ce_tokens=320)
+    again = collect(load_saes(sae_folders), model, texts, "made-up <i>text</i>", cfg)
+    assert replace(again, provenance=report.provenance) == report
+
+
+def test_a_text_that_ends_early_is_read_once(
+    sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+) -> None:
+    short = texts.select(range(4))  # 4 x 30 words: 7 sequences of 15 and a special token
+    result = collect(
+        load_saes(sae_folders[:1]), model, short, "short", ReportConfig(n_tokens=10**6, ce_tokens=0)
+    )
+    assert 90 <= result.provenance.n_tokens <= 120
+    assert result.saes[0].metrics.ce_loss_recovered is None
+    assert any("CE loss" in note for note in result.saes[0].notes)
+
+
+def test_a_text_shorter_than_a_sequence_is_refused(
+    sae_folders: tuple[Path, Path], model: Any
+) -> None:
+    with pytest.raises(ValueError, match="shorter than one sequence of 16 tokens"):
+        collect(load_saes(sae_folders[:1]), model, Dataset.from_dict({"text": ["word1"]}), "tiny")
+
+
+def test_a_stock_sae_without_groups_or_context_size_is_shown(
+    tmp_path: Path, model: Any, texts: Dataset
+) -> None:
+    torch.manual_seed(3)
+    metadata = SAEMetadata(model_name="tiny", hook_name="blocks.0.hook_resid_post")
+    sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=40, metadata=metadata))
+    sae.save_model(tmp_path / "stock")
+    (loaded,) = load_saes([tmp_path / "stock"])
+    with pytest.raises(ValueError, match=r"context_size.*--context-size"):
+        collect([loaded], model, texts, "text", ReportConfig(n_tokens=320, ce_tokens=0))
+    cfg = ReportConfig(n_tokens=320, n_latents=8, ce_tokens=0, context_size=CONTEXT_SIZE)
+    result = collect([loaded], model, texts, "text", cfg).saes[0]
+    assert result.latents.group is None
+    assert result.metrics.l0_asked is None
+    assert 1 <= len(result.details) <= 8
+    assert result.metrics.l0 > 1
+    assert any(detail.co_firing for detail in result.details)
+    strengths = [c.activations[c.focus] for c in result.details[0].top]
+    assert strengths == sorted(strengths, reverse=True)
+    assert strengths[0] == pytest.approx(
+        result.latents.max_activation[result.details[0].latent], rel=1e-3
+    )
+
+
+def test_latents_that_were_asked_for_are_shown_even_if_dead(
+    sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+) -> None:
+    cfg = ReportConfig(n_tokens=320, n_latents=4, latents=(NEVER_USED, 5), ce_tokens=0)
+    result = collect(load_saes(sae_folders[:1]), model, texts, "text", cfg).saes[0]
+    dead = result.detail(NEVER_USED)
+    assert dead is not None
+    assert dead.top == []
+    assert dead.intervals == []
+    assert result.detail(5) is not None
+
+
+def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
+    tmp_path: Path, model: Any, texts: Dataset
+) -> None:
+    from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+
+    torch.manual_seed(0)
+    cfg = GBATrainingSAEConfig(d_in=D_MODEL, d_sae=32, n_groups=2, target_l0=4.0)
+    cfg.metadata.hook_name, cfg.metadata.model_name = HOOK, "tiny"
+    sae = GBATrainingSAE(cfg)
+    with torch.no_grad():
+        sae.output_scale.copy_(torch.rand(32) + 0.5)
+    sae.save_model(tmp_path / "checkpoint")
+    (loaded,) = load_saes([tmp_path / "checkpoint"])
+    settings = ReportConfig(n_tokens=160, n_latents=4, ce_tokens=0, context_size=CONTEXT_SIZE)
+    table = collect([loaded], model, texts, "text", settings).saes[0].latents
+    assert set(table.group or []) == {0, 1}
+    # rows have unit norm, the output scale is apart
+    torch.testing.assert_close(
+        torch.tensor(table.decoder_norm), sae.output_scale.data, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_tokens": 0}, "n_tokens=0"),
+        ({"n_latents": 0}, "n_latents=0"),
+        ({"ce_tokens": -1}, "ce_tokens=-1"),
+        ({"context_size": 1}, "context_size=1"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReportConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_latent_that_is_not_there_is_named(
+    sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+) -> None:
+    with pytest.raises(ValueError, match=f"latents={N_LATENTS} .* has {N_LATENTS}"):
+        collect(
+            load_saes(sae_folders[:1]), model, texts, "text", ReportConfig(latents=(N_LATENTS,))
+        )
+
+
+def test_an_sae_of_another_model_is_refused(tmp_path: Path, model: Any, texts: Dataset) -> None:
+    other = save_sae(tmp_path / "wide", torch.eye(60))
+    with pytest.raises(ValueError, match=r"d_in=60 does not fit the model.*--model"):
+        collect(load_saes([other]), model, texts, "text", ReportConfig(n_tokens=32))
+    hook = save_sae(tmp_path / "hook", torch.eye(D_MODEL), hook_name="blocks.9.hook_resid_post")
+    with pytest.raises(ValueError, match=r"hook_name=blocks.9.hook_resid_post .*--model"):
+        collect(load_saes([hook]), model, texts, "text", ReportConfig(n_tokens=32))
+
+
+def test_saes_of_different_width_or_model_are_not_compared(
+    tmp_path: Path, model: Any, texts: Dataset, sae_folders: tuple[Path, Path]
+) -> None:
+    wide = save_sae(tmp_path / "wide", torch.eye(60))
+    with pytest.raises(ValueError, match="wide has d_in=60"):
+        collect(load_saes([sae_folders[0], wide]), model, texts, "text")
+    other = save_sae(tmp_path / "other", torch.eye(D_MODEL), model_name="gpt2")
+    with pytest.raises(ValueError, match="different models"):
+        load_saes([sae_folders[0], other])
+
+
+def test_folders_of_the_same_name_get_different_labels(tmp_path: Path) -> None:
+    folders = [save_sae(tmp_path / str(i) / "sae", torch.eye(D_MODEL)) for i in range(3)]
+    assert [s.label for s in load_saes(folders)] == ["sae", "sae (2)", "sae (3)"]
+
+
+def test_a_folder_without_an_sae_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no SAE .*cfg.json"):
+        load_saes([tmp_path])
+
+
+def test_groups_of_another_sae_are_refused(tmp_path: Path, sae_folders: tuple[Path, Path]) -> None:
+    folder = save_sae(tmp_path / "mixed", torch.eye(D_MODEL)[:40])
+    groups = sae_folders[0] / "gba_groups.safetensors"
+    (folder / groups.name).write_bytes(groups.read_bytes())
+    with pytest.raises(ValueError, match=f"{N_LATENTS} latents.* has 40"):
+        load_saes([folder])

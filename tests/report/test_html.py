@@ -1,0 +1,114 @@
+"""The page: small enough, whole, and data cannot become code."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from one_latent_a_word import ATTACKS, N_LATENTS, VOCABULARY
+from plotly.offline import get_plotlyjs
+
+from sae_lens_gba.report import Report
+from sae_lens_gba.report.html import headline, latent_table, number, percent, render, visible
+
+
+@pytest.fixture(scope="module")
+def source(page: Path) -> str:
+    """The page without plotly itself."""
+    whole = page.read_text(encoding="utf-8")
+    library = get_plotlyjs()
+    assert whole.count(library) == 1
+    return whole.replace(library, "")
+
+
+def test_text_of_the_data_cannot_become_markup(source: str, report: Report) -> None:
+    shown = {c.tokens[c.focus] for d in report.saes[0].details for c in d.top}
+    assert shown & set(ATTACKS), "the sample has none of the attacks: the test shows nothing"
+    for attack in ATTACKS[:3]:
+        assert attack not in source
+    assert "<i>text</i>" not in source  # the data set's name
+    assert "first<b>" not in source  # the folder's
+    assert "&lt;script&gt;window.attacked=1&lt;/script&gt;" in source
+    assert "{{7*7}}" in source  # text, not a template
+
+
+def test_scripts_are_ours_alone(source: str) -> None:
+    tags = re.findall(r"<script\b[^>]*>", source)
+    assert len(tags) == 3
+    (nonce,) = set(re.findall(r'<script nonce="([^"]+)">', source))
+    assert f"script-src 'nonce-{nonce}'" in source
+    assert not re.search(r"\son\w+\s*=", re.sub(r"<script.*?</script>", "", source, flags=re.S))
+
+
+def test_nothing_is_fetched_from_elsewhere(source: str) -> None:
+    assert "default-src 'none'" in source
+    links = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", source)
+    assert links
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "@import" not in source
+    assert "url(" not in source
+
+
+def test_the_page_is_below_15_mb(page: Path) -> None:
+    assert page.stat().st_size < 15e6
+
+
+def test_a_wide_sae_still_fits(report: Report) -> None:
+    first = report.saes[0]
+    n = 131_072
+    repeats = -(-n // N_LATENTS)
+
+    def widen(values: list[float]) -> list[float]:
+        return [v + i * 1e-5 for i, v in enumerate(values * repeats)][:n]
+
+    table = first.latents
+    wide = replace(
+        first,
+        d_sae=n,
+        latents=replace(
+            table,
+            group=[k * 4 // n for k in range(n)],
+            target_frequency=[table.target_frequency[0]] * n if table.target_frequency else None,
+            frequency=widen(table.frequency),
+            z_score=widen(table.z_score),
+            max_activation=widen(table.max_activation),
+            decoder_norm=widen(table.decoder_norm),
+            threshold=widen(table.threshold or []),
+            nearest=list(range(n)),
+            nearest_cosine=widen(table.nearest_cosine),
+            best_match={},
+            best_match_cosine={},
+        ),
+    )
+    html = render(replace(report, saes=[wide], comparisons=[]))
+    assert len(html.encode()) < 15e6
+    assert "every 4th latent is listed" in html
+
+
+def test_the_table_has_every_latent(report: Report) -> None:
+    table = latent_table(report.saes[0])
+    titles = [column["title"] for column in table["columns"]]
+    assert titles == [
+        "latent", "fires most on", "group", "target", "frequency", "Z-score", "max", "norm",
+        "threshold", "nearest", "cosine", "in second", "MCS",
+    ]  # fmt: skip
+    assert all(len(column["values"]) == N_LATENTS for column in table["columns"])
+
+
+def test_a_latents_headline_is_what_it_fires_on(report: Report) -> None:
+    for detail in report.saes[0].details:
+        assert headline(detail) == VOCABULARY[detail.latent]
+    assert headline(None) == ""
+
+
+def test_a_single_sae_without_groups_has_neither_groups_nor_comparison(report: Report) -> None:
+    alone = render(replace(report, saes=[report.saes[1]], comparisons=[]))
+    assert 'id="summary"' in alone
+    assert 'id="groups"' not in alone
+    assert 'id="comparison"' not in alone
+
+
+def test_numbers_are_short() -> None:
+    assert [number(v) for v in (None, 0.84857, 12.0, 1981.2)] == ["-", "0.849", "12", "1,981"]
+    assert [percent(v) for v in (None, 0.0, 0.2, 0.00381)] == ["-", "0 %", "20.0 %", "0.38 %"]
+    assert visible("a\n\tb\r") == "a↵⇥b"

@@ -1,0 +1,92 @@
+"""The JSON is the report: nothing is lost on the way, and figures need nothing else."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from sae_lens_gba.report import Report, json_schema
+from sae_lens_gba.report.plots import all_figures, latent_histogram
+from sae_lens_gba.report.results import LatentTable, Metrics
+
+
+@pytest.fixture
+def saved(report: Report, tmp_path: Path) -> Path:
+    path = tmp_path / "report.json"
+    report.save(path)
+    return path
+
+
+def test_a_saved_report_comes_back_the_same(report: Report, saved: Path) -> None:
+    assert Report.load(saved) == report
+
+
+def test_figures_are_made_from_the_json_alone(report: Report, saved: Path) -> None:
+    from_file, from_run = all_figures(Report.load(saved)), all_figures(report)
+    assert set(from_file) == {
+        "frequencies", "targets", "thresholds", "frontier", "frequencies-compared", "matches"
+    }  # fmt: skip
+    for name, figure in from_file.items():
+        assert figure.to_json() == from_run[name].to_json()
+    detail = Report.load(saved).saes[0].details[0]
+    assert sum(latent_histogram(detail).data[0].y) == sum(detail.histogram.counts)
+
+
+def test_the_frequency_histogram_holds_every_living_latent_once(report: Report) -> None:
+    sae = report.saes[0]
+    bars = [trace for trace in all_figures(report)["frequencies"].data if trace.type == "bar"]
+    assert len(bars) == 4
+    assert sum(sum(bar.y) for bar in bars) == sae.d_sae - sae.metrics.dead
+
+
+def test_every_latent_has_an_entry_in_every_list(report: Report) -> None:
+    sae = report.saes[0]
+    for field in fields(LatentTable):
+        values: Any = getattr(sae.latents, field.name)
+        for column in values.values() if isinstance(values, dict) else [values]:
+            assert len(column) == sae.d_sae, field.name
+
+
+def test_the_schema_names_every_field_and_the_json_has_no_other(saved: Path) -> None:
+    schema = json_schema()
+    content = json.loads(saved.read_text())
+    assert set(content) == set(schema["properties"])
+    metrics = content["saes"][0]["metrics"]
+    assert set(metrics) == set(schema["$defs"]["Metrics"]["properties"])
+    assert set(metrics) == {field.name for field in fields(Metrics)}
+    TypeAdapter(Report).validate_python(content)
+
+
+def test_a_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text('{"schema_version": 1, "saes": []}')
+    with pytest.raises(ValueError, match=r"report.json is not the JSON of a report: provenance"):
+        Report.load(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"not the JSON of a report.*sae-lens-gba report"):
+        Report.load(path)
+
+
+def test_another_schema_version_is_named(saved: Path) -> None:
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**content, "schema_version": 99}))
+    with pytest.raises(ValueError, match="schema_version=99"):
+        Report.load(saved)
+
+
+def test_a_failed_save_leaves_the_old_file(
+    report: Report, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.save(saved)
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == ["report.json"]

@@ -1,0 +1,111 @@
+"""The scripts of examples/paper at a size of seconds; the language model's is a fake."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sae_lens_gba.synthetic import FeatureMixtureConfig
+from sae_lens_gba.synthetic.experiments import TrainingSettings
+from sae_lens_gba.synthetic.results import write_result
+
+PAPER = Path(__file__).parents[2] / "examples" / "paper"
+TINY = TrainingSettings(steps=20, batch_size=32)
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PAPER))
+    spec = importlib.util.spec_from_file_location(f"paper_{name}", PAPER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def plot(
+    name: str, config: Any, tables: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_result(folder / f"{name}_quick.json", name, config, tables)
+    monkeypatch.setattr("sys.argv", ["plots.py", str(folder)])
+    load("plots", monkeypatch).main()
+    assert (folder / f"{name}_quick.png").stat().st_size > 5000
+
+
+def test_the_imbalanced_set_runs_every_method_on_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("01_imbalanced_set", monkeypatch)
+    data = FeatureMixtureConfig(n_features=64, d_in=8, sparsities=(1, 3))
+    config = replace(
+        module.Config(), mixture=data, training=TINY, d_sae=80, seeds=(0, 1), n_samples=64
+    )
+    rows = module.run(config)["rows"]
+    assert {(row["method"], row["seed"]) for row in rows} == {
+        (method, seed) for method in module.architectures(config) for seed in (0, 1)
+    }
+    plot("01_imbalanced_set", config, {"rows": rows}, tmp_path, monkeypatch)
+
+
+def test_resonance_has_a_row_for_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("02_neuron_resonance", monkeypatch)
+    config = replace(
+        module.Config(),
+        dimensions=(4, 8),
+        frequencies=(0.5, 1.0, 4.0),
+        d_sae=16,
+        training=TINY,
+        seeds=(0,),
+        n_samples=64,
+    )
+    rows = module.run(config)["rows"]
+    f = 3 / 128
+    assert {(row["d"], row["p"] / f) for row in rows} == {
+        (d, multiple) for d in (4, 8) for multiple in (0.5, 1.0, 4.0)
+    }
+    plot("02_neuron_resonance", config, {"rows": rows}, tmp_path, monkeypatch)
+
+
+def test_the_ablation_varies_groups_frequencies_and_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("03_group_ablation", monkeypatch)
+    config = replace(
+        module.Config(), n_groups=(1, 3), d_sae=32, training=TINY, seeds=(0,), n_samples=64
+    )
+    rows = module.run(config)["rows"]
+    # one group has but one size: 3 frequencies, and 2 sizes times 3 frequencies of 3 groups
+    assert len(rows) == 3 + 6
+    power_law = [r for r in rows if r["group_sizing"] == "power_law"]
+    equal = [r for r in rows if r["group_sizing"] == "equal" and r["n_groups"] == 3]
+    for one, other in zip(equal, power_law, strict=True):
+        assert other["target_l0"] < one["target_l0"]
+    plot("03_group_ablation", config, {"rows": rows}, tmp_path, monkeypatch)
+
+
+def test_the_language_model_experiment_has_four_points_a_curve_and_all_methods(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = load("04_language_model", monkeypatch)
+    curves = module.curves(module.Config())
+    assert set(curves) == {"l1", "topk", "batchtopk", "jumprelu", "ba", "gba_paper", "gba_ours"}
+    assert {len(points) for points in curves.values()} == {4}
+
+
+def test_committed_results_are_of_the_experiments_that_can_be_plotted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plots = load("plots", monkeypatch)
+    for path in (PAPER.parent / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        assert result["experiment"] in plots.PLOTS
+        assert result["config"]["seeds"]
+        assert path.with_suffix(".png").is_file()

@@ -1,0 +1,149 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_trainer, mixture, take_steps
+from sae_lens import (
+    SAE,
+    JumpReLUTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
+
+from sae_lens_gba import BiasAdaptationHook
+
+SETTINGS = {
+    "target_l0": 4.0,
+    "n_groups": 4,
+    "highest_target_frequency": 0.3,
+    "adapt_every_n_steps": 5,
+    "bias_decrease_rate": 0.1,
+}
+CONFIGS = {
+    "standard": StandardTrainingSAEConfig(16, 64, l1_coefficient=0.0, decoder_init_norm=1.0),
+    "jumprelu": JumpReLUTrainingSAEConfig(16, 64, l0_coefficient=0.0, decoder_init_norm=1.0),
+}
+PARAMETER = {"standard": "b_enc", "jumprelu": "threshold"}
+BOTH = pytest.mark.parametrize("architecture", sorted(CONFIGS))
+
+
+def new_sae(architecture: str) -> TrainingSAE[Any]:
+    return TrainingSAE.from_dict(CONFIGS[architecture].to_dict())
+
+
+def l0(sae: Any) -> float:
+    return float((sae.encode(next(mixture(9, batch=4000))) > 0).float().sum(1).mean())
+
+
+@BOTH
+def test_it_takes_over_the_bias_and_gives_it_back(architecture: str) -> None:
+    sae = new_sae(architecture)
+    before = {name for name, _ in sae.named_parameters() if _.requires_grad}
+    parameter = getattr(sae, PARAMETER[architecture])
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    start = parameter.detach().clone()
+    trainer = make_trainer(sae, 20)
+    take_steps(trainer, 4)
+    assert torch.equal(parameter, start)  # no gradient, no adaptation yet
+    take_steps(trainer, 1)
+    assert not torch.equal(parameter, start)
+    assert parameter.grad is None
+    hook.remove()
+    moved = parameter.detach().clone()
+    assert {name for name, p in sae.named_parameters() if p.requires_grad} == before
+    assert not sae.hook_sae_acts_pre.has_hooks()
+    assert not sae.hook_sae_input.has_hooks()
+    take_steps(trainer, 3)
+    assert not torch.equal(parameter, moved)  # the optimizer's again
+
+
+def test_a_jumprelu_sae_holds_the_target_l0() -> None:
+    sae = new_sae("jumprelu")
+    BiasAdaptationHook.attach(sae, **SETTINGS)
+    take_steps(make_trainer(sae, 600), 600)
+    assert l0(sae) == pytest.approx(4.0, rel=0.15)
+
+
+def test_a_standard_sae_becomes_as_sparse_as_its_gradient_allows() -> None:
+    plain, held = new_sae("standard"), new_sae("standard")
+    BiasAdaptationHook.attach(held, **SETTINGS)
+    for sae in (plain, held):
+        take_steps(make_trainer(sae, 600), 600)
+    assert l0(held) < 0.5 * l0(plain)
+
+
+@BOTH
+def test_nothing_adapts_in_eval_mode(architecture: str) -> None:
+    sae = new_sae(architecture)
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    sae.eval()
+    for _ in range(10):
+        sae(next(mixture(0)))
+    assert int(hook.adapter.n_steps) == 0
+
+
+@BOTH
+def test_its_state_survives_a_checkpoint(architecture: str, tmp_path: Path) -> None:
+    def new_run() -> tuple[Any, BiasAdaptationHook]:
+        torch.manual_seed(0)
+        sae = new_sae(architecture)
+        return make_trainer(sae, 20, mixture(1)), BiasAdaptationHook.attach(sae, **SETTINGS)
+
+    whole, _ = new_run()
+    take_steps(whole, 18)
+    first, _ = new_run()
+    take_steps(first, 8)
+    first.save_checkpoint("stopped", base_path=tmp_path)
+    second, hook = new_run()
+    second.load_trainer_state(tmp_path / "stopped")
+    second.sae.load_weights_from_checkpoint(tmp_path / "stopped")
+    assert int(hook.adapter.n_steps) == 8
+    for _ in range(8):
+        next(second.data_provider)
+    take_steps(second, 10)
+    for name, value in whole.sae.state_dict().items():
+        assert torch.equal(second.sae.state_dict()[name], value), name
+
+
+@BOTH
+def test_what_is_saved_stays_stock(architecture: str, tmp_path: Path) -> None:
+    sae = new_sae(architecture)
+    BiasAdaptationHook.attach(sae, **SETTINGS)
+    take_steps(make_trainer(sae, 10), 10)
+    sae.save_model(tmp_path / "checkpoint")
+    sae.save_inference_model(tmp_path / "inference")
+    x = next(mixture(3))
+    expected = sae.eval().encode(x)
+    torch.testing.assert_close(
+        TrainingSAE.load_from_disk(tmp_path / "checkpoint").encode(x), expected
+    )
+    torch.testing.assert_close(SAE.load_from_disk(tmp_path / "inference").encode(x), expected)
+
+
+def test_misuse_is_explained(tmp_path: Path) -> None:
+    topk = TrainingSAE.from_dict(TopKTrainingSAEConfig(16, 64, k=4).to_dict())
+    with pytest.raises(TypeError, match="TopKTrainingSAE has no bias or threshold to adapt"):
+        BiasAdaptationHook.attach(topk, **SETTINGS)
+    sae = new_sae("standard")
+    with pytest.raises(ValueError, match="target_l0"):
+        BiasAdaptationHook.attach(sae, target_l0=1000.0)
+    sae.save_model(tmp_path)
+    BiasAdaptationHook.attach(sae, **SETTINGS)
+    with pytest.raises(ValueError, match="already has a BiasAdaptationHook"):
+        BiasAdaptationHook.attach(sae, **SETTINGS)
+    with pytest.raises(FileNotFoundError, match="saved without a BiasAdaptationHook"):
+        sae.load_weights_from_checkpoint(tmp_path)
+
+
+def test_nan_in_a_batch_stops_before_it_is_counted() -> None:
+    sae = new_sae("standard")
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    trainer = make_trainer(sae, 10)
+    take_steps(trainer, 2)
+    batch = next(mixture(0))
+    batch[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or Inf at training step 2"):
+        trainer.step(batch)
+    assert int(hook.adapter.n_samples) == 512

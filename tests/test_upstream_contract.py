@@ -1,0 +1,107 @@
+"""What this package relies on in SAELens and TransformerLens, one test a contract.
+
+A new release that breaks one fails here, by name.
+"""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from conftest import make_trainer, mixture, take_steps, tiny_config
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
+from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from torch.optim import Adam
+
+import sae_lens_gba
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+
+
+def test_a_second_registration_under_a_name_is_refused_upstream_and_harmless_here() -> None:
+    with pytest.raises(ValueError, match="already registered"):
+        register_sae_training_class("gba", GBATrainingSAE, GBATrainingSAEConfig)
+    sae_lens_gba.register()
+    assert SAE_TRAINING_CLASS_REGISTRY["gba"] == (GBATrainingSAE, GBATrainingSAEConfig)
+
+
+def test_the_training_pass_is_called_by_keyword_with_these_fields() -> None:
+    parameters = inspect.signature(TrainingSAE.training_forward_pass).parameters
+    assert list(parameters) == ["self", "step_input"]
+    assert [f.name for f in dataclasses.fields(TrainStepInput)] == [
+        "sae_in", "coefficients", "dead_neuron_mask", "n_training_steps", "is_logging_step",
+    ]  # fmt: skip
+    assert {"feature_acts", "hidden_pre", "loss", "losses", "metrics"} <= {
+        f.name for f in dataclasses.fields(TrainStepOutput)
+    }
+
+
+def test_the_trainer_optimises_with_adam_over_all_parameters() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 1)
+    assert type(trainer.optimizer) is Adam
+    ours = {id(p) for p in sae.parameters()}
+    assert {id(p) for g in trainer.optimizer.param_groups for p in g["params"]} == ours
+
+
+def test_the_trainer_counts_sparse_activations_like_dense_ones() -> None:
+    scores = []
+    for density in (0.0, 1.0):
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(sparse_below_density=density))
+        trainer: SAETrainer = make_trainer(sae, 3, mixture(0))
+        take_steps(trainer, 1)
+        scores.append(
+            (trainer.act_freq_scores.clone(), trainer.n_forward_passes_since_fired.clone())
+        )
+    assert torch.equal(scores[0][0].to_dense(), scores[1][0].to_dense())
+    assert torch.equal(scores[0][1], scores[1][1])
+
+
+def test_stock_jumprelu_encodes_as_our_export_expects() -> None:
+    sae = JumpReLUSAE(JumpReLUSAEConfig(2, 2))
+    assert {n for n, _ in sae.named_parameters()} == {
+        "W_enc",
+        "b_enc",
+        "W_dec",
+        "b_dec",
+        "threshold",
+    }
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.threshold.fill_(1.0)
+    # strictly above the threshold, and then as loud as the pre-activation
+    assert sae.encode(torch.tensor([[1.0, 1.5]])).tolist() == [[0.0, 1.5]]
+
+
+def test_stock_standard_has_the_parameters_our_export_writes() -> None:
+    sae = StandardSAE(StandardSAEConfig(2, 2))
+    assert {n for n, _ in sae.named_parameters()} == {"W_enc", "b_enc", "W_dec", "b_dec"}
+
+
+def test_an_unknown_architecture_is_a_bare_key_error_upstream() -> None:
+    # why the README says which import is needed
+    with pytest.raises(KeyError):
+        TrainingSAEConfig.from_dict({"architecture": "no-such", "d_in": 2, "d_sae": 2})
+
+
+def test_the_command_line_is_where_we_call_it() -> None:
+    from sae_lens.llm_sae_training_runner import _run_cli
+
+    assert list(inspect.signature(_run_cli).parameters) == ["args"]
+
+
+def test_hook_points_have_what_we_use() -> None:
+    from transformer_lens.hook_points import HookPoint
+
+    point = HookPoint()
+    seen: list[torch.Tensor] = []
+    point.add_perma_hook(lambda tensor, hook: seen.append(tensor))
+    handle = point.fwd_hooks[-1]
+    point(torch.ones(1))
+    handle.hook.remove()
+    point.fwd_hooks.remove(handle)
+    point(torch.ones(1))
+    assert len(seen) == 1
+    assert not point.has_hooks()
