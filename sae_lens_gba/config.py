@@ -73,12 +73,12 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     tied: bool = False
     learn_output_scale: bool = True
     bias_update: BiasUpdate = "group_mean"
-    adapt_every_n_steps: int = 50
+    adapt_every_n_steps: int = 10
     bias_decrease_rate: float = 0.05
     bias_increase_rate: float = 0.02
     dead_frequency: float = 1e-5
     frequency_cap: float = 3.0
-    bias_init: Literal["zero", "quantile"] = "zero"
+    bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float = 0.1
     decoder_init_norm: float | None = 1.0
 

