@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import torch
 from sae_lens import JumpReLUTrainingSAEConfig, TrainingSAE
@@ -44,10 +43,10 @@ def main() -> None:
         output.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    for row in map(lambda r: SimpleNamespace(**r), hook.groups().summary()):
+    for row in hook.groups().summary():
         print(
-            f"group {row.group}: {row.size:3d} latents, target {row.target_frequency:.4f}, "
-            f"measured {row.measured_frequency:.4f}"
+            "group {group}: {size:3d} latents, target {target_frequency:.4f}, "
+            "measured {measured_frequency:.4f}".format(**row)
         )
     hook.remove()
 

@@ -1,6 +1,8 @@
 """Group Bias Adaptation (GBA) for SAELens. Importing this package registers "gba"."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from sae_lens_gba.bias_adaptation import BiasAdapter
 from sae_lens_gba.config import GBATrainingSAEConfig
@@ -9,6 +11,11 @@ from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.registration import register
 from sae_lens_gba.training_hook import BiasAdaptationHook
 from sae_lens_gba.training_sae import GBATrainingSAE
+
+if TYPE_CHECKING:
+    from sae_lens_gba.hub.fine_tuning import to_training_sae
+    from sae_lens_gba.hub.loading import list_published, load
+    from sae_lens_gba.hub.publishing import publish
 
 __version__ = version("sae-lens-gba")
 
@@ -19,7 +26,26 @@ __all__ = [
     "GBATrainingSAE",
     "GBATrainingSAEConfig",
     "NeuronGroups",
+    "list_published",
+    "load",
+    "publish",
     "register",
+    "to_training_sae",
 ]
+
+# imported when first used: a training run does not need them
+_LATER = {
+    "publish": "sae_lens_gba.hub.publishing",
+    "load": "sae_lens_gba.hub.loading",
+    "list_published": "sae_lens_gba.hub.loading",
+    "to_training_sae": "sae_lens_gba.hub.fine_tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 register()

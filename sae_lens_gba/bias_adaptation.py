@@ -44,15 +44,23 @@ from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.parameter_constraints import apply_keeping_precision
 
+_OVERDUE = 5.0  # times a neuron should have fired while it was silent
 _GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one adaptation sees: statistics of the samples since the last one."""
+    """What one adaptation sees: statistics of the samples since the last one.
+
+    Attributes:
+        frequency: share of samples on which each neuron was active (p).
+        peak: largest pre-activation, at least 0 (r).
+        silent_samples: samples since each neuron was last active, in this window or before.
+    """
 
     frequency: torch.Tensor
     peak: torch.Tensor
+    silent_samples: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -161,13 +169,16 @@ def group_mean(
     b_m <- clamp(b_m, -c_m, 0)
 
     Neurons of a group move together, so each can settle at its feature's own frequency
-    while the group, and with it L0, stays on target.
+    while the group, and with it L0, stays on target. A neuron counts as dead only once it
+    has been silent for five times as long as its target says: with few samples between
+    two adaptations, a rare neuron on target is often silent in between.
     """
     relative = seen.frequency / targets.frequency
     group_miss = targets.group_mean(relative).log().clamp(-2.0, 2.0)[targets.group]
     excess = (relative / rates.frequency_cap).log().clamp(0.0, 3.0)
     moved = bias - _GAIN * rates.decrease * bias_range * (group_miss + excess)
-    dead = seen.frequency < rates.dead_frequency
+    overdue = seen.silent_samples * targets.frequency >= _OVERDUE
+    dead = (seen.frequency < rates.dead_frequency) & overdue
     moved = torch.where(dead, moved + rates.increase * bias_range, moved)
     return _clamp(moved, bias_range)
 
@@ -257,7 +268,8 @@ class BiasAdapter(nn.Module):
         target_frequency: share of samples, shape (d_sae,).
         fire_counts: samples on which each neuron was active since the last adaptation.
         peak: largest pre-activation (bias included) since then, at least 0.
-        n_samples: samples since then.
+        silent_samples: samples since each neuron was last active.
+        n_samples: samples since the last adaptation.
         n_steps: steps since the beginning.
         frequency: share of samples measured at the last adaptation; 0 before the first.
         input_norm: typical norm of the centred input; 0 until it has been estimated.
@@ -267,6 +279,7 @@ class BiasAdapter(nn.Module):
     target_frequency: torch.Tensor
     fire_counts: torch.Tensor
     peak: torch.Tensor
+    silent_samples: torch.Tensor
     n_samples: torch.Tensor
     n_steps: torch.Tensor
     frequency: torch.Tensor
@@ -295,6 +308,7 @@ class BiasAdapter(nn.Module):
         self.register_buffer("target_frequency", spectrum.target_of_neuron().to(device, dtype))
         self.register_buffer("fire_counts", zeros(d_sae, of=torch.long))
         self.register_buffer("peak", zeros(d_sae, of=dtype))
+        self.register_buffer("silent_samples", zeros(d_sae, of=torch.long))
         self.register_buffer("n_samples", zeros(of=torch.long))
         self.register_buffer("n_steps", zeros(of=torch.long))
         self.register_buffer("frequency", zeros(d_sae, of=dtype))
@@ -309,7 +323,7 @@ class BiasAdapter(nn.Module):
         state[f"{prefix}group"] = self.spectrum.group_of_neuron()
         state[f"{prefix}target_frequency"] = self.spectrum.target_of_neuron()
         lossy = torch.finfo(torch.float32).eps
-        for name in ("fire_counts", "n_samples", "n_steps"):
+        for name in ("fire_counts", "silent_samples", "n_samples", "n_steps"):
             value = state[f"{prefix}{name}"]
             if value.is_floating_point():
                 is_exact = torch.finfo(value.dtype).eps <= lossy or name == "n_steps"
@@ -359,7 +373,11 @@ class BiasAdapter(nn.Module):
         if int(self.n_steps) % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
             return None
         self.frequency = self.fire_counts.to(self.peak.dtype) / self.n_samples
-        seen = Observation(self.frequency, self.peak)
+        # to the window's resolution: a neuron active in it counts as silent since its end
+        self.silent_samples = torch.where(
+            self.fire_counts > 0, 0, self.silent_samples + self.n_samples
+        )
+        seen = Observation(self.frequency, self.peak, self.silent_samples)
         limits = bias_range().to(self.peak.dtype).expand_as(self.peak)
         new_bias = self.rule(bias.to(self.peak.dtype), seen, self.targets, self.rates, limits)
         self.fire_counts.zero_()

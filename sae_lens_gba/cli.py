@@ -1,13 +1,18 @@
-"""``sae-lens-gba``: train, demo."""
+"""``sae-lens-gba``: train, publish, report, demo."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-Command = tuple[
-    str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]
-]
+# name -> (help, module with add_arguments and run_from_arguments)
+COMMANDS = {
+    "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
+    "report": ("make a page that shows what an SAE learned", "sae_lens_gba.report.command"),
+    "demo": ("train, save, reload and show an SAE of a small model", "sae_lens_gba.demo.run"),
+}
+TRAIN_HELP = "train an SAE: SAELens' own flags and ours (see train --help)"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -17,7 +22,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["train"]:
         # SAELens parses these itself: its flags change with --architecture
         return _report_failure(lambda: train(arguments[1:]))
-    namespace = _parser().parse_args(arguments)
+    namespace = _parser(arguments[:1]).parse_args(arguments)
     return _report_failure(lambda: namespace.run(namespace))
 
 
@@ -31,25 +36,25 @@ def train(args: Sequence[str]) -> None:
     runner._run_cli([*args] if named or not args else ["--architecture", "gba", *args])
 
 
-def _parser() -> argparse.ArgumentParser:
-    from sae_lens_gba.demo import run as demo
-
+def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sae-lens-gba", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    commands.add_parser("train", help="train an SAE: SAELens' own flags and ours", add_help=False)
-    for name, text, module in (
-        ("demo", "train, save, reload and show a GBA SAE of a small language model", demo),
-    ):
+    commands.add_parser("train", help=TRAIN_HELP, add_help=False)
+    for name, (text, module_name) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run_from_arguments)
+        if name in chosen:  # no other command's module need be imported
+            module = import_module(module_name)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run_from_arguments)
     return parser
 
 
-def _report_failure(run: Callable[[], None]) -> int:
+def _report_failure(run: Callable[[], object]) -> int:
+    from sae_lens_gba.hub.errors import HubError
+
     try:
         run()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, HubError) as error:
         logging.getLogger(__name__).error("sae-lens-gba: %s", error)
         return 1
     except KeyboardInterrupt:

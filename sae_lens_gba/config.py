@@ -41,13 +41,18 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         tied (bool): Whether the encoder is the transposed decoder.
         learn_output_scale (bool): Whether each latent has a learnt output scale, folded into W_dec
             when saving.
+        output_scale_init (float): Output scale at the start, above 0. A small one lets each latent
+            learn from the input instead of from the other latents' error, as the paper's theory
+            assumes. Not used when learn_output_scale is off: the scale is then 1.
         bias_update (str): The rule that moves the biases: "group_mean", "log_proportional",
             "log_proportional_one_sided" or "paper".
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
-        bias_decrease_rate (float): How far a bias moves per adaptation when its neuron fires too
-            often; a share of its largest pre-activation (paper) or of the input norm.
-        bias_increase_rate (float): How far the bias of a dead neuron is raised per adaptation, in
-            the same units.
+        bias_decrease_rate (float | None): How far a bias moves per adaptation when its neuron fires
+            too often; a share of its largest pre-activation (paper) or of the input norm (other
+            rules). None means 0.57 / sqrt(d_in): pre-activations of a random direction spread by
+            the input norm / sqrt(d_in), and the step should be a fixed part of that spread.
+        bias_increase_rate (float | None): How far the bias of a dead neuron is raised per
+            adaptation, in the same units. None means 0.23 / sqrt(d_in).
         dead_frequency (float): A neuron active on a smaller share of samples is dead, and raised.
             Must be below every target.
         frequency_cap (float): With group_mean, a single neuron is pushed down individually above
@@ -72,10 +77,11 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     activation: Literal["jumprelu", "relu"] = "jumprelu"
     tied: bool = False
     learn_output_scale: bool = True
+    output_scale_init: float = 0.1
     bias_update: BiasUpdate = "group_mean"
     adapt_every_n_steps: int = 10
-    bias_decrease_rate: float = 0.05
-    bias_increase_rate: float = 0.02
+    bias_decrease_rate: float | None = None
+    bias_increase_rate: float | None = None
     dead_frequency: float = 1e-5
     frequency_cap: float = 3.0
     bias_init: Literal["zero", "quantile"] = "quantile"
@@ -112,8 +118,8 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
 
     def adaptation_rates(self) -> AdaptationRates:
         return AdaptationRates(
-            decrease=self.bias_decrease_rate,
-            increase=self.bias_increase_rate,
+            decrease=_or(self.bias_decrease_rate, 0.57 / math.sqrt(self.d_in)),
+            increase=_or(self.bias_increase_rate, 0.23 / math.sqrt(self.d_in)),
             dead_frequency=self.dead_frequency,
             frequency_cap=self.frequency_cap,
         )
@@ -135,7 +141,8 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         for name in ("highest_target_frequency", "lowest_target_frequency"):
             _require(0 < getattr(self, name) < 1, self, name, "between 0 and 1, exclusive")
         for name in ("bias_decrease_rate", "bias_increase_rate"):
-            _require(_positive(getattr(self, name)), self, name, "a finite number above 0")
+            rate = getattr(self, name)
+            _require(rate is None or _positive(rate), self, name, "a finite number above 0")
         for name in ("adapt_every_n_steps", "n_groups", "d_in", "d_sae"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value >= 1, self, name, "an integer, at least 1")
@@ -146,6 +153,7 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             f"at most d_sae={self.d_sae}, so that no group is empty",
         )
         _require(0 < self.dead_frequency < 1, self, "dead_frequency", "between 0 and 1, exclusive")
+        _require(_positive(self.output_scale_init), self, "output_scale_init", "a number above 0")
         _require(self.frequency_cap >= 1, self, "frequency_cap", "at least 1")
         _require(
             0 <= self.group_size_exponent < math.inf, self, "group_size_exponent", "at least 0"
@@ -203,6 +211,10 @@ _PAPER: dict[str, Any] = {
 
 def _positive(value: float) -> bool:
     return 0 < value < math.inf
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
 def _require(ok: bool, cfg: GBATrainingSAEConfig, name: str, remedy: str) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     SparseEncode,
     find_active,
 )
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def outside_compilation(function: _F) -> _F:
+    """torch.compile leaves ``function`` as it is."""
+    compiled_around: _F = torch.compiler.disable(function)
+    return compiled_around
 
 
 class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
@@ -95,7 +103,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
             self.threshold = nn.Parameter(zeros.clone(), requires_grad=False)
-        self.output_scale = nn.Parameter(zeros + 1, requires_grad=cfg.learn_output_scale)
+        scale = cfg.output_scale_init if cfg.learn_output_scale else 1.0
+        self.output_scale = nn.Parameter(zeros + scale, requires_grad=cfg.learn_output_scale)
         self.adapter = BiasAdapter(
             cfg.spectrum(),
             cfg.bias_update,
@@ -146,6 +155,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         return self._encode_dense(self.process_sae_in(x), self.W_enc.contiguous())[0]
 
     @override
+    @outside_compilation  # its shapes depend on the data
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and pre-activations, both (batch, d_sae), for training.
 
@@ -166,12 +176,16 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         if self._active is not None and feature_acts.is_sparse:
-            acts = feature_acts.values()
-            recons = SparseDecode.apply(acts, self.W_dec, self.output_scale, self._active)
+            recons = self._decode_sparse(feature_acts, self._active)
         else:
             recons = feature_acts @ self._scaled_W_dec()
         recons = self.hook_sae_recons(recons + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
+
+    @outside_compilation
+    def _decode_sparse(self, feature_acts: torch.Tensor, active: ActiveSet) -> torch.Tensor:
+        acts = feature_acts.values()
+        return SparseDecode.apply(acts, self.W_dec, self.output_scale, active)
 
     def _encode_dense(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor

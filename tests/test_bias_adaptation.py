@@ -19,12 +19,16 @@ from sae_lens_gba.frequency_spectrum import FrequencySpectrum, build_spectrum
 RATES = AdaptationRates(decrease=0.01, increase=0.01, dead_frequency=1e-3, frequency_cap=3.0)
 
 
-def apply_rule(name, bias, frequency, peak, group, target, c=1.0, rates=RATES):
+def apply_rule(
+    name, bias, frequency, peak, group, target, c=1.0, rates=RATES, silent_samples=10**6
+):
     tensors = [torch.tensor(v, dtype=torch.float64) for v in (bias, frequency, peak, target)]
     bias_, frequency_, peak_, target_ = tensors
     targets = Targets(torch.tensor(group), target_, max(group) + 1)
     c_ = torch.full_like(bias_, c)
-    return UPDATE_RULES[name](bias_, Observation(frequency_, peak_), targets, rates, c_).tolist()
+    silent = torch.where(frequency_ > 0, 0, silent_samples)
+    seen = Observation(frequency_, peak_, silent)
+    return UPDATE_RULES[name](bias_, seen, targets, rates, c_).tolist()
 
 
 def test_paper_rule_by_hand() -> None:
@@ -66,6 +70,27 @@ def test_group_mean_rule_by_hand() -> None:
             -0.2 - 0.006 * math.log(6) + 0.02,
         ]
     )
+
+
+def test_group_mean_takes_a_rare_neuron_for_dead_only_when_it_is_overdue() -> None:
+    # target 0.01: five firings are expected in 500 samples
+    args = {"bias": [-0.5, -0.5], "frequency": [0.02, 0.0], "peak": [1.0, 0.0],
+            "group": [0, 0], "target": [0.01, 0.01]}  # fmt: skip
+    # the group's mean is on target, so only revival moves the second neuron
+    assert apply_rule("group_mean", **args, silent_samples=499) == pytest.approx([-0.5, -0.5])
+    assert apply_rule("group_mean", **args, silent_samples=500) == pytest.approx([-0.5, -0.49])
+
+
+def test_silence_is_counted_over_windows() -> None:
+    adapter = BiasAdapter(build_spectrum(4, 1, 0.3, 0.3), "paper", RATES, 1)
+    y = torch.tensor([[1.0, -1.0, -1.0, -1.0]] * 6)
+    for _ in range(3):
+        adapter.observe(y)
+        adapter.adapt_if_due(torch.zeros(4), lambda: torch.tensor(1.0))
+    assert adapter.silent_samples.tolist() == [0, 18, 18, 18]
+    adapter.observe(-y)
+    adapter.adapt_if_due(torch.zeros(4), lambda: torch.tensor(1.0))
+    assert adapter.silent_samples.tolist() == [6, 0, 0, 0]
 
 
 def test_log_rules_by_hand() -> None:

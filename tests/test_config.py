@@ -28,6 +28,8 @@ from sae_lens_gba import GBATrainingSAEConfig
         ("bias_decrease_rate", 0.0),
         ("bias_decrease_rate", float("nan")),
         ("bias_increase_rate", -0.01),
+        ("output_scale_init", 0.0),
+        ("output_scale_init", float("nan")),
         ("adapt_every_n_steps", 0),
         ("dead_frequency", 0.0),
         ("dead_frequency", 0.5),
@@ -75,6 +77,15 @@ def test_training_settings_travel_in_the_metadata() -> None:
     details = GBATrainingSAEConfig(16, 64, n_groups=4, target_l0=4.0).to_dict()["metadata"]
     assert details["training_architecture"] == "gba"
     assert details["training_architecture_details"]["target_l0"] == 4.0
+
+
+def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
+    # a random direction's pre-activations spread by norm / sqrt(d_in)
+    narrow, wide = (GBATrainingSAEConfig(d, 1024).adaptation_rates() for d in (128, 512))
+    assert narrow.decrease == pytest.approx(2 * wide.decrease) == pytest.approx(0.0504, abs=1e-4)
+    assert narrow.increase == pytest.approx(2 * wide.increase)
+    given = GBATrainingSAEConfig(512, 1024, bias_decrease_rate=0.3).adaptation_rates()
+    assert given.decrease == 0.3
 
 
 def test_the_stock_architecture_follows_the_activation() -> None:

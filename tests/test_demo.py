@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
-from sae_lens_gba.demo import run, snippets, text, training
 from sae_lens_gba.demo import model as demo_model
+from sae_lens_gba.demo import run, snippets, text, training
 from sae_lens_gba.demo.wheels import files_of_wheel
 
 HOOK = "blocks.0.hook_resid_post"

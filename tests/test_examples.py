@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
     [
         ("01_train_on_activations.py", ["--steps", "60"], "JumpReLUSAE: L0"),
         ("02_bias_adaptation_hook.py", ["--steps", "60"], "group 9:"),
+        ("05_publish_and_load.py", [], "dry run"),
     ],
 )
 def test_example_runs(script: str, arguments: list[str], says: str, tmp_path: Path) -> None:

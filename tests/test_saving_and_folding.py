@@ -28,7 +28,8 @@ x = torch.load(sys.argv[1], weights_only=True)
 for folder in sys.argv[3:]:
     sae = SAE.load_from_disk(folder)
     acts = sae.encode(x)
-    results.append((sae.cfg.architecture(), acts.detach(), sae.decode(acts).detach(), sae(x).detach()))
+    outputs = [t.detach() for t in (acts, sae.decode(acts), sae(x))]
+    results.append((sae.cfg.architecture(), *outputs))
 torch.save(results, sys.argv[2])
 """
 

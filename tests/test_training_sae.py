@@ -69,7 +69,9 @@ def test_decoder_rows_have_unit_norm_after_every_optimizer_step(tied: bool) -> N
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_biases_get_no_gradient_and_move_only_when_adapted(activation: str) -> None:
-    sae = GBATrainingSAE(tiny_config(activation=activation, adapt_every_n_steps=10))
+    sae = GBATrainingSAE(
+        tiny_config(activation=activation, adapt_every_n_steps=10, bias_init="zero")
+    )
     trainer = make_trainer(sae, 20)
     take_steps(trainer, 9)
     assert torch.equal(sae.bias, torch.zeros(64))

@@ -79,7 +79,12 @@ def train(
     texts: Dataset,
 ) -> GBATrainingSAE:
     """Train on ``texts`` and save to ``cfg.output_path``."""
-    runner = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=texts)
+    # a bridge is all that the runner needs of a model, but no HookedRootModule
+    runner = LanguageModelSAETrainingRunner(
+        cfg,
+        override_model=model,  # type: ignore[arg-type]
+        override_dataset=texts,
+    )
     sae = runner.run()
     sae.eval()
     return sae

@@ -15,7 +15,7 @@ from sae_lens import (
 )
 from tiny_training import D_IN, D_SAE, activations, trainer
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.hub.errors import InvalidPublicationError
 from sae_lens_gba.hub.fine_tuning import to_training_sae
 from sae_lens_gba.hub.loading import load
@@ -111,10 +111,15 @@ def test_biases_above_zero_come_with_a_warning(caplog: pytest.LogCaptureFixture)
     assert "b_enc of this SAE is above 0" in caplog.text
 
 
-def test_groups_alone_give_the_targets(sae_folder: Path) -> None:
-    groups = load(sae_folder).groups
+def test_groups_alone_give_the_targets_whatever_the_order_of_latents(sae_folder: Path) -> None:
+    ordered = load(sae_folder).groups
+    order = torch.randperm(D_SAE)
+    groups = NeuronGroups(
+        ordered.group[order], ordered.target_frequency[order], ordered.measured_frequency[order]
+    )
     sae = to_training_sae(random_stock_sae(), groups)
-    assert torch.equal(sae.groups().target_frequency, groups.target_frequency)
+    for name in ("group", "target_frequency", "measured_frequency"):
+        assert torch.equal(getattr(sae.groups(), name), getattr(groups, name))
     assert sae.cfg.n_groups == 4
 
 
@@ -122,8 +127,8 @@ def test_a_latent_without_a_decoder_stays_silent_in_the_output() -> None:
     stock = random_stock_sae()
     stock.W_dec.data[5] = 0.0
     sae = to_training_sae(stock, n_groups=4, target_l0=3.0)
-    assert float(sae.output_scale[5]) == 0.0
-    assert float(sae.W_dec[5].norm()) == pytest.approx(1.0)
+    assert sae.output_scale[5].item() == 0.0
+    assert sae.W_dec[5].norm().item() == pytest.approx(1.0)
     x = activations(16)
     torch.testing.assert_close(sae(x), stock(x), rtol=1e-4, atol=1e-4)
 

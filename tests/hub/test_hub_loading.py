@@ -89,7 +89,7 @@ def test_the_list_of_what_is_published_needs_no_weights(
     assert (second.sae_id, second.architecture) == ("b/relu", "standard")
     assert first.hook_name == HOOK
     assert first.model_name == "user/tiny-model"
-    assert first.l0 == pytest.approx(jumprelu_sae.cfg.metadata.l0)
+    assert first.l0 == pytest.approx(jumprelu_sae.groups().measured_frequency.sum().item())
     assert first.is_gba
     assert published.n_requests("GET .*safetensors") == 0
 

@@ -193,4 +193,3 @@ def test_offline_without_a_cache_says_so(
 def test_a_cache_folder_of_ones_own_is_used(published: LocalHub, tmp_path: Path) -> None:
     load(REPO, "a/jumprelu", endpoint=published.endpoint, cache_dir=tmp_path / "mine")
     assert list((tmp_path / "mine").rglob(WEIGHTS))
-    shutil.rmtree(tmp_path / "mine")

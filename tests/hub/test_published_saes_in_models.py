@@ -62,7 +62,7 @@ def test_its_reconstruction_takes_the_place_of_the_activations(model: Any, sae: 
 
 
 def test_a_latent_turned_up_by_hand_steers_the_model(model: Any, sae: Any) -> None:
-    def turn_up(acts: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+    def turn_up(acts: torch.Tensor, hook: Any) -> torch.Tensor:
         acts[..., 3] = 50.0
         return acts
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 from local_hub import LocalHub
+from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, publish_to, trainer
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
 from sae_lens_gba.hub.errors import (
     PublishError,
 )
@@ -169,6 +170,31 @@ def test_a_checkpoint_is_published_with_its_activation_scale_folded_in(
     torch.testing.assert_close(loaded(x), unfolded(x * scale) / scale, rtol=1e-4, atol=1e-4)
 
 
+def test_an_sae_trained_with_the_hook_is_published_with_its_groups(
+    hub: LocalHub, tmp_path: Path
+) -> None:
+    cfg = StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, l1_coefficient=0.0)
+    cfg.metadata.model_name, cfg.metadata.hook_name = "user/tiny-model", HOOK
+    sae = StandardTrainingSAE(cfg)
+    hook = BiasAdaptationHook.attach(sae, n_groups=4, target_l0=3.0)
+    sae.save_inference_model(tmp_path / "run")
+    hook.groups().save(tmp_path / "run")
+    publish_to(hub, {"hooked": tmp_path / "run"})
+    loaded = load(REPO, endpoint=hub.endpoint)
+    assert loaded.training_config is None
+    assert torch.equal(loaded.groups.target_frequency, hook.groups().target_frequency)
+    assert loaded.to_training_sae().cfg.n_groups == 4
+
+
+def test_a_bfloat16_sae_keeps_its_dtype(
+    hub: LocalHub, make_sae: Callable[..., GBATrainingSAE]
+) -> None:
+    sae = make_sae(0, dtype="bfloat16")
+    result = publish_to(hub, {"sae": sae})
+    assert load(REPO, endpoint=hub.endpoint).sae.W_dec.dtype == torch.bfloat16
+    assert '"sae", dtype="bfloat16")' in result.card
+
+
 def test_where_the_run_was_on_this_machine_is_not_published(
     hub: LocalHub, sae_folder: Path
 ) -> None:
@@ -212,7 +238,8 @@ def test_the_release_entry_is_one_that_saelens_directory_reads(
     assert entry.saes_map == {"a/b": "a/b"}
     assert entry.neuronpedia_id == {"a/b": "tiny-model/1-gba-res"}
     assert entry.expected_var_explained == {"a/b": 0.7124}
-    assert entry.expected_l0["a/b"] == pytest.approx(jumprelu_sae.cfg.metadata.l0, abs=1e-4)
+    measured = jumprelu_sae.groups().measured_frequency.sum().item()
+    assert entry.expected_l0["a/b"] == pytest.approx(measured, abs=1e-4)
     published = yaml.safe_load(hub.repos[REPO].files()["a/b/cfg.json"])
     assert published["metadata"]["neuronpedia_id"] == "tiny-model/1-gba-res"
 

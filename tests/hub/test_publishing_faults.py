@@ -177,6 +177,17 @@ def test_a_server_error_before_the_commit_is_tried_again(
     assert is_published(used_hub)
 
 
+@pytest.mark.parametrize("kind", ["truncate", "shorten", "drop"])
+def test_a_card_that_arrives_truncated_is_read_again(
+    hub: LocalHub, sae_folder: Path, kind: str
+) -> None:
+    hub.create(REPO).commit("main", {"README.md": b"# Mine, all of it\n"}, "mine")
+    hub.faults = [Fault("GET .*/resolve/.*/README.md", kind=kind)]
+    publish_to(hub, sae_folder)
+    assert b"# Mine, all of it\n" in hub.repos[REPO].files()["README.md"]
+    assert is_published(hub)
+
+
 def test_server_errors_without_end_leave_the_remote_as_it_was(
     used_hub: LocalHub, sae_folder: Path
 ) -> None:
@@ -223,6 +234,22 @@ def test_a_hub_that_is_not_there_is_one_clear_sentence(sae_folder: Path) -> None
         pass
     with pytest.raises(PublishError, match="check the network and publish again"):
         publish_to(gone, sae_folder)
+
+
+def test_a_repo_is_removed_again_when_the_hub_fails_right_after_making_it(
+    hub: LocalHub, sae_folder: Path
+) -> None:
+    def fail_from_now_on(hub: LocalHub) -> None:
+        hub.faults = [
+            Fault(f"GET /api/models/{REPO}$", status=500, times=99),
+            Fault("POST ", status=500, times=99),
+        ]
+
+    hub.faults = [Fault("POST /api/repos/create", kind="call", action=fail_from_now_on)]
+    with pytest.raises(PublishError, match="problem of its own"):
+        publish_to(hub, sae_folder)
+    assert hub.n_requests("POST /api/repos/create") == 1
+    assert hub.repos == {}
 
 
 def test_a_branch_made_for_a_commit_that_fails_is_removed_again(

@@ -87,7 +87,21 @@ def test_a_model_name_that_is_a_folder_here_is_refused(
         publish_to(hub, {"sae": sae_folder}, metadata={"model_name": "models/mine"})
 
 
-def test_a_secret_in_the_header_of_a_weights_file_is_found(hub: LocalHub, sae_folder: Path) -> None:
+def test_a_dataset_that_is_a_folder_here_is_refused(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my" / "texts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidPublicationError, match="dataset_path='my/texts'"):
+        publish_to(hub, {"sae": sae_folder}, metadata={"dataset_path": "my/texts"})
+
+
+def test_special_tokens_are_no_secrets(hub: LocalHub, sae_folder: Path) -> None:
+    tokens = {"bos_token": "<s>", "sequence_separator_token": "bos", "token": None}
+    publish_to(hub, {"sae": sae_folder}, metadata={"model_from_pretrained_kwargs": tokens})
+
+
+def test_a_path_in_the_header_of_a_weights_file_is_found(hub: LocalHub, sae_folder: Path) -> None:
     path = sae_folder / "sae_weights.safetensors"
     save_file(load_file(path), path, metadata={"trained_at": "/home/me/run"})
     with pytest.raises(InvalidPublicationError, match=r"sae/sae_weights.safetensors has a path"):

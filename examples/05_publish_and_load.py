@@ -1,0 +1,58 @@
+"""Publish an SAE on the Hugging Face Hub and load it back.
+
+Without arguments it shows what would be published, and loads that: nothing is sent.
+To try it on a Hub on this machine, in two terminals:
+
+    python tests/hub/local_hub.py          # shows its address and token
+    python examples/05_publish_and_load.py --endpoint http://127.0.0.1:PORT --token valid
+"""
+
+import argparse
+
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.hub.loading import list_published, load
+from sae_lens_gba.hub.publishing import publish
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--repo", default="user/tiny-gba-sae")
+parser.add_argument("--endpoint", help="of the Hub; none: a dry run")
+parser.add_argument("--token", help="default: the one of 'hf auth login'")
+args = parser.parse_args()
+
+# any trained GBA SAE will do; this one learns sparse mixtures of 100 random directions
+torch.set_num_threads(1)
+torch.manual_seed(0)
+directions = torch.randn(100, 32)
+data = (((torch.rand(256, 100) < 0.04) * torch.rand(256, 100)) @ directions for _ in iter(int, 1))
+cfg = GBATrainingSAEConfig(
+    d_in=32, d_sae=128, n_groups=4, target_l0=4.0, adapt_every_n_steps=10, bias_decrease_rate=0.2
+)
+sae = GBATrainingSAE(cfg)
+trainer_cfg = SAETrainerConfig(
+    n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False,
+    total_training_samples=256 * 600, train_batch_size_samples=256, device="cpu",
+    autocast=False, lr=1e-3, lr_end=1e-3, lr_scheduler_name="constant", lr_warm_up_steps=0,
+    adam_beta1=0.9, adam_beta2=0.999, lr_decay_steps=0, n_restart_cycles=1,
+    dead_feature_window=1000, feature_sampling_window=400, n_batches_for_norm_estimate=5,
+    logger=LoggingConfig(log_to_wandb=False),
+)  # fmt: skip
+SAETrainer(trainer_cfg, sae, data).fit()
+
+publication = publish(
+    sae,
+    args.repo,
+    metadata={"model_name": "user/toy-model", "hook_name": "blocks.0.hook_resid_post"},
+    license="mit",
+    endpoint=args.endpoint,
+    token=args.token,
+    dry_run=args.endpoint is None,
+)
+print(publication.summary())
+where = publication.folder or args.repo
+print(*list_published(where, endpoint=args.endpoint, token=args.token), sep="\n")
+loaded = load(where, publication.sae_ids[0], endpoint=args.endpoint, token=args.token)
+print(*loaded.groups.summary(), sep="\n")

@@ -1,0 +1,206 @@
+"""What must hold before anything is sent to the Hub. Nothing here touches the network."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+from sae_lens_gba.hub.errors import HubError, InvalidPublicationError
+from sae_lens_gba.hub.sae_folder import (
+    REQUIRED_FILES,
+    check_weights,
+    read_groups,
+    read_json,
+    read_sparsity,
+)
+
+MAX_FILE_BYTES = 50 * 1000**3  # the Hub's own limit for one file
+
+_ID_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_NEURONPEDIA_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LOCAL_PATH = re.compile(
+    r"""^(?:/[^/\s]|~[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)  # the whole value is a path
+    |file://
+    |(?:^|[\s"'=:,(])(?:/home/|/Users/|/root/|/tmp/|/mnt/|/scratch/|[A-Za-z]:\\)""",
+    re.VERBOSE,
+)
+_SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}"
+    r"|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+# not bos_token, sequence_separator_token and their like
+_SECRET_FIELD = re.compile(
+    r"^token$|(^|_)((auth|hf|hub|access|api|bearer|wandb)_token|api_?key|passw(or)?d|secret)$", re.I
+)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """A repo name of the form user/name.
+
+    Raises:
+        InvalidPublicationError: it is not.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InvalidPublicationError(f"repo_id={repo_id!r} is not possible: {error}") from error
+    if repo_id.count("/") != 1:
+        raise InvalidPublicationError(
+            f"repo_id={repo_id!r} has no owner: write it as 'user-or-organisation/name'."
+        )
+
+
+def check_sae_id(sae_id: str) -> None:
+    """An id is a folder in the repo: parts of letters, digits and ._- joined by /.
+
+    Raises:
+        InvalidPublicationError: it is not.
+    """
+    parts = sae_id.split("/")
+    if not all(_ID_PART.fullmatch(part) for part in parts) or len(sae_id) > 200:
+        raise InvalidPublicationError(
+            f"SAE id {sae_id!r} is not possible: use letters, digits and . _ - (at most 200), in "
+            "parts separated by single slashes, each beginning with a letter or digit."
+        )
+
+
+def check_target(revision: str | None, create_pr: bool) -> None:
+    """That the place to commit to makes sense.
+
+    Raises:
+        InvalidPublicationError: it does not.
+    """
+    if create_pr and revision not in (None, "main"):
+        raise InvalidPublicationError(
+            f"create_pr=True opens a pull request against main, but revision={revision!r}: leave "
+            "out one of the two."
+        )
+    if revision is not None and not re.fullmatch(r"[\w][\w./-]*", revision):
+        raise InvalidPublicationError(
+            f"revision={revision!r} is not possible: give the name of a branch, or refs/pr/<n>."
+        )
+
+
+def is_hub_name(name: object) -> bool:
+    """Whether ``name`` can be the name of a model or data set on the Hub."""
+    return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
+
+
+def check_staged_sae(folder: Path, sae_id: str) -> None:
+    """All that is checked of one SAE's folder before it is published.
+
+    Raises:
+        InvalidPublicationError: names file, field, value and remedy.
+    """
+    try:
+        cfg = read_json(folder / "cfg.json")
+        check_weights(folder, cfg)
+        read_groups(folder, cfg["d_sae"])
+        read_sparsity(folder, cfg["d_sae"])
+    except HubError as error:
+        raise InvalidPublicationError(f"SAE {sae_id!r} can't be published: {error}") from error
+    for name in REQUIRED_FILES:
+        if not (folder / name).is_file():
+            raise InvalidPublicationError(f"SAE {sae_id!r} can't be published: {name} is missing.")
+    _check_metadata(cfg, sae_id)
+    for path in sorted(folder.iterdir()):
+        _check_file(path, f"{sae_id}/{path.name}")
+
+
+def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
+    metadata = cfg.get("metadata") or {}
+    for name, example in (("model_name", "google/gemma-2-2b"), ("hook_name", "blocks.8.hook_out")):
+        if not metadata.get(name):
+            raise InvalidPublicationError(
+                f"SAE {sae_id!r} has no {name} in its metadata, so nobody could use it: pass "
+                f"metadata={{{name!r}: {example!r}}}."
+            )
+    model_name = metadata["model_name"]
+    if not is_hub_name(model_name) or (Path(model_name) / "config.json").is_file():
+        raise InvalidPublicationError(
+            f"SAE {sae_id!r} has model_name={model_name!r}, which is a local path or no name at "
+            "all: pass its name on the Hub, metadata={'model_name': 'user/model'}."
+        )
+    dataset = metadata.get("dataset_path")
+    if isinstance(dataset, str) and Path(dataset).exists():
+        raise InvalidPublicationError(
+            f"SAE {sae_id!r} has dataset_path={dataset!r}, which is a folder or file here: pass "
+            "its name on the Hub, metadata={'dataset_path': 'user/data'}, or a description."
+        )
+    normalisation = cfg.get("normalize_activations")
+    if normalisation in ("expected_average_only_in", "covariance_whitening"):
+        raise InvalidPublicationError(
+            f"SAE {sae_id!r} has normalize_activations={normalisation!r} that is not folded into "
+            "its weights: publish a finished run, or a checkpoint with its activation_scaler.json."
+        )
+    neuronpedia_id = metadata.get("neuronpedia_id")
+    if neuronpedia_id is not None and not (
+        isinstance(neuronpedia_id, str) and _NEURONPEDIA_ID.fullmatch(neuronpedia_id)
+    ):
+        raise InvalidPublicationError(
+            f"SAE {sae_id!r} has neuronpedia_id={neuronpedia_id!r}: Neuronpedia's ids look like "
+            "'gemma-2-2b/12-gemmascope-res-16k' (model/layer-source)."
+        )
+
+
+def _check_file(path: Path, name: str) -> None:
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise InvalidPublicationError(
+            f"{name} is {size / 1e9:.1f} GB, the Hub takes files up to "
+            f"{MAX_FILE_BYTES / 1e9:.0f} GB: publish the SAE in a smaller dtype."
+        )
+    if path.suffix == ".json":
+        check_no_private_values(read_json(path), name)
+    elif path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                check_no_private_values(file.metadata() or {}, name)
+        except SafetensorError as error:
+            raise InvalidPublicationError(f"{name} is damaged ({error}).") from error
+
+
+def check_no_private_values(content: object, name: str) -> None:
+    """No secret, no path of this machine, and no NaN in anything read from JSON.
+
+    Raises:
+        InvalidPublicationError: names the field; a secret's value is not repeated.
+    """
+    for field, value in _leaves(content):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidPublicationError(
+                f"{name} has {field}={value}, which is not valid JSON: remove the field or pass a "
+                "number in its place."
+            )
+        if not isinstance(value, str):
+            continue
+        last = field.rsplit(".", 1)[-1]
+        if _SECRET.search(value) or (value and _SECRET_FIELD.search(last)):
+            raise InvalidPublicationError(
+                f"{name} has what looks like a secret in {field}: remove it there, and revoke it "
+                "if the file was ever shared."
+            )
+        if _LOCAL_PATH.search(value):
+            raise InvalidPublicationError(
+                f"{name} has a path of this machine, {field}={value!r}: pass another value with "
+                f"metadata={{{last!r}: ...}}, or remove it from the file."
+            )
+
+
+def _leaves(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    items: Iterable[tuple[object, object]]
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, list):
+        items = enumerate(content)
+    else:
+        yield prefix, content
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
