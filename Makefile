@@ -10,10 +10,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check bench-speed paper-quick paper clean
+.PHONY: help setup browser demo test check bench-speed paper-quick paper clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+# the report's tests drive a real browser; SAE_LENS_GBA_NO_BROWSER_TESTS=1 leaves them out
+BROWSER := $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -n 1)
+
+browser:
+ifeq ($(BROWSER),)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; \
+	else \
+	  echo "no Chromium found: install chromium and chromium-driver for the report's tests"; \
+	fi
+endif
 
 setup: $(VENV)/.installed  ## create .venv with the package and all it needs
 
@@ -26,7 +38,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## train, save, reload and show a GBA SAE of a real language model
 	$(BIN)/sae-lens-gba demo
 
-test: setup  ## run the tests
+test: setup browser  ## run the tests
 	$(BIN)/python -m pytest
 
 check: setup  ## formatter, linter and type checker

@@ -27,13 +27,25 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def train(args: Sequence[str]) -> None:
-    """SAELens' command line, with "gba" among (and the default of) its architectures."""
+    """SAELens' command line, with "gba" among (and the default of) its architectures.
+
+    Of our own it has one flag more: ``--report`` writes charts of the training run as PNG.
+    """
     import sae_lens.llm_sae_training_runner as runner
 
     import sae_lens_gba  # noqa: F401  (registers "gba")
 
-    named = any(a.split("=")[0] in ("--architecture", "--sae") for a in args)
-    runner._run_cli([*args] if named or not args else ["--architecture", "gba", *args])
+    rest = [a for a in args if a != "--report"]
+    named = any(a.split("=")[0] in ("--architecture", "--sae") for a in rest)
+    if rest and not named:
+        rest = ["--architecture", "gba", *rest]
+    if "--report" not in args:
+        return runner._run_cli(rest)
+    from sae_lens_gba.report.training_charts import train_with_charts
+
+    cfg = runner._parse_cfg_args(rest)
+    train_with_charts(runner.LanguageModelSAETrainingRunner(cfg=cfg), cfg.output_path)
+    return None
 
 
 def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:

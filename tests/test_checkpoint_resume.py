@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_trainer, mixture, take_steps, tiny_config
+from toolbox import make_trainer, mixture, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
 

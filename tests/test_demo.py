@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import D_MODEL, mixture, tiny_config
 from datasets import Dataset
+from toolbox import D_MODEL, mixture, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main

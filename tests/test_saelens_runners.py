@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import D_MODEL, mixture, tiny_config, trainer_config
 from datasets import Dataset
 from sae_lens import (
     SAE,
@@ -25,6 +24,7 @@ from sae_lens.multi_sae_training_runner import (
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from toolbox import D_MODEL, mixture, tiny_config, trainer_config
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.cli import main, train

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_trainer, mixture, randomise, take_steps, tiny_config
 from sae_lens import SAE, TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
+from toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 

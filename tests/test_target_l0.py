@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import make_trainer
 from sae_lens.synthetic import (
     HierarchyConfig,
     SyntheticModel,
     SyntheticModelConfig,
     ZipfianFiringProbabilityConfig,
 )
+from toolbox import make_trainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_trainer, mixture, take_steps
 from sae_lens import (
     SAE,
     JumpReLUTrainingSAEConfig,
@@ -11,6 +10,7 @@ from sae_lens import (
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
+from toolbox import make_trainer, mixture, take_steps
 
 from sae_lens_gba import BiasAdaptationHook
 

@@ -8,11 +8,11 @@ import inspect
 
 import pytest
 import torch
-from conftest import make_trainer, mixture, take_steps, tiny_config
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
+from toolbox import make_trainer, mixture, take_steps, tiny_config
 from torch.optim import Adam
 
 import sae_lens_gba

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_lens_gba import NeuronGroups
-from sae_lens_gba.report import Report, ReportConfig, collect
+from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.loading import load_saes
 
@@ -104,7 +104,7 @@ def sae_folders(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def report(sae_folders: tuple[Path, Path], model: Any, texts: Dataset) -> Report:
     saes = load_saes(sae_folders)
     cfg = ReportConfig(n_tokens=1600, n_latents=20, ce_tokens=320)
-    return collect(saes, model, texts, "made-up <i>text</i>", cfg)
+    return collect_report(saes, model, texts, "made-up <i>text</i>", cfg)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ Without a browser these tests fail. To leave them out, set SAE_LENS_GBA_NO_BROWS
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.ui import WebDriverWait
 
 from sae_lens_gba.report import Report
 
@@ -42,6 +43,13 @@ def shown(browser: Any, page: Path) -> Iterator[Any]:
     show(browser, page)
     yield browser
     assert browser.get_log("browser") == []  # no script error, nothing blocked by the policy
+
+
+def eventually(browser: Any, happens: Callable[[], Any]) -> None:
+    """Plotly draws, and Chromium tells of a change of theme, in their own time."""
+    WebDriverWait(browser, 30).until(
+        lambda _: happens(), message="it did not happen within 30 seconds"
+    )
 
 
 def rows(browser: Any) -> list[list[str]]:
@@ -114,10 +122,9 @@ def test_the_policy_stops_a_script_that_got_in(browser: Any, page: Path) -> None
 def test_every_figure_is_drawn(shown: Any) -> None:
     places = shown.find_elements(By.CSS_SELECTOR, "[data-figure]")
     assert len(places) == 6
+    marks = ".trace path, .trace .point"
     for place in places:
-        assert place.find_elements(By.CSS_SELECTOR, "svg.main-svg")
-        marks = place.find_elements(By.CSS_SELECTOR, ".trace path, .trace .point")
-        assert marks, place.get_attribute("data-figure")
+        eventually(shown, lambda at=place: at.find_elements(By.CSS_SELECTOR, marks))
 
 
 def test_the_table_starts_with_the_latents_that_can_be_opened(shown: Any, report: Report) -> None:
@@ -185,7 +192,7 @@ def test_opening_a_latent_shows_its_contexts_and_histogram(shown: Any, report: R
     marked = dialog.find_element(By.CSS_SELECTOR, ".context .focus")
     assert marked.text == VOCABULARY[detail.latent]
     assert marked.value_of_css_property("background-color") != "rgba(0, 0, 0, 0)"
-    assert dialog.find_elements(By.CSS_SELECTOR, ".plot .bars path")
+    eventually(shown, lambda: dialog.find_elements(By.CSS_SELECTOR, ".plot .bars path"))
     assert VOCABULARY[detail.latent] in dialog.find_element(By.CSS_SELECTOR, ".tokens").text
     shown.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
@@ -253,4 +260,4 @@ def test_plots_follow_a_change_of_the_theme(browser: Any, page: Path) -> None:
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
     )
-    assert luminance(browser.execute_script(color)) > luminance(before) + 0.5
+    eventually(browser, lambda: luminance(browser.execute_script(color)) > luminance(before) + 0.5)

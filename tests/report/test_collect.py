@@ -22,7 +22,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_gba.report import Report, ReportConfig, collect
+from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.loading import load_saes
 
 
@@ -49,7 +49,7 @@ def test_frequencies_are_the_words_shares_of_the_text(
 
 
 def test_z_score_of_a_latent_that_is_1_or_0_is_that_of_a_coin(report: Report) -> None:
-    # activation 1 with probability p: mean p, variance p (1 - p), largest 1
+    # pre-activation 1 with probability p, else 0: mean p, variance p (1 - p), 1 where active
     table = report.saes[0].latents
     p = torch.tensor(table.frequency)
     expected = torch.where(p > 0, (1 - p) / (p * (1 - p)).sqrt(), 0.0).nan_to_num()
@@ -161,7 +161,7 @@ def test_the_same_seed_gives_the_same_report(
     report: Report, sae_folders: tuple[Path, Path], model: Any, texts: Dataset
 ) -> None:
     cfg = ReportConfig(n_tokens=1600, n_latents=20, ce_tokens=320)
-    again = collect(load_saes(sae_folders), model, texts, "made-up <i>text</i>", cfg)
+    again = collect_report(load_saes(sae_folders), model, texts, "made-up <i>text</i>", cfg)
     assert replace(again, provenance=report.provenance) == report
 
 
@@ -169,7 +169,7 @@ def test_a_text_that_ends_early_is_read_once(
     sae_folders: tuple[Path, Path], model: Any, texts: Dataset
 ) -> None:
     short = texts.select(range(4))  # 4 x 30 words: 7 sequences of 15 and a special token
-    result = collect(
+    result = collect_report(
         load_saes(sae_folders[:1]), model, short, "short", ReportConfig(n_tokens=10**6, ce_tokens=0)
     )
     assert 90 <= result.provenance.n_tokens <= 120
@@ -181,7 +181,9 @@ def test_a_text_shorter_than_a_sequence_is_refused(
     sae_folders: tuple[Path, Path], model: Any
 ) -> None:
     with pytest.raises(ValueError, match="shorter than one sequence of 16 tokens"):
-        collect(load_saes(sae_folders[:1]), model, Dataset.from_dict({"text": ["word1"]}), "tiny")
+        collect_report(
+            load_saes(sae_folders[:1]), model, Dataset.from_dict({"text": ["word1"]}), "tiny"
+        )
 
 
 def test_a_stock_sae_without_groups_or_context_size_is_shown(
@@ -193,13 +195,14 @@ def test_a_stock_sae_without_groups_or_context_size_is_shown(
     sae.save_model(tmp_path / "stock")
     (loaded,) = load_saes([tmp_path / "stock"])
     with pytest.raises(ValueError, match=r"context_size.*--context-size"):
-        collect([loaded], model, texts, "text", ReportConfig(n_tokens=320, ce_tokens=0))
+        collect_report([loaded], model, texts, "text", ReportConfig(n_tokens=320, ce_tokens=0))
     cfg = ReportConfig(n_tokens=320, n_latents=8, ce_tokens=0, context_size=CONTEXT_SIZE)
-    result = collect([loaded], model, texts, "text", cfg).saes[0]
+    result = collect_report([loaded], model, texts, "text", cfg).saes[0]
     assert result.latents.group is None
     assert result.metrics.l0_asked is None
     assert 1 <= len(result.details) <= 8
     assert result.metrics.l0 > 1
+    assert 0 < result.latents.z_score[result.details[0].latent] < 10
     assert any(detail.co_firing for detail in result.details)
     strengths = [c.activations[c.focus] for c in result.details[0].top]
     assert strengths == sorted(strengths, reverse=True)
@@ -212,7 +215,7 @@ def test_latents_that_were_asked_for_are_shown_even_if_dead(
     sae_folders: tuple[Path, Path], model: Any, texts: Dataset
 ) -> None:
     cfg = ReportConfig(n_tokens=320, n_latents=4, latents=(NEVER_USED, 5), ce_tokens=0)
-    result = collect(load_saes(sae_folders[:1]), model, texts, "text", cfg).saes[0]
+    result = collect_report(load_saes(sae_folders[:1]), model, texts, "text", cfg).saes[0]
     dead = result.detail(NEVER_USED)
     assert dead is not None
     assert dead.top == []
@@ -234,7 +237,7 @@ def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
     sae.save_model(tmp_path / "checkpoint")
     (loaded,) = load_saes([tmp_path / "checkpoint"])
     settings = ReportConfig(n_tokens=160, n_latents=4, ce_tokens=0, context_size=CONTEXT_SIZE)
-    table = collect([loaded], model, texts, "text", settings).saes[0].latents
+    table = collect_report([loaded], model, texts, "text", settings).saes[0].latents
     assert set(table.group or []) == {0, 1}
     # rows have unit norm, the output scale is apart
     torch.testing.assert_close(
@@ -260,7 +263,7 @@ def test_a_latent_that_is_not_there_is_named(
     sae_folders: tuple[Path, Path], model: Any, texts: Dataset
 ) -> None:
     with pytest.raises(ValueError, match=f"latents={N_LATENTS} .* has {N_LATENTS}"):
-        collect(
+        collect_report(
             load_saes(sae_folders[:1]), model, texts, "text", ReportConfig(latents=(N_LATENTS,))
         )
 
@@ -268,10 +271,10 @@ def test_a_latent_that_is_not_there_is_named(
 def test_an_sae_of_another_model_is_refused(tmp_path: Path, model: Any, texts: Dataset) -> None:
     other = save_sae(tmp_path / "wide", torch.eye(60))
     with pytest.raises(ValueError, match=r"d_in=60 does not fit the model.*--model"):
-        collect(load_saes([other]), model, texts, "text", ReportConfig(n_tokens=32))
+        collect_report(load_saes([other]), model, texts, "text", ReportConfig(n_tokens=32))
     hook = save_sae(tmp_path / "hook", torch.eye(D_MODEL), hook_name="blocks.9.hook_resid_post")
     with pytest.raises(ValueError, match=r"hook_name=blocks.9.hook_resid_post .*--model"):
-        collect(load_saes([hook]), model, texts, "text", ReportConfig(n_tokens=32))
+        collect_report(load_saes([hook]), model, texts, "text", ReportConfig(n_tokens=32))
 
 
 def test_saes_of_different_width_or_model_are_not_compared(
@@ -279,7 +282,7 @@ def test_saes_of_different_width_or_model_are_not_compared(
 ) -> None:
     wide = save_sae(tmp_path / "wide", torch.eye(60))
     with pytest.raises(ValueError, match="wide has d_in=60"):
-        collect(load_saes([sae_folders[0], wide]), model, texts, "text")
+        collect_report(load_saes([sae_folders[0], wide]), model, texts, "text")
     other = save_sae(tmp_path / "other", torch.eye(D_MODEL), model_name="gpt2")
     with pytest.raises(ValueError, match="different models"):
         load_saes([sae_folders[0], other])

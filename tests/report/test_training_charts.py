@@ -1,6 +1,7 @@
 """The record of a training run, and charts made from it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.report import TrainingRecord, TrainingRecorder
-from sae_lens_gba.report.training_charts import draw, write_training_charts
+from sae_lens_gba.report.training_charts import draw, train_with_charts, write_training_charts
 
 STEPS, PERIOD, BATCH, D_SAE = 43, 10, 64, 32
 
@@ -110,3 +111,20 @@ def test_a_run_too_short_to_adapt_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapt_every_n_steps"):
         write_training_charts(recorder.record, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runner_leaves_its_charts_even_if_it_fails_half_way(tmp_path: Path) -> None:
+    sae = new_sae()
+    result = train_with_charts(SimpleNamespace(sae=sae, run=lambda: train(sae)), tmp_path / "whole")
+    assert result is None
+    names = ["training_charts.png", "training_record.json"]
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == names
+
+    def fail() -> None:
+        train(failing)
+        raise RuntimeError("no more memory")
+
+    failing = new_sae()
+    with pytest.raises(RuntimeError, match="no more memory"):
+        train_with_charts(SimpleNamespace(sae=failing, run=fail), tmp_path / "half")
+    assert TrainingRecord.load(tmp_path / "half").step == [10, 20, 30, 40]

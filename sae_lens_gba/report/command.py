@@ -1,0 +1,124 @@
+"""``sae-lens-gba report``: from a folder with an SAE to a page about it."""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sae_lens_gba.report.collect import ReportConfig, collect_report
+from sae_lens_gba.report.loading import load_report_model, load_report_text, load_saes
+from sae_lens_gba.report.results import Report
+
+HTML_NAME = "report.html"
+
+_log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    default = ReportConfig()
+    parser.add_argument("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="OTHER", help="more SAE folders"
+    )
+    parser.add_argument("--model", help="hub name or folder; the SAE's own if not given")
+    parser.add_argument(
+        "--dataset",
+        help="text file, csv, json(l), parquet, saved data set or hub name; the demo's text if "
+        "not given",
+    )
+    parser.add_argument(
+        "--output", type=Path, help=f"HTML file to write, SAE_DIR/{HTML_NAME} if not given"
+    )
+    parser.add_argument("--tokens", type=int, default=default.n_tokens, help="of text to read")
+    parser.add_argument("--context-size", type=int, help="tokens a sequence; the SAE's own")
+    parser.add_argument(
+        "--ce-tokens", type=int, default=default.ce_tokens, help="for the CE loss; 0 leaves it out"
+    )
+    parser.add_argument(
+        "--sample", type=int, default=default.n_latents, help="latents to show in detail"
+    )
+    parser.add_argument(
+        "--latents", type=int, nargs="+", default=[], help="latents to show whatever happens"
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the samples")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ...")
+    parser.add_argument("--autocast", action="store_true", help="run the model in bfloat16")
+
+
+def run_from_arguments(arguments: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        ValueError: a setting, an SAE or the output's name is not possible.
+        FileNotFoundError: an SAE, or the demo's model or text, is not there.
+    """
+    write_report(
+        arguments.sae_dir,
+        compare=arguments.compare,
+        model=arguments.model,
+        dataset=arguments.dataset,
+        output=arguments.output,
+        device=arguments.device,
+        cfg=ReportConfig(
+            n_tokens=arguments.tokens,
+            n_latents=arguments.sample,
+            latents=tuple(arguments.latents),
+            ce_tokens=arguments.ce_tokens,
+            context_size=arguments.context_size,
+            seed=arguments.seed,
+            autocast=arguments.autocast,
+        ),
+    )
+
+
+def write_report(
+    sae_dir: str | Path,
+    compare: Sequence[str | Path] = (),
+    model: str | None = None,
+    dataset: str | None = None,
+    output: str | Path | None = None,
+    device: str = "cpu",
+    cfg: ReportConfig | None = None,
+) -> Path:
+    """Make the report of an SAE: one HTML file, and its data as JSON beside it.
+
+    Args:
+        sae_dir: folder that SAELens saved an SAE in.
+        compare: more of them, of the same model.
+        model: hub name or folder; None is the SAE's own, see `load_report_model`.
+        dataset: text to read, see `load_report_text`; None is the demo's.
+        output: HTML file; None is ``report.html`` in ``sae_dir``.
+        device: where model and SAEs run.
+        cfg: settings.
+
+    Returns:
+        The HTML file's path. The JSON has the same name with ``.json``.
+
+    Raises:
+        ImportError: the extra ``report`` is not installed.
+    """
+    write_html = _html_writer()
+    path = Path(output) if output is not None else Path(sae_dir) / HTML_NAME
+    if path.suffix not in (".html", ".htm"):
+        raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
+    saes = load_saes([Path(sae_dir), *(Path(folder) for folder in compare)], device)
+    texts, name = load_report_text(dataset)
+    language_model = load_report_model(saes[0].sae, model, device)
+    report = collect_report(saes, language_model, texts, name, cfg)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.save(path.with_suffix(".json"))
+    write_html(report, path)
+    _log.info("wrote %s and %s", path, path.with_suffix(".json").name)
+    return path
+
+
+def _html_writer() -> Callable[[Report, Path], None]:
+    """Imported late: jinja2 and plotly are an extra, and the command line offers more."""
+    try:
+        from sae_lens_gba.report.html import write_html
+    except ImportError as error:
+        raise ImportError(
+            f"the report needs {error.name}: install it with pip install 'sae-lens-gba[report]'."
+        ) from error
+    return write_html

@@ -1,0 +1,106 @@
+"""Figures of one SAE, and its table of latents."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activations_store import ActivationsStore
+
+from sae_lens_gba.report.decoder_matching import Match, nearest_other
+from sae_lens_gba.report.details import significant
+from sae_lens_gba.report.loading import LoadedSae
+from sae_lens_gba.report.results import LatentTable, Metrics
+from sae_lens_gba.report.sae_observer import SaeObserver
+
+CE_BATCH_SEQUENCES = 8
+
+
+def build_metrics(
+    observer: SaeObserver, model: Any, store: ActivationsStore, ce_tokens: int
+) -> tuple[Metrics, list[str]]:
+    """Metrics, and notes on what could not be measured."""
+    statistics, variance = observer.statistics, observer.variance
+    ce_loss, notes = _ce_loss(observer.loaded, model, store, ce_tokens)
+    n_samples = max(variance.num_samples, 1)
+    metrics = Metrics(
+        explained_variance=significant(variance.compute()),
+        mean_squared_error=significant(variance.sum_squared_residual / n_samples),
+        l0=significant(statistics.l0()),
+        l0_asked=l0_asked(observer.loaded),
+        dead=int((statistics.count == 0).sum()),
+        ce_loss_recovered=ce_loss.get("ce_loss_score"),
+        ce_loss_with_sae=ce_loss.get("ce_loss_with_sae"),
+        ce_loss_without_sae=ce_loss.get("ce_loss_without_sae"),
+        ce_loss_with_ablation=ce_loss.get("ce_loss_with_ablation"),
+    )
+    return metrics, notes
+
+
+def _ce_loss(
+    loaded: LoadedSae, model: Any, store: ActivationsStore, ce_tokens: int
+) -> tuple[dict[str, float], list[str]]:
+    """By SAELens' own evaluation, on the text's beginning: the same for every SAE."""
+    if ce_tokens == 0:
+        return {}, ["CE loss was not measured (ce_tokens=0)."]
+    n_sequences = max(1, ce_tokens // store.context_size)
+    batch = min(CE_BATCH_SEQUENCES, n_sequences)
+    found, _ = run_evals(
+        loaded.sae,
+        store,
+        model,
+        loaded.scaler,
+        EvalConfig(
+            batch_size_prompts=batch,
+            n_eval_reconstruction_batches=max(1, n_sequences // batch),
+            compute_ce_loss=True,
+        ),
+    )
+    values = found["model_performance_preservation"]
+    return {name: significant(float(value)) for name, value in values.items()}, []
+
+
+def l0_asked(loaded: LoadedSae) -> float | None:
+    """Active latents a token the SAE was trained towards, where its config says."""
+    if loaded.groups is not None:
+        return significant(float(loaded.groups.target_frequency.sum()))
+    cfg = loaded.sae.cfg
+    details = cfg.metadata.training_architecture_details or {}
+    for source in (details, cfg.to_dict()):
+        for name in ("k", "target_l0"):
+            if isinstance(source.get(name), int | float):
+                return float(source[name])
+    return None
+
+
+def trained_architecture(sae: SAE[Any]) -> str:
+    """As trained, with what it is saved as if that differs."""
+    saved = str(sae.cfg.architecture())
+    trained = sae.cfg.metadata.training_architecture
+    return saved if trained in (None, saved) else f"{trained} (saved as {saved})"
+
+
+def build_table(observer: SaeObserver, matches: Mapping[str, Match]) -> LatentTable:
+    """One row a latent; ``matches`` are those with compared SAEs, by label."""
+    loaded, statistics = observer.loaded, observer.statistics
+    rows = loaded.decoder_rows
+    nearest = nearest_other(rows)
+    groups, threshold = loaded.groups, loaded.threshold
+    return LatentTable(
+        group=None if groups is None else groups.group.tolist(),
+        target_frequency=None if groups is None else _numbers(groups.target_frequency),
+        frequency=_numbers(statistics.frequency()),
+        z_score=_numbers(statistics.z_score()),
+        max_activation=_numbers(statistics.maximum),
+        decoder_norm=_numbers(rows.norm(dim=1)),
+        threshold=None if threshold is None else _numbers(threshold),
+        nearest=nearest.latent.tolist(),
+        nearest_cosine=_numbers(nearest.cosine),
+        best_match={label: match.latent.tolist() for label, match in matches.items()},
+        best_match_cosine={label: _numbers(match.cosine) for label, match in matches.items()},
+    )
+
+
+def _numbers(values: torch.Tensor) -> list[float]:
+    return [significant(value) for value in values.double().tolist()]

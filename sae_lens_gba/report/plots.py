@@ -1,0 +1,274 @@
+"""Figures of a report, each made from its data alone (no model, no SAE, no text).
+
+All are plotly figures without colours of their own for text and background, so that the page
+gives them those of its light or dark theme.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from sae_lens_gba.report.decoder_matching import RELATED, SAME_FEATURE
+from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
+
+BINS_A_DECADE = 10
+COLORSCALE = "Turbo"
+MAX_POINTS = 4000
+PLAIN = "#4c8bf5"
+# shares on a log axis, as 0.01%, 0.1%, 1%
+SHARE_AXIS: dict[str, Any] = {"type": "log", "dtick": 1, "tickformat": ".3~%"}
+GRID = "rgba(128,128,128,0.25)"
+
+
+def all_figures(report: Report) -> dict[str, go.Figure]:
+    """Every figure of the page by the id of its place in it."""
+    first = report.saes[0]
+    figures = {
+        "frequencies": frequency_histogram(first),
+        "thresholds": threshold_against_frequency(first),
+    }
+    if first.latents.target_frequency is not None:
+        figures["targets"] = frequency_against_target(first)
+    if report.comparisons:
+        figures["frontier"] = frontier(report.saes)
+        figures["frequencies-compared"] = frequencies_side_by_side(report.saes)
+        figures["matches"] = match_histogram(first)
+    return figures
+
+
+def frequency_histogram(sae: SaeResult) -> go.Figure:
+    """Latents by log10 of activation frequency, coloured by group, targets as lines."""
+    figure = _figure("activation frequency (log10)", "latents")
+    _add_frequency_bars(figure, sae)
+    for group, target in _targets(sae).items():
+        color = group_color(group, len(_targets(sae)))
+        figure.add_vline(x=math.log10(target), line={"color": color, "width": 1.5, "dash": "dot"})
+    figure.update_layout(barmode="stack", bargap=0.04)
+    return figure
+
+
+def frequencies_side_by_side(saes: Sequence[SaeResult]) -> go.Figure:
+    """The same of several SAEs, one above the other on one axis."""
+    figure = make_subplots(
+        rows=len(saes),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.28 / len(saes),
+        subplot_titles=[_short(s.label) for s in saes],
+    )
+    _style(figure)
+    for row, sae in enumerate(saes, start=1):
+        _add_frequency_bars(figure, sae, row=row, col=1, showlegend=False)
+    figure.update_layout(barmode="stack", bargap=0.04, height=130 + 170 * len(saes))
+    figure.update_xaxes(title_text="activation frequency (log10)", row=len(saes), col=1)
+    figure.update_yaxes(title_text="latents")
+    return figure
+
+
+def frequency_against_target(sae: SaeResult) -> go.Figure:
+    """Measured frequency of every latent against its target; on the line it is on target."""
+    table = sae.latents
+    targets = _targets(sae)
+    figure = _figure("target frequency", "measured frequency")
+    for group, members in _members(sae).items():
+        alive = _thin([m for m in members if table.frequency[m] > 0])
+        # side by side instead of on top of each other: a group has one target
+        spread = [targets[group] * 10 ** (0.1 * ((m * 0.618) % 1 - 0.5)) for m in alive]
+        figure.add_scatter(
+            x=spread,
+            y=[table.frequency[m] for m in alive],
+            mode="markers",
+            marker={"size": 4, "opacity": 0.5, "color": group_color(group, len(targets))},
+            name=f"group {group}",
+            text=[f"latent {m}" for m in alive],
+            hovertemplate="%{text}<br>measured %{y:.2g}",
+        )
+    ends = [min(targets.values()), max(targets.values())]
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", name="on target", line={"color": "gray", "dash": "dash"}
+    )
+    figure.update_xaxes(**SHARE_AXIS)
+    figure.update_yaxes(**SHARE_AXIS)
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def threshold_against_frequency(sae: SaeResult) -> go.Figure:
+    """How a latent's threshold (minus its bias) relates to how often it is active."""
+    table = sae.latents
+    figure = _figure("measured frequency", "threshold (= -bias)")
+    groups = _members(sae)
+    for group, members in groups.items():
+        alive = _thin([m for m in members if table.frequency[m] > 0])
+        figure.add_scatter(
+            x=[table.frequency[m] for m in alive],
+            y=[] if table.threshold is None else [table.threshold[m] for m in alive],
+            mode="markers",
+            marker={"size": 4, "opacity": 0.5, "color": group_color(group, len(groups))},
+            name=f"group {group}" if table.group is not None else "latents",
+            text=[f"latent {m}" for m in alive],
+            hovertemplate="%{text}<br>threshold %{y:.3g}, active on %{x:.2g}",
+        )
+    figure.update_xaxes(**SHARE_AXIS)
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def frontier(saes: Sequence[SaeResult]) -> go.Figure:
+    """Where each SAE stands between few active latents and good reconstruction."""
+    rows = {"explained variance": [s.metrics.explained_variance for s in saes]}
+    recovered = [s.metrics.ce_loss_recovered for s in saes]
+    if None not in recovered:
+        rows["CE loss recovered"] = [r for r in recovered if r is not None]
+    figure = make_subplots(rows=1, cols=len(rows), horizontal_spacing=0.16)
+    _style(figure)
+    for col, (name, values) in enumerate(rows.items(), start=1):
+        for i, (sae, value) in enumerate(zip(saes, values, strict=True)):
+            figure.add_scatter(
+                x=[sae.metrics.l0],
+                y=[value],
+                mode="markers",
+                marker={"size": 13, "color": group_color(i, len(saes))},
+                name=_short(sae.label),
+                legendgroup=sae.label,
+                showlegend=col == 1,
+                hovertemplate=f"L0 %{{x:.3g}}<br>{name} %{{y:.4g}}",
+                row=1,
+                col=col,
+            )
+        figure.update_xaxes(title_text="L0 (active latents a token)", row=1, col=col)
+        figure.update_yaxes(title_text=name, row=1, col=col)
+    return figure
+
+
+def match_histogram(sae: SaeResult) -> go.Figure:
+    """Best decoder cosine of the living latents in each compared SAE (MCS)."""
+    figure = _figure("cosine with the most similar latent of the other SAE", "latents")
+    n_bins = 40
+    for i, (label, cosines) in enumerate(sae.latents.best_match_cosine.items()):
+        counts = [0] * n_bins
+        for frequency, cosine in zip(sae.latents.frequency, cosines, strict=True):
+            if frequency > 0:
+                counts[min(int(max(cosine, 0.0) * n_bins), n_bins - 1)] += 1
+        figure.add_scatter(
+            x=[(b + 0.5) / n_bins for b in range(n_bins)],
+            y=counts,
+            name=_short(label),
+            mode="lines",
+            line={"shape": "hvh", "color": group_color(i, len(sae.latents.best_match_cosine))},
+            hovertemplate="cosine %{x:.2f}: %{y} latents",
+        )
+    for cosine in (RELATED, SAME_FEATURE):
+        figure.add_vline(x=cosine, line={"color": "gray", "width": 1, "dash": "dot"})
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(range=[0, 1])
+    return figure
+
+
+def latent_histogram(detail: LatentDetail) -> go.Figure:
+    """How strongly a latent fires when it does."""
+    histogram = detail.histogram
+    figure = _figure("activation", "tokens (log)")
+    figure.add_bar(
+        x=[
+            float(f"{histogram.start + (i + 0.5) * histogram.width:.4g}")
+            for i in range(len(histogram.counts))
+        ],
+        y=histogram.counts,
+        marker_color=PLAIN,
+        hovertemplate="activation %{x:.3g}: %{y} tokens",
+        showlegend=False,
+    )
+    figure.update_layout(bargap=0.04, height=220)
+    figure.update_yaxes(type="log", dtick=1)
+    return figure
+
+
+def group_color(group: int, n_groups: int) -> str:
+    """From the most active group (warm) to the least (cool), readable on white and black."""
+    at = 0.88 - 0.76 * (group / (n_groups - 1) if n_groups > 1 else 1.0)
+    return str(sample_colorscale(COLORSCALE, [at])[0])
+
+
+def _add_frequency_bars(
+    figure: go.Figure, sae: SaeResult, showlegend: bool = True, **where: Any
+) -> None:
+    groups = _members(sae)
+    for group, members in groups.items():
+        counts: dict[int, int] = {}
+        for member in members:
+            frequency = sae.latents.frequency[member]
+            if frequency > 0:
+                at = math.floor(math.log10(frequency) * BINS_A_DECADE)
+                counts[at] = counts.get(at, 0) + 1
+        bins = sorted(counts)
+        figure.add_bar(
+            x=[round((b + 0.5) / BINS_A_DECADE, 3) for b in bins],
+            y=[counts[b] for b in bins],
+            width=1 / BINS_A_DECADE,
+            name=f"group {group}" if sae.latents.group is not None else "latents",
+            marker_color=group_color(group, len(groups)),
+            hovertemplate="10^%{x:.2f}: %{y} latents",
+            showlegend=showlegend,
+            **where,
+        )
+
+
+def _members(sae: SaeResult) -> dict[int, list[int]]:
+    """Latents of each group; all in group 0 if there are none."""
+    if sae.latents.group is None:
+        return {0: list(range(sae.d_sae))}
+    members: dict[int, list[int]] = {k: [] for k in sorted(set(sae.latents.group))}
+    for latent, group in enumerate(sae.latents.group):
+        members[group].append(latent)
+    return members
+
+
+def _targets(sae: SaeResult) -> dict[int, float]:
+    table = sae.latents
+    if table.group is None or table.target_frequency is None:
+        return {}
+    return {k: table.target_frequency[m[0]] for k, m in _members(sae).items()}
+
+
+def _thin(latents: list[int]) -> list[int]:
+    """Every so many: thousands of points say no more, and make the page slow."""
+    step = -(-len(latents) // MAX_POINTS)
+    return latents[:: max(step, 1)]
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 32 else f"{label[:31]}…"
+
+
+def _figure(x_title: str, y_title: str) -> go.Figure:
+    figure = go.Figure()
+    _style(figure)
+    figure.update_xaxes(title_text=x_title)
+    figure.update_yaxes(title_text=y_title)
+    return figure
+
+
+def _style(figure: go.Figure) -> None:
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 56, "r": 12, "t": 28, "b": 48},
+        height=340,
+        legend={
+            "orientation": "h",
+            "traceorder": "normal",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "font_size": 11,
+        },
+        font={"size": 12},
+    )
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)

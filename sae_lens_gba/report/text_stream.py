@@ -1,0 +1,101 @@
+"""The text as SAELens cuts it, and the model's activations on it."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from sae_lens.training.activations_store import ActivationsStore
+from tqdm.auto import tqdm
+
+from sae_lens_gba.report.loading import LoadedSae, TextDataset
+
+# bounds the dense activations of a batch, (tokens, d_sae) float32, to 64 MB
+MAX_BATCH_ENTRIES = 2**24
+MAX_BATCH_SEQUENCES = 16
+
+_log = logging.getLogger(__name__)
+
+
+def open_text(
+    model: Any,
+    loaded: LoadedSae,
+    dataset: TextDataset,
+    context_size: int | None,
+    autocast: bool,
+) -> ActivationsStore:
+    """SAELens' own store over the text, from its beginning, for one SAE.
+
+    Args:
+        model: the model.
+        loaded: the SAE.
+        dataset: the text.
+        context_size: tokens a sequence; None is the SAE's own.
+        autocast: whether the model runs in bfloat16.
+
+    Raises:
+        ValueError: the SAE's config lacks what the store needs.
+    """
+    metadata = loaded.sae.cfg.metadata
+    context_size = context_size or metadata.context_size
+    if not context_size:
+        raise ValueError(
+            f"{loaded.label}: its cfg.json has no metadata.context_size: give --context-size."
+        )
+    if metadata.prepend_bos is None:
+        metadata.prepend_bos = True  # the default of SAELens' runner
+    with warnings.catch_warnings():
+        # about training: too few texts for an epoch, text not tokenized
+        warnings.simplefilter("ignore")
+        store = ActivationsStore.from_sae(
+            model,
+            loaded.sae,
+            dataset,
+            context_size=int(context_size),
+            total_tokens=1,
+            device=str(loaded.sae.device),
+            sequence_separator_token=metadata.get("sequence_separator_token", "bos"),
+            disable_concat_sequences=bool(metadata.disable_concat_sequences),
+        )
+    store.autocast_lm = autocast
+    return store
+
+
+def token_batches(store: ActivationsStore, n_tokens: int, d_sae: int) -> Iterator[torch.Tensor]:
+    """Token ids, shape (n_sequences, context_size), until the text or ``n_tokens`` ends."""
+    size = max(1, min(MAX_BATCH_SEQUENCES, MAX_BATCH_ENTRIES // (store.context_size * d_sae)))
+    n_sequences = -(-n_tokens // store.context_size)
+    sequences = islice(_sequences(store), n_sequences)
+    with tqdm(total=n_sequences * store.context_size, unit="token", desc="reading") as progress:
+        while batch := list(islice(sequences, size)):
+            tokens = torch.cat(batch)
+            yield tokens
+            progress.update(tokens.numel())
+    if progress.n < n_tokens:
+        _log.warning("the text ended after %d of %d tokens", progress.n, n_tokens)
+
+
+def _sequences(store: ActivationsStore) -> Iterator[torch.Tensor]:
+    """One by one: of a batch that the end of the text cuts short, the store keeps nothing."""
+    while True:
+        try:
+            yield store.get_batch_tokens(1, raise_at_epoch_end=True)
+        except StopIteration:
+            return
+
+
+def activations_on(store: ActivationsStore, tokens: torch.Tensor) -> torch.Tensor:
+    """Float32, shape (n_sequences, n_tokens, d_in).
+
+    Raises:
+        ValueError: the model has no such hook, or one of another width.
+    """
+    try:
+        return store.get_activations(tokens).float()
+    except (KeyError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"hook_name={store.hook_name} with d_in={store.d_in} does not fit the model "
+            f"({type(error).__name__}: {error}): give the SAE's own model with --model."
+        ) from error
