@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from sae_lens import JumpReLUSAEConfig, SAEConfig, StandardSAEConfig, TrainingSAEConfig
@@ -44,6 +45,10 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         output_scale_init (float): Output scale at the start, above 0. A small one lets each latent
             learn from the input instead of from the other latents' error, as the paper's theory
             assumes. Not used when learn_output_scale is off: the scale is then 1.
+        n_nested_reconstructions (int): Into how many nested sets the groups are divided, most active
+            ones first, each of which must reconstruct the input without those after it, as in
+            Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
+            only for the whole reconstruction, as the paper does. At most n_groups is used.
         bias_update (str): The rule that moves the biases: "group_mean", "log_proportional",
             "log_proportional_one_sided" or "paper".
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
@@ -78,6 +83,7 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     tied: bool = False
     learn_output_scale: bool = True
     output_scale_init: float = 0.1
+    n_nested_reconstructions: int = 5
     bias_update: BiasUpdate = "group_mean"
     adapt_every_n_steps: int = 10
     bias_decrease_rate: float | None = None
@@ -116,6 +122,12 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             floor=self.dead_frequency,
         )
 
+    def nested_prefix_ends(self) -> list[int]:
+        """Where each nested set of latents ends, but for the last, which is all of them."""
+        n_nested = min(self.n_nested_reconstructions, self.n_groups)
+        ends = list(accumulate(self.spectrum().sizes))
+        return [ends[self.n_groups * i // n_nested - 1] for i in range(1, n_nested)]
+
     def adaptation_rates(self) -> AdaptationRates:
         return AdaptationRates(
             decrease=_or(self.bias_decrease_rate, 0.57 / math.sqrt(self.d_in)),
@@ -143,7 +155,13 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         for name in ("bias_decrease_rate", "bias_increase_rate"):
             rate = getattr(self, name)
             _require(rate is None or _positive(rate), self, name, "a finite number above 0")
-        for name in ("adapt_every_n_steps", "n_groups", "d_in", "d_sae"):
+        for name in (
+            "adapt_every_n_steps",
+            "n_nested_reconstructions",
+            "n_groups",
+            "d_in",
+            "d_sae",
+        ):
             value = getattr(self, name)
             _require(isinstance(value, int) and value >= 1, self, name, "an integer, at least 1")
         _require(
@@ -201,6 +219,7 @@ _PAPER: dict[str, Any] = {
     "group_sizing": "equal",
     "tied": True,
     "learn_output_scale": True,
+    "n_nested_reconstructions": 1,
     "bias_update": "paper",
     "adapt_every_n_steps": 50,
     "bias_decrease_rate": 0.01,

@@ -49,7 +49,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         h = (x - b_dec) W_enc + b_enc
         JumpReLU:  f = h * [h > threshold]          ReLU:  f = max(h, 0)
         x_hat = (f * output_scale) W_dec + b_dec
-        loss = ||x_hat - x||^2, and nothing else
+        loss = ||x_hat - x||^2, and nothing else but, with n_nested_reconstructions > 1, the
+               same for the outputs of the first groups alone
 
     Every ``adapt_every_n_steps`` steps the biases b (``-threshold``, or ``b_enc`` with
     ReLU) are moved until each neuron fires as often as its group should; see
@@ -99,6 +100,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         else:
             self.W_enc.data = _by_latent(self.W_enc.data)
         cfg = self.cfg
+        self._nested_ends = cfg.nested_prefix_ends()
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
@@ -278,7 +280,26 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         hidden_pre: torch.Tensor,
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        return {}
+        ends = self._nested_ends
+        if not ends:
+            return {}
+        if feature_acts.is_sparse:
+            parts = self._decode_bands_sparse(feature_acts, ends)
+        else:
+            W_dec, bands = self._scaled_W_dec(), zip([0, *ends], ends, strict=False)
+            parts = torch.stack([feature_acts[:, a:b] @ W_dec[a:b] for a, b in bands])
+        target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
+        errors = self.mse_loss_fn(parts.cumsum(dim=0) + self.b_dec, target.expand_as(parts))
+        return {"nested_mse_loss": errors.sum(dim=(0, 2)).mean()}
+
+    @outside_compilation
+    def _decode_bands_sparse(self, feature_acts: torch.Tensor, ends: list[int]) -> torch.Tensor:
+        """What each band of latents adds to the output, shape (n_bands, batch, d_in)."""
+        assert self._active is not None
+        active, order = self._active.in_bands(torch.tensor(ends, device=feature_acts.device))
+        acts = feature_acts.values()[order]
+        out = SparseDecode.apply(acts, self.W_dec, self.output_scale, active)
+        return out.view(len(ends), self._active.batch, -1)
 
     def _metrics(self) -> dict[str, Callable[[], torch.Tensor]]:
         """For logging steps; frequencies are those of the last adaptation."""

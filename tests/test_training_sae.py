@@ -104,17 +104,22 @@ def test_counters_are_those_of_the_activations(activation: str) -> None:
     torch.testing.assert_close(sae.adapter.peak, above.amax(dim=0).clamp(min=0))
 
 
+@pytest.mark.parametrize("n_nested", [1, 3])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_sparse_and_dense_steps_have_the_same_loss_and_gradients(
-    tied: bool, activation: str
+    tied: bool, activation: str, n_nested: int
 ) -> None:
     x = next(mixture(0)).double()
     results: list[dict[str, Any]] = []
     for density in (0.0, 1.0):
         torch.manual_seed(5)
         cfg = tiny_config(
-            tied=tied, activation=activation, sparse_below_density=density, dtype="float64"
+            tied=tied,
+            activation=activation,
+            sparse_below_density=density,
+            dtype="float64",
+            n_nested_reconstructions=n_nested,
         )
         sae = randomise(GBATrainingSAE(cfg))
         output = sae.training_forward_pass(step_input=step_input(x))
@@ -145,8 +150,29 @@ def test_b_dec_starts_at_the_mean_of_the_first_batch() -> None:
     torch.testing.assert_close(sae.adapter.input_norm, (x - x.mean(dim=0)).norm(dim=1).median())
 
 
+@pytest.mark.parametrize("density", [0.0, 1.0], ids=["dense", "sparse"])
+def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
+    # four groups in two nested sets: the first ends after group 1
+    cfg = tiny_config(n_nested_reconstructions=2, sparse_below_density=density)
+    sae = randomise(GBATrainingSAE(cfg))
+    x = next(mixture(0))
+    output = sae.training_forward_pass(step_input=step_input(x))
+    acts = sae.encode(x) * (sae.adapter.group <= 1)
+    alone = (sae.decode(acts) - x).square().sum(dim=1).mean()
+    torch.testing.assert_close(output.losses["nested_mse_loss"], alone, rtol=1e-4, atol=1e-4)
+    whole = output.losses["mse_loss"] + output.losses["nested_mse_loss"]
+    torch.testing.assert_close(output.loss, whole)
+
+
+def test_one_reconstruction_or_one_group_has_no_nested_loss() -> None:
+    for settings in ({"n_nested_reconstructions": 1}, {"n_groups": 1}):
+        sae = GBATrainingSAE(tiny_config(**settings))
+        output = sae.training_forward_pass(step_input=step_input(next(mixture(0))))
+        assert set(output.losses) == {"mse_loss"}
+
+
 def test_b_dec_gets_its_gradient_from_the_output_alone() -> None:
-    sae = randomise(GBATrainingSAE(tiny_config()))
+    sae = randomise(GBATrainingSAE(tiny_config(n_nested_reconstructions=1)))
     x = next(mixture(0))
     output = sae.training_forward_pass(step_input=step_input(x))
     output.loss.backward()
