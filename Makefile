@@ -48,6 +48,7 @@ check: setup  ## formatter, linter and type checker
 
 bench-speed: setup  ## time of a training step against SAELens' architectures
 	$(BIN)/python examples/benchmarks/training_throughput.py
+	$(BIN)/python examples/benchmarks/plots.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache

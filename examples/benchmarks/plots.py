@@ -1,0 +1,58 @@
+"""Plots of the committed benchmark results; reads JSON and measures nothing."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def plot_throughput(result: dict[str, Any], path: Path) -> None:
+    """Step time against d_sae, one line an architecture, the bare encoder product dotted."""
+    panels = sorted({(c["l0"], c["autocast"]) for c in result["cases"]}, key=lambda p: (p[1], p[0]))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.2 * len(panels), 4.4), sharey=True, squeeze=False
+    )
+    for axis, (l0, autocast) in zip(axes[0], panels, strict=True):
+        cases = [c for c in result["cases"] if (c["l0"], c["autocast"]) == (l0, autocast)]
+        for name in cases[0]["architectures"]:
+            widths = [c["d_sae"] for c in cases]
+            seconds = [c["architectures"][name]["seconds"] for c in cases]
+            ours = name.startswith("gba")
+            style = ":" if name == "encoder product" else ("-" if ours else "--")
+            color = "black" if name == "encoder product" else None
+            axis.loglog(
+                widths, seconds, style, marker="o", label=name, color=color, lw=2 if ours else 1.2
+            )
+        axis.set_xticks(widths, [f"{w:,}" for w in widths])
+        axis.minorticks_off()
+        axis.set_xlabel("d_sae")
+        axis.set_title(f"L0 = {l0}, {'bf16 autocast' if autocast else 'float32'}")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("seconds a training step")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    p = result["provenance"]
+    figure.suptitle(
+        f"d_in {result['d_in']}, batch {result['batch']}, {p['torch_threads']} threads, "
+        f"torch {p['versions']['torch']}", fontsize=10,
+    )  # fmt: skip
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    folder = parser.parse_args().results
+    source = folder / "training_throughput.json"
+    plot_throughput(json.loads(source.read_text()), source.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
