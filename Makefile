@@ -50,5 +50,17 @@ bench-speed: setup  ## time of a training step against SAELens' architectures
 	$(BIN)/python examples/benchmarks/training_throughput.py
 	$(BIN)/python examples/benchmarks/plots.py
 
+PAPER := 01_imbalanced_set 02_neuron_resonance 03_group_ablation 04_language_model
+QUICK := output/paper_quick
+
+paper-quick: setup  ## the paper's experiments at reduced size
+	for e in $(PAPER); do \
+	  TQDM_DISABLE=1 $(BIN)/python examples/paper/$$e.py --quick --results $(QUICK) || exit 1; done
+	$(BIN)/python examples/paper/plots.py $(QUICK)
+
+paper: setup  ## the paper's experiments at full size (hours), into examples/results
+	for e in $(PAPER); do TQDM_DISABLE=1 $(BIN)/python examples/paper/$$e.py || exit 1; done
+	$(BIN)/python examples/paper/plots.py
+
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache

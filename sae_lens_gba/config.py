@@ -42,9 +42,10 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         tied (bool): Whether the encoder is the transposed decoder.
         learn_output_scale (bool): Whether each latent has a learnt output scale, folded into W_dec
             when saving.
-        output_scale_init (float): Output scale at the start, above 0. A small one lets each latent
-            learn from the input instead of from the other latents' error, as the paper's theory
-            assumes. Not used when learn_output_scale is off: the scale is then 1.
+        output_scale_init (float | None): Output scale at the start, above 0; it stays there when
+            learn_output_scale is off. A small one lets each latent learn from the input instead of
+            from the other latents' error, as the paper's theory assumes. None means 0.1 when it is
+            learnt, else 1.
         n_nested_reconstructions (int): Into how many nested sets the groups are divided, most active
             ones first, each of which must reconstruct the input without those after it, as in
             Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
@@ -82,7 +83,7 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     activation: Literal["jumprelu", "relu"] = "jumprelu"
     tied: bool = False
     learn_output_scale: bool = True
-    output_scale_init: float = 0.1
+    output_scale_init: float | None = None
     n_nested_reconstructions: int = 5
     bias_update: BiasUpdate = "group_mean"
     adapt_every_n_steps: int = 10
@@ -121,6 +122,9 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             target_l0=self.target_l0,
             floor=self.dead_frequency,
         )
+
+    def initial_output_scale(self) -> float:
+        return _or(self.output_scale_init, 0.1 if self.learn_output_scale else 1.0)
 
     def nested_prefix_ends(self) -> list[int]:
         """Where each nested set of latents ends, but for the last, which is all of them."""
@@ -171,7 +175,8 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             f"at most d_sae={self.d_sae}, so that no group is empty",
         )
         _require(0 < self.dead_frequency < 1, self, "dead_frequency", "between 0 and 1, exclusive")
-        _require(_positive(self.output_scale_init), self, "output_scale_init", "a number above 0")
+        scale = self.initial_output_scale()
+        _require(_positive(scale), self, "output_scale_init", "a finite number above 0")
         _require(self.frequency_cap >= 1, self, "frequency_cap", "at least 1")
         _require(
             0 <= self.group_size_exponent < math.inf, self, "group_size_exponent", "at least 0"

@@ -105,8 +105,9 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
             self.threshold = nn.Parameter(zeros.clone(), requires_grad=False)
-        scale = cfg.output_scale_init if cfg.learn_output_scale else 1.0
-        self.output_scale = nn.Parameter(zeros + scale, requires_grad=cfg.learn_output_scale)
+        self.output_scale = nn.Parameter(
+            zeros + cfg.initial_output_scale(), requires_grad=cfg.learn_output_scale
+        )
         self.adapter = BiasAdapter(
             cfg.spectrum(),
             cfg.bias_update,

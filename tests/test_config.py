@@ -88,6 +88,20 @@ def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
     assert given.decrease == 0.3
 
 
+def test_output_scales_start_small_only_where_they_can_grow() -> None:
+    assert GBATrainingSAEConfig(512, 1024).initial_output_scale() == 0.1
+    held = GBATrainingSAEConfig(512, 1024, learn_output_scale=False)
+    assert held.initial_output_scale() == 1.0
+    small = GBATrainingSAEConfig(512, 1024, learn_output_scale=False, output_scale_init=0.01)
+    assert small.initial_output_scale() == 0.01
+
+
+def test_nested_sets_end_where_groups_end() -> None:
+    cfg = GBATrainingSAEConfig(512, 1000, group_sizing="equal", n_nested_reconstructions=5)
+    assert cfg.nested_prefix_ends() == [200, 400, 600, 800]
+    assert GBATrainingSAEConfig(512, 1000, n_groups=1).nested_prefix_ends() == []
+
+
 def test_the_stock_architecture_follows_the_activation() -> None:
     cfg = GBATrainingSAEConfig(512, 1024)
     assert cfg.get_inference_config_class() is JumpReLUSAEConfig

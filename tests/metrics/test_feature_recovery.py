@@ -1,5 +1,7 @@
 import pytest
 import torch
+from sae_lens.util import cosine_similarities
+from torch.overrides import TorchFunctionMode
 
 from sae_lens_gba.metrics import best_match, feature_recovery_rate
 
@@ -56,6 +58,31 @@ def test_the_size_of_the_chunks_does_not_change_the_result(max_cosines: int) -> 
     chunked = best_match(V, W, max_cosines=max_cosines)
     torch.testing.assert_close(chunked.similarity, whole.similarity)
     assert torch.equal(chunked.candidate, whole.candidate)
+
+
+def test_the_cosines_are_the_hosts() -> None:
+    V, W = random_rows(23, 8), torch.cat([random_rows(5, 8, seed=1), torch.zeros(1, 8)])
+    expected = cosine_similarities(V, W).max(dim=1)
+    match = best_match(V, W, signed=True)
+    torch.testing.assert_close(match.similarity, expected.values)
+    assert torch.equal(match.candidate, expected.indices)
+
+
+def test_the_full_matrix_of_cosines_never_exists() -> None:
+    # 4000 x 4000 float32 would be 64 MB; with a million at a time the largest is 4 MB
+    largest = 0
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        best_match(random_rows(4000, 8), random_rows(4000, 8, seed=1), max_cosines=10**6)
+    assert 500_000 < largest <= 10**6
 
 
 def test_a_dead_direction_of_zeros_matches_nothing() -> None:

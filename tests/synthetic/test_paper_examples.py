@@ -12,7 +12,7 @@ import pytest
 
 from sae_lens_gba.synthetic import FeatureMixtureConfig
 from sae_lens_gba.synthetic.experiments import TrainingSettings
-from sae_lens_gba.synthetic.results import write_result
+from sae_lens_gba.synthetic.results import provenance, write_result
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
 TINY = TrainingSettings(steps=20, batch_size=32)
@@ -32,7 +32,7 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def plot(
     name: str, config: Any, tables: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_result(folder / f"{name}_quick.json", name, config, tables)
+    write_result(folder / f"{name}_quick.json", name, config, tables, provenance())
     monkeypatch.setattr("sys.argv", ["plots.py", str(folder)])
     load("plots", monkeypatch).main()
     assert (folder / f"{name}_quick.png").stat().st_size > 5000
@@ -44,12 +44,21 @@ def test_the_imbalanced_set_runs_every_method_on_every_seed(
     module = load("01_imbalanced_set", monkeypatch)
     data = FeatureMixtureConfig(n_features=64, d_in=8, sparsities=(1, 3))
     config = replace(
-        module.Config(), mixture=data, training=TINY, d_sae=80, seeds=(0, 1), n_samples=64
+        module.Config(),
+        mixture=data,
+        training=TINY,
+        at_steps=(5, 20),
+        d_sae=80,
+        seeds=(0, 1),
+        n_samples=64,
     )
     rows = module.run(config)["rows"]
-    assert {(row["method"], row["seed"]) for row in rows} == {
-        (method, seed) for method in module.architectures(config) for seed in (0, 1)
-    }
+    assert [(row["seed"], row["steps"], row["method"]) for row in rows] == [
+        (seed, step, method)
+        for seed in (0, 1)
+        for step in (5, 20)
+        for method in module.architectures(config)
+    ]
     plot("01_imbalanced_set", config, {"rows": rows}, tmp_path, monkeypatch)
 
 
@@ -100,11 +109,46 @@ def test_the_language_model_experiment_has_four_points_a_curve_and_all_methods(
     assert {len(points) for points in curves.values()} == {4}
 
 
+def test_the_language_model_experiment_from_text_to_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bridge: Any, tiny_texts: Any
+) -> None:
+    module = load("04_language_model", monkeypatch)
+    monkeypatch.setattr(module, "load_demo_model", lambda: tiny_bridge)
+    monkeypatch.setattr(module, "demo_texts", lambda **_: tiny_texts)
+    monkeypatch.setattr(module, "default_cache_dir", lambda: tmp_path / "cache")
+    config = replace(
+        module.Config(),
+        hook_names=("blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"),
+        train_tokens=400,
+        held_out_tokens=100,
+        ce_contexts=2,
+        context=12,
+        d_in=16,
+        d_sae=48,
+        training=replace(TINY, autocast=True),
+        l0=(2, 4, 6, 8),
+        seeds=(0, 1),
+    )
+    tables = module.run(config)
+    # 7 methods at 2 hook points: 4 points of one seed, and one of them with another seed
+    assert len(tables["rows"]) == 7 * 2 * (4 + 1)
+    assert len(tables["consistency"]) == 7 * 2
+    for row in tables["rows"]:
+        if row["method"] == "topk":
+            assert row["l0"] <= config.l0[row["setting"]]
+        assert row["loss"] > 0
+        assert row["ce_loss_recovered"] == row["ce_loss_recovered"]  # not NaN
+    # everything is there already: nothing is trained again
+    monkeypatch.setattr(module, "train_together", None)
+    assert module.run(config) == tables
+    plot("04_language_model", config, tables, tmp_path, monkeypatch)
+
+
 def test_committed_results_are_of_the_experiments_that_can_be_plotted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plots = load("plots", monkeypatch)
-    for path in (PAPER.parent / "results").glob("*.json"):
+    for path in (PAPER.parent / "results").glob("0*.json"):
         result = json.loads(path.read_text())
         assert result["experiment"] in plots.PLOTS
         assert result["config"]["seeds"]

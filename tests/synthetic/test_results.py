@@ -68,7 +68,7 @@ def test_a_result_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) ->
     path = experiment(tmp_path)
     old = path.read_text()
     with pytest.raises(TypeError):
-        write_result(path, "name", Config(), {"rows": [{"not plain": object()}]})
+        write_result(path, "name", Config(), {"rows": [{"not plain": object()}]}, {})
     assert path.read_text() == old
     assert list(tmp_path.iterdir()) == [path]
 
@@ -76,3 +76,15 @@ def test_a_result_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) ->
 def test_deviation_is_over_runs() -> None:
     assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_deviation(iter([5.0])) == (5.0, 0.0)
+
+
+def test_where_a_result_comes_from_is_noted_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_and_move_on(config: Config) -> Tables:
+        monkeypatch.setattr("sys.argv", ["another.py"])
+        return run(config)
+
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    path = run_experiment("name", "text", Config(), {}, run_and_move_on, tmp_path, [])
+    assert json.loads(path.read_text())["provenance"]["command"] == "python run.py"

@@ -1,0 +1,96 @@
+"""Activations of the demo's language model, cached once and shared by all runs.
+
+SAELens' CacheActivationsRunner runs the model once for every hook point, can't be handed a
+model that is already loaded, and keeps BOS, whose massive activations would dominate every
+loss; hence this cache of one pass.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformer_lens.model_bridge import TransformerBridge
+
+from sae_lens_gba.atomic_write import write_atomically
+
+
+def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: int) -> torch.Tensor:
+    """Contexts of one document each, BOS first, int64, shape (n, context).
+
+    Documents are cut to the context; shorter ones are left out.
+
+    Raises:
+        ValueError: the texts don't hold that many tokens.
+    """
+    rows: list[list[int]] = []
+    for text in texts["text"]:
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # a long document gives several contexts
+        for start in range(0, len(ids) - context + 2, context - 1):
+            rows.append([model.tokenizer.bos_token_id, *ids[start : start + context - 1]])
+        if len(rows) * (context - 1) >= n_tokens:
+            return torch.tensor(rows)
+    raise ValueError(f"the texts hold only {len(rows) * (context - 1)} of {n_tokens} tokens.")
+
+
+@torch.no_grad()
+def cached_activations(
+    model: TransformerBridge, tokens: torch.Tensor, hook_names: tuple[str, ...], path: Path
+) -> dict[str, torch.Tensor]:
+    """Activations at every hook point, BOS left out, bfloat16, each (n, d_in).
+
+    Read from ``path`` if it is there; else computed in one pass and written there.
+    """
+    if path.is_file():
+        return load_file(path)
+    # the model runs no further than the last hook point needs
+    stop = 1 + max(int(name.split(".")[1]) for name in hook_names)
+    collected: dict[str, list[torch.Tensor]] = {name: [] for name in hook_names}
+    for i, batch in enumerate(tokens.split(16)):
+        _, cache = model.run_with_cache(
+            batch, names_filter=list(hook_names), stop_at_layer=stop, prepend_bos=False
+        )
+        for name in hook_names:
+            collected[name].append(cache[name][:, 1:].flatten(0, 1).bfloat16())
+        if i % 50 == 0:
+            logging.info("cached %d of %d contexts", 16 * i, len(tokens))
+    activations = {name: torch.cat(parts).contiguous() for name, parts in collected.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: save_file(activations, file))
+    return activations
+
+
+def mean_norm(activations: torch.Tensor) -> float:
+    """Mean norm of up to 20k rows of (n, d_in)."""
+    sample = activations[:: max(1, len(activations) // 20_000)].float()
+    return float(sample.norm(dim=1).mean())
+
+
+class ShuffledActivations(Iterator[torch.Tensor]):
+    """Batches of random rows, float32, without end; a new order every epoch.
+
+    Args:
+        activations: shape (n, d_in).
+        batch_size: rows a batch.
+        scale: what the rows are multiplied by.
+        seed: of the order.
+    """
+
+    def __init__(self, activations: torch.Tensor, batch_size: int, scale: float, seed: int):
+        if batch_size > len(activations):
+            raise ValueError(f"batch_size={batch_size} is above the {len(activations)} rows.")
+        self.activations = activations
+        self.batch_size = batch_size
+        self.scale = scale
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order: list[torch.Tensor] = []
+
+    def __next__(self) -> torch.Tensor:
+        if not self._order:
+            n_batches = len(self.activations) // self.batch_size
+            order = torch.randperm(len(self.activations), generator=self._generator)
+            self._order = list(order[: n_batches * self.batch_size].split(self.batch_size))
+        return self.activations[self._order.pop()].float() * self.scale

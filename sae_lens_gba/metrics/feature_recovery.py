@@ -1,0 +1,96 @@
+"""How many true features a dictionary has found. Bare matrices in, numbers out.
+
+Rows are directions; only their directions count, never their norms. Sign-free by default,
+as in arXiv 2506.14002. The one-to-one relatives of these measures are SAELens' own
+`sae_lens.synthetic.evals.mean_correlation_coefficient` and `feature_uniqueness`.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# cosines held at once: 2**24 float32 are 64 MiB, so 66k x 66k fits easily in 2 GiB
+_MAX_COSINES = 2**24
+
+
+class BestMatch(NamedTuple):
+    """The nearest row of another matrix, for each row.
+
+    Attributes:
+        similarity: cosine with it (its absolute value, unless signed), shape (n,).
+        candidate: which row it is, int64, shape (n,).
+    """
+
+    similarity: torch.Tensor
+    candidate: torch.Tensor
+
+
+def unit_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Rows at unit norm, as SAELens' `cosine_similarities` has them; zeros stay zeros."""
+    return torch.nn.functional.normalize(matrix, dim=1, eps=1e-8)
+
+
+@torch.no_grad()
+def best_match(
+    rows: torch.Tensor,
+    candidates: torch.Tensor,
+    signed: bool = False,
+    max_cosines: int = _MAX_COSINES,
+) -> BestMatch:
+    """For each row, the candidate with the largest cosine.
+
+    ``similarity[i] = max_j |cos(rows[i], candidates[j])|``, computed a block of rows at a
+    time, so that the full matrix of cosines never exists.
+
+    Args:
+        rows: shape (n, d).
+        candidates: shape (m, d). Rows of zeros have cosine 0 with everything.
+        signed: whether -v is a different direction from v.
+        max_cosines: cosines held in memory at once; no effect on the result.
+
+    Raises:
+        ValueError: no candidates, or the dimensions differ.
+    """
+    if candidates.shape[0] == 0 or rows.ndim != 2 or rows.shape[1:] != candidates.shape[1:]:
+        raise ValueError(
+            f"can't compare rows of shape {tuple(rows.shape)} with candidates of shape "
+            f"{tuple(candidates.shape)}: both must be (any number, at least 1; the same d)."
+        )
+    block_size = max(1, max_cosines // candidates.shape[0])
+    # SAELens' cosine_similarities would normalise all candidates again for every block
+    candidates = unit_rows(candidates)
+    similarity = torch.empty(rows.shape[0], dtype=rows.dtype, device=rows.device)
+    candidate = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)
+    for start in range(0, rows.shape[0], block_size):
+        block = slice(start, start + block_size)
+        cosines = unit_rows(rows[block]) @ candidates.T
+        best = (cosines if signed else cosines.abs_()).max(dim=1)
+        similarity[block], candidate[block] = best.values, best.indices
+    return BestMatch(similarity, candidate)
+
+
+def feature_recovery_rate(
+    true: torch.Tensor, learned: torch.Tensor, threshold: float = 0.9, signed: bool = False
+) -> float:
+    """FRR: share of the true features that some learned direction has found.
+
+    ``FRR(tau) = mean_i [ max_m |cos(v_i, w_m)| >= tau ]`` (arXiv 2506.14002). Several
+    features may be found by one direction and a direction may find none, so a larger
+    dictionary never lowers it. For the features one by one, to show recovery against
+    their frequency, take `best_match(true, learned).similarity`.
+
+    Args:
+        true: features v, shape (n, d).
+        learned: directions w, shape (m, d).
+        threshold: tau, a cosine.
+        signed: whether -v counts as another direction.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        ValueError: there are no features or no directions, or their dimensions differ.
+    """
+    if true.shape[0] == 0:
+        raise ValueError("feature_recovery_rate needs at least one true feature.")
+    return float((best_match(true, learned, signed).similarity >= threshold).float().mean())

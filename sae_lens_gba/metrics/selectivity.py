@@ -1,0 +1,122 @@
+"""How often, how strongly and how selectively each latent responds, streamed over data."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+
+class Selectivity(NamedTuple):
+    """Per latent, each of shape (d_sae,).
+
+    Attributes:
+        frequency: share of samples on which it was active.
+        peak: its largest pre-activation, threshold taken off; may be negative.
+        z_score: how many standard deviations the mean pre-activation of the samples on
+            which it was active lies above its mean over all samples; 0 for a latent that
+            was never active or never varied.
+    """
+
+    frequency: torch.Tensor
+    peak: torch.Tensor
+    z_score: torch.Tensor
+
+
+class SelectivityMeter:
+    """Accumulates `Selectivity` in O(d_sae) memory; batches of any size give the same result.
+
+    ``z_m = (mean of h_m over samples with h_m > theta_m - mean of h_m) / std of h_m``, with
+    h the pre-activation and theta the threshold. A latent that answers to one rare thing,
+    and to nothing else, has its active samples far out in the tail: a high Z-score. One that
+    is a thresholded Gaussian has, at frequency p, only what the tail of a Gaussian gives
+    (1.75 at p = 0.1, 3.37 at p = 0.001), so compare latents of one frequency.
+
+    Mean and variance are merged batch by batch (Chan et al.), in float64: sums of squares
+    would lose the variance of a pre-activation with a large mean.
+
+    Args:
+        d_sae: number of latents.
+    """
+
+    def __init__(self, d_sae: int):
+        self.d_sae = d_sae
+        self._n = 0
+        self._mean = torch.zeros(d_sae, dtype=torch.float64)
+        self._squares = torch.zeros(d_sae, dtype=torch.float64)  # sum of (h - mean)^2
+        self._active = torch.zeros(d_sae, dtype=torch.long)
+        self._active_sum = torch.zeros(d_sae, dtype=torch.float64)
+        self._peak = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, pre_activations: torch.Tensor, threshold: torch.Tensor | float = 0.0) -> None:
+        """Count one batch.
+
+        Args:
+            pre_activations: dense, shape (n, d_sae), encoder bias included.
+            threshold: a latent is active above it, shape (d_sae,) or a number.
+
+        Raises:
+            ValueError: wrong shape, or NaN or Inf.
+        """
+        if pre_activations.ndim != 2 or pre_activations.shape[1] != self.d_sae:
+            raise ValueError(
+                f"pre_activations have shape {tuple(pre_activations.shape)}, "
+                f"expected (n, {self.d_sae})."
+            )
+        n = pre_activations.shape[0]
+        if n == 0:
+            return
+        h = pre_activations.detach().cpu().double()
+        mean = h.mean(dim=0)
+        if not torch.isfinite(mean).all():
+            raise ValueError("pre_activations have NaN or Inf: nothing was counted.")
+        if isinstance(threshold, torch.Tensor):
+            threshold = threshold.detach().cpu().double()
+        self._merge_moments(n, mean, (h - mean).square().sum(dim=0))
+        active = h > threshold
+        self._active += active.sum(dim=0)
+        self._active_sum += torch.where(active, h, 0.0).sum(dim=0)
+        self._peak = torch.maximum(self._peak, (h - threshold).amax(dim=0))
+
+    def _merge_moments(self, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
+        total = self._n + n
+        shift = mean - self._mean
+        self._squares += squares + shift.square() * (self._n * n / total)
+        self._mean += shift * (n / total)
+        self._n = total
+
+    def compute(self) -> Selectivity:
+        """Result so far, float32.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._n == 0:
+            raise ValueError("no pre-activations were added.")
+        std = (self._squares / self._n).sqrt()
+        lift = self._active_sum / self._active.clamp(min=1) - self._mean
+        known = (self._active > 0) & (std > 0)
+        z_score = torch.where(known, lift / std.clamp(min=1e-300), 0.0)
+        frequency = self._active.double() / self._n
+        return Selectivity(frequency.float(), self._peak.float(), z_score.float())
+
+
+def selectivity(
+    batches: Iterable[torch.Tensor], threshold: torch.Tensor | float = 0.0
+) -> Selectivity:
+    """`Selectivity` of batches of pre-activations; see `SelectivityMeter`.
+
+    Args:
+        batches: each of shape (n, d_sae).
+        threshold: a latent is active above it, shape (d_sae,) or a number.
+
+    Raises:
+        ValueError: no batches, or see `SelectivityMeter.add`.
+    """
+    meter = None
+    for batch in batches:
+        meter = meter or SelectivityMeter(batch.shape[-1])
+        meter.add(batch, threshold)
+    if meter is None:
+        raise ValueError("no pre-activations were given.")
+    return meter.compute()

@@ -1,0 +1,189 @@
+"""What the paper's experiments on synthetic data share: train, measure."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import SAE, TrainingSAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.evals import ExplainedVarianceCalculator
+from sae_lens.synthetic.evals import (
+    DeadLatentsCalculator,
+    L0Calculator,
+    feature_uniqueness,
+    mean_correlation_coefficient,
+)
+from sae_lens.training.sae_trainer import SAETrainer
+from tqdm.auto import trange
+
+from sae_lens_gba.metrics import best_match
+from sae_lens_gba.synthetic.feature_mixture import FeatureMixture
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an SAE is trained on a mixture.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: samples a step.
+        learning_rate: of SAELens' Adam.
+        decay_steps: over which it falls to nothing at the end; 0 keeps it constant.
+        autocast: bfloat16 products.
+    """
+
+    steps: int = 3000
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    decay_steps: int = 0
+    autocast: bool = False
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a trained SAE recovered of a mixture, on held-out rows.
+
+    Attributes:
+        frr_08: share of features with a decoder row at |cosine| >= 0.8.
+        frr_09: the same at 0.9.
+        mean_best_cosine: mean over features of the best |cosine|.
+        mcc: SAELens' mean correlation coefficient (one-to-one matched |cosine|).
+        uniqueness: SAELens' share of latents that are nearest to a feature of their own.
+        l0: active latents a sample.
+        explained_variance: SAELens' measure; 1 is perfect.
+        loss: mean over samples of the squared error.
+        dead: latents never active on the held-out rows.
+    """
+
+    frr_08: float
+    frr_09: float
+    mean_best_cosine: float
+    mcc: float
+    uniqueness: float
+    l0: float
+    explained_variance: float
+    loss: float
+    dead: int
+
+
+def build_sae(architecture: dict[str, Any], d_in: int, seed: int) -> TrainingSAE[Any]:
+    """A new training SAE whose initial weights depend on ``seed`` only.
+
+    Args:
+        architecture: as for `TrainingSAE.from_dict`, without ``d_in``.
+        d_in: input dimension.
+        seed: of torch's global generator, which SAELens' initialisers draw from.
+    """
+    torch.manual_seed(seed)
+    sae: TrainingSAE[Any] = TrainingSAE.from_dict({**architecture, "d_in": d_in})
+    return sae
+
+
+def train_together(
+    saes: Sequence[TrainingSAE[Any]],
+    data: Iterator[torch.Tensor],
+    settings: TrainingSettings,
+    at_steps: Sequence[int] = (),
+    look: Callable[[int], object] | None = None,
+) -> list[float]:
+    """Train SAEs on the same batches, each by a SAELens trainer of its own.
+
+    One pass over the data serves all: drawing a batch costs as much as a step on it. Every
+    SAE ends up as it would have alone.
+
+    Args:
+        saes: left trained.
+        data: of batches, endless.
+        settings: steps and learning rate; batches are as large as ``data`` makes them.
+        at_steps: after how many steps to call ``look`` with their number.
+        look: must leave the SAEs as they are.
+
+    Returns:
+        Seconds spent on each SAE, without the data.
+
+    Raises:
+        ValueError: an SAE wants its activations normalised by statistics of the data, which
+            a trainer does only in a run of its own.
+    """
+    for sae in saes:
+        if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+            raise ValueError(
+                f"normalize_activations={sae.cfg.normalize_activations!r} can't be used here: "
+                "scale the data instead."
+            )
+    trainers: list[SAETrainer[Any, Any]] = [
+        SAETrainer(_trainer_config(settings), sae, data) for sae in saes
+    ]
+    seconds = [0.0] * len(saes)
+    for step in trange(1, settings.steps + 1, desc="steps", leave=False):
+        batch = next(data)
+        for i, trainer in enumerate(trainers):
+            started = time.perf_counter()
+            trainer.step(batch)
+            trainer.n_training_steps += 1
+            seconds[i] += time.perf_counter() - started
+        if look is not None and step in at_steps:
+            look(step)
+    return seconds
+
+
+def _trainer_config(settings: TrainingSettings) -> SAETrainerConfig:
+    return SAETrainerConfig(
+        total_training_samples=settings.steps * settings.batch_size,
+        train_batch_size_samples=settings.batch_size,
+        lr=settings.learning_rate,
+        lr_end=settings.learning_rate,  # where the decay to 0 starts
+        lr_decay_steps=settings.decay_steps,
+        autocast=settings.autocast,
+    )
+
+
+def as_inference(sae: TrainingSAE[Any]) -> SAE[Any]:
+    """The stock SAE that ``sae`` is saved as: what its user gets, and what is measured.
+
+    A BatchTopK SAE, for one, trains with a batch's top activations and is used with a
+    threshold.
+    """
+    state = sae.state_dict()
+    sae.process_state_dict_for_saving_inference(state)
+    inference: SAE[Any] = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
+    inference.load_state_dict(state)
+    return inference.eval()
+
+
+@torch.no_grad()
+def measure_recovery(
+    sae: TrainingSAE[Any], mixture: FeatureMixture, n_samples: int = 10_000
+) -> Recovery:
+    """What ``sae`` recovered of ``mixture``, on rows that it wasn't trained on.
+
+    Args:
+        sae: trained on the mixture.
+        mixture: its own stream is not used.
+        n_samples: held-out rows.
+    """
+    inference = as_inference(sae)
+    directions = inference.W_dec.detach()
+    best = best_match(mixture.features, directions).similarity
+    l0, dead = L0Calculator(), DeadLatentsCalculator(directions.shape[0])
+    explained, squared_error = ExplainedVarianceCalculator(), 0.0
+    for x in mixture.held_out().sample(n_samples)[0].split(1000):
+        acts = inference.encode(x)
+        reconstruction = inference.decode(acts)
+        l0.add_batch(acts)
+        dead.add_batch(acts)
+        explained.add_batch(reconstruction, x)
+        squared_error += float((reconstruction - x).square().sum())
+    return Recovery(
+        frr_08=float((best >= 0.8).float().mean()),
+        frr_09=float((best >= 0.9).float().mean()),
+        mean_best_cosine=float(best.mean()),
+        mcc=mean_correlation_coefficient(directions, mixture.features),
+        uniqueness=feature_uniqueness(directions, mixture.features),
+        l0=l0.compute(),
+        explained_variance=explained.compute(),
+        loss=squared_error / n_samples,
+        dead=dead.compute(),
+    )

@@ -1,0 +1,83 @@
+"""Results of experiments as JSON, with all that is needed to repeat them."""
+
+import json
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_gba.atomic_write import write_atomically
+
+_PACKAGES = ("sae-lens-gba", "sae-lens", "transformer-lens", "torch")
+
+
+Tables = dict[str, list[dict[str, Any]]]
+
+
+def write_result(
+    path: Path, experiment: str, config: Any, tables: Tables, origin: dict[str, Any]
+) -> None:
+    """Write one experiment's result, all or nothing.
+
+    Args:
+        path: of the JSON file; its folder is made.
+        experiment: its name.
+        config: the dataclass it was run with, seeds included.
+        tables: named lists of rows of plain values; "rows" is the main one.
+        origin: `provenance` when the experiment began.
+    """
+    result = {
+        "experiment": experiment,
+        "config": asdict(config),
+        "provenance": origin,
+        **tables,
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write_text(text))
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git commit, date and command of this process."""
+    script, *arguments = sys.argv
+    return {
+        "command": shlex.join(["python", Path(script).name, *arguments]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "machine": platform.machine(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def mean_and_deviation(values: Iterable[float]) -> tuple[float, float]:
+    """Mean, and standard deviation over runs (n - 1); 0 for a single run."""
+    values = list(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), deviation
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in this package's source tree; None where there is none."""
+    try:
+        finished = subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return finished.stdout.strip()
