@@ -44,6 +44,8 @@ def train(args: Sequence[str]) -> None:
     from sae_lens_gba.report.training_charts import train_with_charts
 
     cfg = runner._parse_cfg_args(rest)
+    if cfg.output_path is None:
+        raise ValueError("output_path=None is not possible with --report: name a folder for it.")
     train_with_charts(runner.LanguageModelSAETrainingRunner(cfg=cfg), cfg.output_path)
     return None
 

@@ -46,8 +46,8 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             learn_output_scale is off. A small one lets each latent learn from the input instead of
             from the other latents' error, as the paper's theory assumes. None means 0.1 when it is
             learnt, else 1.
-        n_nested_reconstructions (int): Into how many nested sets the groups are divided, most active
-            ones first, each of which must reconstruct the input without those after it, as in
+        n_nested_reconstructions (int): Into how many nested sets the groups are divided, most
+            active ones first, each of which must reconstruct the input without those after it, as in
             Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
             only for the whole reconstruction, as the paper does. At most n_groups is used.
         bias_update (str): The rule that moves the biases: "group_mean", "log_proportional",
@@ -55,7 +55,7 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
         bias_decrease_rate (float | None): How far a bias moves per adaptation when its neuron fires
             too often; a share of its largest pre-activation (paper) or of the input norm (other
-            rules). None means 0.57 / sqrt(d_in): pre-activations of a random direction spread by
+            rules). None means 1.14 / sqrt(d_in): pre-activations of a random direction spread by
             the input norm / sqrt(d_in), and the step should be a fixed part of that spread.
         bias_increase_rate (float | None): How far the bias of a dead neuron is raised per
             adaptation, in the same units. None means 0.23 / sqrt(d_in).
@@ -134,7 +134,7 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
 
     def adaptation_rates(self) -> AdaptationRates:
         return AdaptationRates(
-            decrease=_or(self.bias_decrease_rate, 0.57 / math.sqrt(self.d_in)),
+            decrease=_or(self.bias_decrease_rate, 1.14 / math.sqrt(self.d_in)),
             increase=_or(self.bias_increase_rate, 0.23 / math.sqrt(self.d_in)),
             dead_frequency=self.dead_frequency,
             frequency_cap=self.frequency_cap,

@@ -82,7 +82,7 @@ def test_training_settings_travel_in_the_metadata() -> None:
 def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
     # a random direction's pre-activations spread by norm / sqrt(d_in)
     narrow, wide = (GBATrainingSAEConfig(d, 1024).adaptation_rates() for d in (128, 512))
-    assert narrow.decrease == pytest.approx(2 * wide.decrease) == pytest.approx(0.0504, abs=1e-4)
+    assert narrow.decrease == pytest.approx(2 * wide.decrease) == pytest.approx(0.1008, abs=1e-4)
     assert narrow.increase == pytest.approx(2 * wide.increase)
     given = GBATrainingSAEConfig(512, 1024, bias_decrease_rate=0.3).adaptation_rates()
     assert given.decrease == 0.3
