@@ -47,8 +47,8 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             from the other latents' error, as the paper's theory assumes. None means 0.1 when it is
             learnt, else 1.
         n_nested_reconstructions (int): Into how many nested sets the groups are divided, most
-            active ones first, each of which must reconstruct the input without those after it, as in
-            Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
+            active ones first, each of which must reconstruct the input without those after it, as
+            in Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
             only for the whole reconstruction, as the paper does. At most n_groups is used.
         bias_update (str): The rule that moves the biases: "group_mean", "log_proportional",
             "log_proportional_one_sided" or "paper".

@@ -199,6 +199,32 @@ class SparseDecode(torch.autograd.Function):
         return along * scale, grad_W, grad_scale, None
 
 
+class NestedSquaredError(torch.autograd.Function):
+    """sum_k ||part_0 + ... + part_k - target||^2, the mean over samples.
+
+    What autograd would do in a dozen passes over (n_parts, batch, d_in), in five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parts: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """parts (n_parts, batch, d_in), target (batch, d_in) -> ()."""
+        residual = torch.empty_like(parts)
+        torch.sub(parts[0], target, out=residual[0])
+        for k in range(1, len(parts)):
+            torch.add(residual[k - 1], parts[k], out=residual[k])
+        ctx.save_for_backward(residual)
+        flat = residual.view(-1)
+        return flat.dot(flat) / target.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (residual,) = ctx.saved_tensors
+        along = residual * (2 * grad / residual.shape[1])
+        for k in reversed(range(len(along) - 1)):
+            along[k] += along[k + 1]
+        return along, -along[0]
+
+
 def _offsets(sorted_or_not: torch.Tensor, n_bins: int) -> torch.Tensor:
     counts = torch.bincount(sorted_or_not, minlength=n_bins)
     return F.pad(counts.cumsum(0), (1, 0))

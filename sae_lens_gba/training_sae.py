@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from sae_lens_gba.parameter_constraints import (
 )
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
+    NestedSquaredError,
     SparseDecode,
     SparseEncode,
     find_active,
@@ -89,7 +91,10 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     output_scale: nn.Parameter
     adapter: BiasAdapter
     _tied = False
-    _active: ActiveSet | None = None  # of the step in progress, from encode to decode
+    # of the step in progress, from encode to decode: which entries are active, and the
+    # activations there (a sparse tensor's values() would cost its gradient a detour)
+    _active: ActiveSet | None = None
+    _acts: torch.Tensor
 
     @override
     def initialize_weights(self) -> None:
@@ -172,23 +177,21 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         if found is None:
             return self._encode_dense(sae_in, self.W_enc)
         self._active, values = found
-        hidden_pre = SparseEncode.apply(sae_in, self.W_enc, values, self._active)
-        acts = self._active.to_coo(hidden_pre)
-        return acts, self._active.to_coo(values)
+        self._acts = SparseEncode.apply(sae_in, self.W_enc, values, self._active)
+        return self._active.to_coo(self._acts), self._active.to_coo(values)
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         if self._active is not None and feature_acts.is_sparse:
-            recons = self._decode_sparse(feature_acts, self._active)
+            recons = self._decode_sparse(self._active)
         else:
             recons = feature_acts @ self._scaled_W_dec()
         recons = self.hook_sae_recons(recons + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     @outside_compilation
-    def _decode_sparse(self, feature_acts: torch.Tensor, active: ActiveSet) -> torch.Tensor:
-        acts = feature_acts.values()
-        return SparseDecode.apply(acts, self.W_dec, self.output_scale, active)
+    def _decode_sparse(self, active: ActiveSet) -> torch.Tensor:
+        return SparseDecode.apply(self._acts, self.W_dec, self.output_scale, active)
 
     def _encode_dense(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor
@@ -226,6 +229,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             output = super().training_forward_pass(step_input)
         finally:
             self._active = None
+            vars(self).pop("_acts", None)
         if self.training:
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
@@ -290,15 +294,14 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             W_dec, bands = self._scaled_W_dec(), zip([0, *ends], ends, strict=False)
             parts = torch.stack([feature_acts[:, a:b] @ W_dec[a:b] for a, b in bands])
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
-        errors = self.mse_loss_fn(parts.cumsum(dim=0) + self.b_dec, target.expand_as(parts))
-        return {"nested_mse_loss": errors.sum(dim=(0, 2)).mean()}
+        return {"nested_mse_loss": NestedSquaredError.apply(parts, target - self.b_dec)}
 
     @outside_compilation
     def _decode_bands_sparse(self, feature_acts: torch.Tensor, ends: list[int]) -> torch.Tensor:
         """What each band of latents adds to the output, shape (n_bands, batch, d_in)."""
         assert self._active is not None
         active, order = self._active.in_bands(torch.tensor(ends, device=feature_acts.device))
-        acts = feature_acts.values()[order]
+        acts = self._acts.index_select(0, order)
         out = SparseDecode.apply(acts, self.W_dec, self.output_scale, active)
         return out.view(len(ends), self._active.batch, -1)
 
@@ -312,11 +315,16 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             "gba/l0_from_frequencies": adapter.frequency.sum,
             "gba/l0_target": adapter.target_frequency.sum,
             "gba/share_above_target": (relative > 1).float().mean,
+            "gba/share_within_factor_2_of_target": (relative.log2().abs() <= 1).float().mean,
             "gba/share_dead": (adapter.frequency < self.cfg.dead_frequency).float().mean,
         }
         for k in range(targets.n_groups):
             metrics[f"gba/frequency_over_target/group_{k:02d}"] = by_group[k].clone
             metrics[f"gba/bias/group_{k:02d}"] = bias_by_group[k].clone
+        for percent in (5, 50, 95):
+            metrics[f"gba/bias/percentile_{percent:02d}"] = partial(
+                torch.quantile, self.bias, percent / 100
+            )
         return metrics
 
     @override

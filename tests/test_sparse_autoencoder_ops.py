@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from sae_lens_gba import sparse_autoencoder_ops as ops
-from sae_lens_gba.sparse_autoencoder_ops import SparseDecode, SparseEncode, find_active
+from sae_lens_gba.sparse_autoencoder_ops import (
+    ActiveSet,
+    NestedSquaredError,
+    SparseDecode,
+    SparseEncode,
+    find_active,
+)
 
 
 def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0):
@@ -120,3 +126,21 @@ def test_nothing_of_batch_times_d_sae_is_kept_for_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         sparse(p, relu=False)
     assert max(kept) <= 128 * 8 < 64 * 128
+
+
+def test_nested_squared_error_is_that_of_running_sums() -> None:
+    parts = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    plain = (parts.cumsum(dim=0) - target).square().sum(dim=(0, 2)).mean()
+    ours = NestedSquaredError.apply(parts, target)
+    torch.testing.assert_close(ours, plain)
+    assert torch.autograd.gradcheck(NestedSquaredError.apply, (parts, target))
+
+
+def test_bands_split_the_pattern_by_latent_and_keep_its_entries() -> None:
+    # latents 0-2 and 3-4 are the bands; latent 5 is left out
+    active = ActiveSet(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 3, 5, 1, 4]), 2, 6)
+    bands, order = active.in_bands(torch.tensor([3, 5]))
+    assert bands.samples.tolist() == [0, 1, 2, 3]  # (band 0, samples 0 1), (band 1, samples 0 1)
+    assert bands.latents.tolist() == [0, 1, 3, 4]
+    assert order.tolist() == [0, 3, 1, 4]

@@ -220,7 +220,13 @@ def test_logged_metrics_and_histograms_are_finite_even_before_the_first_adaptati
     sae = GBATrainingSAE(tiny_config())
     output = sae.training_forward_pass(step_input=step_input(next(mixture(0)), logging=True))
     values = {name: float(value()) for name, value in output.metrics.items()}
-    assert {"gba/share_dead", "gba/share_above_target", "gba/bias/group_03"} <= set(values)
+    assert {
+        "gba/share_dead",
+        "gba/share_within_factor_2_of_target",
+        "gba/bias/group_03",
+        "gba/bias/percentile_95",
+        "gba/frequency_over_target/group_00",
+    } <= set(values)
     assert all(v == v and abs(v) != float("inf") for v in values.values())
     for name, histogram in sae.log_histograms().items():
         assert torch.isfinite(torch.from_numpy(histogram)).all(), name
