@@ -95,6 +95,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     # activations there (a sparse tensor's values() would cost its gradient a detour)
     _active: ActiveSet | None = None
     _acts: torch.Tensor
+    _parts: torch.Tensor  # what each band of latents adds to the output, (n_bands, batch, d_in)
 
     @override
     def initialize_weights(self) -> None:
@@ -191,7 +192,15 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @outside_compilation
     def _decode_sparse(self, active: ActiveSet) -> torch.Tensor:
-        return SparseDecode.apply(self._acts, self.W_dec, self.output_scale, active)
+        if not self._nested_ends:
+            return SparseDecode.apply(self._acts, self.W_dec, self.output_scale, active)
+        # by bands of latents, for the nested reconstructions; all of them are the whole
+        ends = torch.tensor([*self._nested_ends, self.cfg.d_sae], device=self._acts.device)
+        bands, order = active.in_bands(ends)
+        acts = self._acts.index_select(0, order)
+        out = SparseDecode.apply(acts, self.W_dec, self.output_scale, bands)
+        self._parts = out.view(len(ends), active.batch, -1)
+        return self._parts.sum(dim=0)
 
     def _encode_dense(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor
@@ -229,7 +238,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             output = super().training_forward_pass(step_input)
         finally:
             self._active = None
-            vars(self).pop("_acts", None)
+            for name in ("_acts", "_parts"):
+                vars(self).pop(name, None)
         if self.training:
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
@@ -289,21 +299,13 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         if not ends:
             return {}
         if feature_acts.is_sparse:
-            parts = self._decode_bands_sparse(feature_acts, ends)
+            parts = self._parts
         else:
-            W_dec, bands = self._scaled_W_dec(), zip([0, *ends], ends, strict=False)
+            W_dec, starts = self._scaled_W_dec(), [0, *ends]
+            bands = zip(starts, [*ends, self.cfg.d_sae], strict=True)
             parts = torch.stack([feature_acts[:, a:b] @ W_dec[a:b] for a, b in bands])
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
         return {"nested_mse_loss": NestedSquaredError.apply(parts, target - self.b_dec)}
-
-    @outside_compilation
-    def _decode_bands_sparse(self, feature_acts: torch.Tensor, ends: list[int]) -> torch.Tensor:
-        """What each band of latents adds to the output, shape (n_bands, batch, d_in)."""
-        assert self._active is not None
-        active, order = self._active.in_bands(torch.tensor(ends, device=feature_acts.device))
-        acts = self._acts.index_select(0, order)
-        out = SparseDecode.apply(acts, self.W_dec, self.output_scale, active)
-        return out.view(len(ends), self._active.batch, -1)
 
     def _metrics(self) -> dict[str, Callable[[], torch.Tensor]]:
         """For logging steps; frequencies are those of the last adaptation."""
