@@ -74,6 +74,9 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     - Groups are sized so that each carries the same share of L0, and feedback acts on each
       group's mean frequency; ``bias_update="paper"`` and ``group_sizing="equal"`` give the
       paper's (test_bias_adaptation.py).
+    - The most active groups must reconstruct the input without the rarer ones as well;
+      ``n_nested_reconstructions=1`` turns it off (test_training_sae.py).
+    - Output scales start at 0.1, not 1 (test_config.py).
     - The encoder is free by default; ``tied=True`` gives the paper's tied weights.
     - b_dec starts at the mean of the first batch, not at zero: SAEs of language models see
       inputs with a large mean (test_training_sae.py).

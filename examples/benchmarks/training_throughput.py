@@ -10,7 +10,6 @@ encoder product. Peak memory is measured in a process of its own for each archit
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -124,11 +123,17 @@ def time_case(case: Case, steps: int) -> dict[str, dict[str, float]]:
 
 def peak_memory(name: str, case: Case) -> float:
     """Peak resident memory of a process that trains it for two steps, in bytes above import."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_resident_bytes()
     x = batches(0, 1)[0]
     trainer = make_trainer(architectures(case)[name], case, x)
     trainer.step(x)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0
+    return _peak_resident_bytes() - before
+
+
+def _peak_resident_bytes() -> float:
+    # Linux: getrusage would count the parent's peak as this process' own
+    status = Path("/proc/self/status").read_text()
+    return 1024.0 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def memory_in_own_process(name: str, case: Case, threads: int) -> float:
