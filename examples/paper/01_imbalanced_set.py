@@ -100,11 +100,12 @@ def measure_all(
     saes: list[Any],
     mixture: FeatureMixture,
     step: int,
+    seconds: list[float],
 ) -> None:
     """Add a row for every method as it is after ``step`` steps."""
-    for name, sae in zip(names, saes, strict=True):
+    for name, sae, spent in zip(names, saes, seconds, strict=True):
         recovery = measure_recovery(sae, mixture, config.n_samples)
-        label = {"method": name, "seed": mixture.seed, "steps": step}
+        label = {"method": name, "seed": mixture.seed, "steps": step, "seconds": round(spent, 1)}
         tables["rows"].append({**label, **asdict(recovery)})
         if step == config.at_steps[-1]:
             logging.info("%s %s", label, recovery)
@@ -112,7 +113,7 @@ def measure_all(
 
 def run(config: Config) -> Tables:
     """One row a method, seed and checkpoint; in a seed all methods see the same batches."""
-    tables: Tables = {"rows": [], "seconds": []}
+    tables: Tables = {"rows": []}
     for seed in config.seeds:
         mixture = FeatureMixture(config.mixture, config.training.batch_size, seed)
         wanted = architectures(config)
@@ -120,11 +121,7 @@ def run(config: Config) -> Tables:
         saes = [build_sae(wanted[name], config.mixture.d_in, seed) for name in names]
 
         measure = partial(measure_all, config, tables, names, saes, mixture)
-        seconds = train_together(saes, mixture, config.training, config.at_steps, measure)
-        tables["seconds"] += [
-            {"method": name, "seed": seed, "seconds": round(spent, 1)}
-            for name, spent in zip(names, seconds, strict=True)
-        ]
+        train_together(saes, mixture, config.training, config.at_steps, measure)
     return tables
 
 

@@ -7,10 +7,9 @@ other seeds find as well.
     python examples/paper/04_language_model.py [--quick]
 """
 
-import json
 import logging
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from sae_lens_gba.synthetic.experiments import (
     build_sae,
     train_together,
 )
-from sae_lens_gba.synthetic.results import Tables, mean_and_deviation
+from sae_lens_gba.synthetic.results import Tables, mean_and_deviation, once
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -219,7 +218,6 @@ def run(config: Config) -> Tables:
             model, demo_texts(held_out=True), config.held_out_tokens, config.context
         ),
     }
-    key = sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
     activations = {
         part: cached_activations(
             model, tokens, config.hook_names, cache / f"{part}_{tokens.numel()}.safetensors"
@@ -233,10 +231,9 @@ def run(config: Config) -> Tables:
         ce_tokens = texts["held_out"][: config.ce_contexts]
         here = HookPoint(hook_name, model, train, held_out, ce_tokens, scale)
         for name in curves(config):
-            done = cache / f"done_{key}_{hook_name}_{name}.json"
-            if not done.is_file():
-                done.write_text(json.dumps(run_method(config, name, here)))
-            for table, new in json.loads(done.read_text()).items():
+            key = {"config": asdict(config), "hook_name": hook_name, "method": name}
+            done = once(cache / "done", key, partial(run_method, config, name, here))
+            for table, new in done.items():
                 tables[table] += new
     return tables
 

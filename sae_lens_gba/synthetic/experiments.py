@@ -86,7 +86,7 @@ def train_together(
     data: Iterator[torch.Tensor],
     settings: TrainingSettings,
     at_steps: Sequence[int] = (),
-    look: Callable[[int], object] | None = None,
+    look: Callable[[int, list[float]], object] | None = None,
 ) -> list[float]:
     """Train SAEs on the same batches, each by a SAELens trainer of its own.
 
@@ -97,7 +97,8 @@ def train_together(
         saes: left trained.
         data: of batches, endless.
         settings: steps and learning rate; batches are as large as ``data`` makes them.
-        at_steps: after how many steps to call ``look`` with their number.
+        at_steps: after how many steps to call ``look``, with their number and the seconds spent
+            on each SAE so far.
         look: must leave the SAEs as they are.
 
     Returns:
@@ -125,7 +126,7 @@ def train_together(
             trainer.n_training_steps += 1
             seconds[i] += time.perf_counter() - started
         if look is not None and step in at_steps:
-            look(step)
+            look(step, list(seconds))
     return seconds
 
 

@@ -6,12 +6,13 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +20,7 @@ from sae_lens_gba.atomic_write import write_atomically
 
 _PACKAGES = ("sae-lens-gba", "sae-lens", "transformer-lens", "torch")
 
-
+T = TypeVar("T")
 Tables = dict[str, list[dict[str, Any]]]
 
 
@@ -44,6 +45,22 @@ def write_result(
     text = json.dumps(result, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write_text(text))
+
+
+def once(folder: Path, key: dict[str, Any], compute: Callable[[], T]) -> T:
+    """What ``compute`` gave when it was first asked for under ``key``; kept as JSON in ``folder``.
+
+    A long experiment that was stopped goes on where it was. Delete the folder when code
+    that the results depend on has changed.
+    """
+    digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{digest}.json"
+    if not path.is_file():
+        text = json.dumps({"key": key, "value": compute()})
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write_text(text))
+    value: T = json.loads(path.read_text())["value"]
+    return value
 
 
 def provenance() -> dict[str, Any]:
