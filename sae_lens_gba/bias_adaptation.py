@@ -212,24 +212,31 @@ def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:
 
 
 def quantile_bias(
-    pre_activations: torch.Tensor,
+    sae_in: torch.Tensor,
+    W_enc: torch.Tensor,
     target_frequency: torch.Tensor,
     bias_range: torch.Tensor,
 ) -> torch.Tensor:
     """Biases at which each neuron would have fired at its target on these samples.
 
+    A few hundred neurons at a time: sorting all pre-activations at once would take more memory
+    than training.
+
     Args:
-        pre_activations: bias not included, shape (n, d_sae).
+        sae_in: centred input, shape (n, d_in).
+        W_enc: shape (d_in, d_sae).
         target_frequency: shape (d_sae,).
         bias_range: shape (d_sae,).
 
     Returns:
         Shape (d_sae,), in [-bias_range, 0].
     """
-    n = pre_activations.shape[0]
-    ascending = pre_activations.sort(dim=0).values
+    n = sae_in.shape[0]
     rank = (n - 1 - (n * target_frequency).floor()).clamp(0, n - 1).long()
-    threshold = ascending.gather(0, rank.unsqueeze(0)).squeeze(0)
+    chunks = zip(W_enc.split(512, dim=1), rank.split(512), strict=True)
+    threshold = torch.cat(
+        [(sae_in @ W).sort(dim=0).values.gather(0, at.unsqueeze(0)).squeeze(0) for W, at in chunks]
+    )
     return _clamp(-threshold.to(bias_range.dtype), bias_range)
 
 

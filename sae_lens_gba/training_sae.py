@@ -262,9 +262,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             sae_in = sae_in - self.b_dec
         self.adapter.input_norm.copy_(typical_norm(sae_in))
         if is_new and self.cfg.bias_init == "quantile":
-            hidden_pre = sae_in @ self.W_enc
             self.set_bias(
-                quantile_bias(hidden_pre, self.adapter.target_frequency, self.bias_range())
+                quantile_bias(sae_in, self.W_enc, self.adapter.target_frequency, self.bias_range())
             )
 
     @torch.no_grad()

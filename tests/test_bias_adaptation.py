@@ -212,11 +212,11 @@ def test_one_sided_rules_bring_frequencies_down_to_their_targets(rule: str) -> N
 
 
 def test_quantile_start_puts_each_neuron_at_its_target_on_that_batch() -> None:
-    h = torch.randn(1000, 3)
-    target = torch.tensor([0.2, 0.05, 0.001])
-    bias = quantile_bias(h, target, torch.full((3,), 10.0))
-    fired = (h + bias > 0).sum(dim=0)
-    assert fired.tolist() == [200, 50, 1]
+    x, W_enc = torch.randn(1000, 4).double(), torch.randn(4, 1500).double()
+    target = torch.tensor([0.2, 0.05, 0.001]).repeat(500)
+    bias = quantile_bias(x, W_enc, target, torch.full((1500,), 100.0).double())
+    fired = (x @ W_enc + bias > 1e-12).sum(dim=0)
+    assert fired.tolist() == [200, 50, 1] * 500
 
 
 def test_state_keeps_its_precision_under_casts() -> None:

@@ -83,9 +83,7 @@ def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
     if isinstance(sae, GBATrainingSAE):
         # in the middle of training: every latent at its target
         sae.set_bias(
-            quantile_bias(
-                (x - sae.b_dec) @ sae.W_enc, sae.adapter.target_frequency, sae.bias_range()
-            )
+            quantile_bias(x - sae.b_dec, sae.W_enc, sae.adapter.target_frequency, sae.bias_range())
         )
     return trainer
 
@@ -122,18 +120,19 @@ def time_case(case: Case, steps: int) -> dict[str, dict[str, float]]:
 
 
 def peak_memory(name: str, case: Case) -> float:
-    """Peak resident memory of a process that trains it for two steps, in bytes above import."""
-    before = _peak_resident_bytes()
+    """Peak memory while it is trained for two steps, in bytes above that after import; Linux."""
     x = batches(0, 1)[0]
+    before = _resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     trainer = make_trainer(architectures(case)[name], case, x)
     trainer.step(x)
-    return _peak_resident_bytes() - before
+    return _resident_bytes("VmHWM") - before
 
 
-def _peak_resident_bytes() -> float:
-    # Linux: getrusage would count the parent's peak as this process' own
+def _resident_bytes(field: str) -> float:
+    # getrusage would count the parent's peak as this process' own
     status = Path("/proc/self/status").read_text()
-    return 1024.0 * int(status.split("VmHWM:")[1].split()[0])
+    return 1024.0 * int(status.split(f"{field}:")[1].split()[0])
 
 
 def memory_in_own_process(name: str, case: Case, threads: int) -> float:
