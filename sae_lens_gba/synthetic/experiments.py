@@ -97,12 +97,13 @@ def train_together(
         saes: left trained.
         data: of batches, endless.
         settings: steps and learning rate; batches are as large as ``data`` makes them.
-        at_steps: after how many steps to call ``look``, with their number and the seconds spent
-            on each SAE so far.
+        at_steps: after how many steps to call ``look``, with their number and the CPU
+            seconds spent on each SAE so far.
         look: must leave the SAEs as they are.
 
     Returns:
-        Seconds spent on each SAE, without the data.
+        CPU seconds spent on each SAE, without the data: unlike wall time they hardly depend on
+        what else the machine does.
 
     Raises:
         ValueError: an SAE wants its activations normalised by statistics of the data, which
@@ -121,10 +122,10 @@ def train_together(
     for step in trange(1, settings.steps + 1, desc="steps", leave=False):
         batch = next(data)
         for i, trainer in enumerate(trainers):
-            started = time.perf_counter()
+            started = time.process_time()
             trainer.step(batch)
             trainer.n_training_steps += 1
-            seconds[i] += time.perf_counter() - started
+            seconds[i] += time.process_time() - started
         if look is not None and step in at_steps:
             look(step, list(seconds))
     return seconds
