@@ -123,14 +123,15 @@ def architectures(config: Config) -> dict[str, Row]:
         "standard": {"architecture": "standard", "d_sae": d_sae, "l1_coefficient": None},
         "topk": {"architecture": "topk", "d_sae": d_sae, "k": round(k)},
         "batchtopk": {"architecture": "batchtopk", "d_sae": d_sae, "k": k},
-        # its own start and bandwidth are meant for inputs of small norm: thresholds would move
-        # by the learning rate a step, and these inputs' norm is 17
+        # SAELens' start (threshold 0.01, rows of norm 0.1) is meant for inputs of small norm;
+        # these inputs' is 17, and thresholds move by no more than the learning rate a step
         "jumprelu": {
             "architecture": "jumprelu",
             "d_sae": d_sae,
             "l0_coefficient": None,
             "jumprelu_init_threshold": 1.0,
-            "jumprelu_bandwidth": 1.0,
+            "jumprelu_bandwidth": 2.0,
+            "decoder_init_norm": 1.0,
         },
         "matryoshka": {
             "architecture": "matryoshka_batchtopk",

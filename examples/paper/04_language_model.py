@@ -10,8 +10,9 @@ other seeds find as well.
 import logging
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,9 +23,14 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_gba import GBATrainingSAEConfig
-from sae_lens_gba.demo.model import default_cache_dir, load_demo_model
+from sae_lens_gba.demo.model import MODEL_NAME, default_cache_dir, load_demo_model
 from sae_lens_gba.demo.text import demo_texts
-from sae_lens_gba.metrics import Selectivity, SelectivityMeter, shares_consistent
+from sae_lens_gba.metrics import (
+    Selectivity,
+    SelectivityMeter,
+    pairwise_mcc,
+    shares_consistent,
+)
 from sae_lens_gba.synthetic.command_line import run_experiment
 from sae_lens_gba.synthetic.experiments import (
     TrainingSettings,
@@ -63,18 +69,18 @@ class Config:
     """
 
     hook_names: tuple[str, ...] = ("blocks.8.hook_resid_post", "blocks.8.hook_mlp_out")
-    train_tokens: int = 640_000
+    train_tokens: int = 400_000
     held_out_tokens: int = 20_000
-    ce_contexts: int = 16
+    ce_contexts: int = 8
     context: int = 128
     d_in: int = 576
-    d_sae: int = 1536
+    d_sae: int = 1152
     training: TrainingSettings = field(
-        default_factory=lambda: TrainingSettings(1500, 512, 1e-3, decay_steps=300)
+        default_factory=lambda: TrainingSettings(800, 512, 1e-3, decay_steps=200)
     )
     l0: tuple[int, ...] = (16, 32, 64, 128)
-    l1_coefficients: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
-    l0_coefficients: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    l1_coefficients: tuple[float, ...] = (2.0, 5.0, 10.0, 20.0)
+    l0_coefficients: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25)
     highest: tuple[float, ...] = (0.02, 0.05, 0.1, 0.5)
     adapt_every_n_steps: int = 10
     consistency_point: int = 1
@@ -101,7 +107,24 @@ def curves(config: Config) -> dict[str, list[dict[str, Any]]]:
         "topk": [{"architecture": "topk", "k": k} for k in config.l0],
         "batchtopk": [{"architecture": "batchtopk", "k": k} for k in config.l0],
         "jumprelu": [
-            {"architecture": "jumprelu", "l0_coefficient": c} for c in config.l0_coefficients
+            # started at SAELens' 0.01, with rows of norm 0.1, its thresholds would not get near
+            # these inputs' pre-activations in so few steps
+            {
+                "architecture": "jumprelu",
+                "l0_coefficient": c,
+                "jumprelu_init_threshold": 1.0,
+                "jumprelu_bandwidth": 2.0,
+                "decoder_init_norm": 1.0,
+            }
+            for c in config.l0_coefficients
+        ],
+        "matryoshka": [
+            {
+                "architecture": "matryoshka_batchtopk",
+                "k": k,
+                "matryoshka_widths": [config.d_sae // 16, config.d_sae // 4, config.d_sae],
+            }
+            for k in config.l0
         ],
         "ba": [one_group(k / config.d_sae) for k in config.l0],
         "gba_paper": [paper(highest) for highest in config.highest],
@@ -186,13 +209,23 @@ def run_method(config: Config, name: str, here: HookPoint) -> Tables:
             logging.info("%s", rows[-1])
             if setting == config.consistency_point:
                 same_point.append((sae.W_dec.detach().clone(), latents.peak))
+                save(sae, here, default_cache_dir() / "paper" / "saes" / f"{name}_seed_{seed}")
     return {"rows": rows, "consistency": [consistency(config, name, here.name, same_point)]}
+
+
+def save(sae: TrainingSAE[Any], here: HookPoint, folder: Path) -> None:
+    """As a stock SAE of the raw activations, for other benchmarks (sparse_probing.py)."""
+    inference = as_inference(sae)
+    inference.fold_activation_norm_scaling_factor(here.scale)
+    inference.cfg.metadata.model_name = MODEL_NAME
+    inference.cfg.metadata.hook_name = here.name
+    inference.save_model(folder / here.name)
 
 
 def consistency(
     config: Config, name: str, hook_name: str, runs: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> dict[str, Any]:
-    """Share of the top latents with MCS > 0.9, mean over all ordered pairs of seeds."""
+    """Share of the top latents with MCS > 0.9, and PW-MCC; means over all pairs of seeds."""
     pairs = [
         shares_consistent(a, b, peak, config.top_shares)
         for (a, peak), (b, _) in permutations(runs, 2)
@@ -204,6 +237,7 @@ def consistency(
         "top_shares": list(config.top_shares),
         "share": [mean for mean, _ in stats],
         "deviation": [deviation for _, deviation in stats],
+        "pw_mcc": fmean(pairwise_mcc(a, b) for (a, _), (b, _) in combinations(runs, 2)),
     }
 
 
@@ -231,7 +265,8 @@ def run(config: Config) -> Tables:
         ce_tokens = texts["held_out"][: config.ce_contexts]
         here = HookPoint(hook_name, model, train, held_out, ce_tokens, scale)
         for name in curves(config):
-            key = {"config": asdict(config), "hook_name": hook_name, "method": name}
+            settings = {k: v for k, v in asdict(config).items() if k != "hook_names"}
+            key = {**settings, "hook_name": hook_name, "method": name}
             done = once(cache / "done", key, partial(run_method, config, name, here))
             for table, new in done.items():
                 tables[table] += new
@@ -248,7 +283,7 @@ if __name__ == "__main__":
             "train_tokens": 20_000,
             "held_out_tokens": 4_000,
             "ce_contexts": 4,
-            "d_sae": 768,
+            "d_sae": 576,
             "training": TrainingSettings(50, 256, 1e-3, decay_steps=10),
             "seeds": (0, 1),
             "adapt_every_n_steps": 5,

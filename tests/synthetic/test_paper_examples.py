@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from sae_lens import SAE
 
 from sae_lens_gba.synthetic import FeatureMixtureConfig
 from sae_lens_gba.synthetic.experiments import TrainingSettings
@@ -105,7 +106,8 @@ def test_the_language_model_experiment_has_four_points_a_curve_and_all_methods(
 ) -> None:
     module = load("04_language_model", monkeypatch)
     curves = module.curves(module.Config())
-    assert set(curves) == {"l1", "topk", "batchtopk", "jumprelu", "ba", "gba_paper", "gba_ours"}
+    saelens = {"l1", "topk", "batchtopk", "jumprelu", "matryoshka"}
+    assert set(curves) == {*saelens, "ba", "gba_paper", "gba_ours"}
     assert {len(points) for points in curves.values()} == {4}
 
 
@@ -130,9 +132,15 @@ def test_the_language_model_experiment_from_text_to_plot(
         seeds=(0, 1),
     )
     tables = module.run(config)
-    # 7 methods at 2 hook points: 4 points of one seed, and one of them with another seed
-    assert len(tables["rows"]) == 7 * 2 * (4 + 1)
-    assert len(tables["consistency"]) == 7 * 2
+    # 8 methods at 2 hook points: 4 points of one seed, and one of them with another seed
+    assert len(tables["rows"]) == 8 * 2 * (4 + 1)
+    assert len(tables["consistency"]) == 8 * 2
+    for row in tables["consistency"]:
+        assert 0 < row["pw_mcc"] <= 1
+    reloaded = SAE.load_from_disk(
+        tmp_path / "cache" / "paper" / "saes" / "gba_ours_seed_1" / config.hook_names[0]
+    )
+    assert reloaded.cfg.metadata.hook_name == config.hook_names[0]
     for row in tables["rows"]:
         if row["method"] == "topk":
             assert row["l0"] <= config.l0[row["setting"]]
