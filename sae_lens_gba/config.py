@@ -42,14 +42,17 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
         tied (bool): Whether the encoder is the transposed decoder.
         learn_output_scale (bool): Whether each latent has a learnt output scale, folded into W_dec
             when saving.
-        output_scale_init (float | None): Output scale at the start, above 0; it stays there when
+        output_scale_init (float): Output scale at the start, above 0; it stays there when
             learn_output_scale is off. A small one lets each latent learn from the input instead of
-            from the other latents' error, as the paper's theory assumes. None means 0.1 when it is
-            learnt, else 1.
+            from the other latents' error, as the paper's theory assumes; 1 learns to reconstruct
+            faster.
         n_nested_reconstructions (int): Into how many nested sets the groups are divided, most
             active ones first, each of which must reconstruct the input without those after it, as
             in Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
-            only for the whole reconstruction, as the paper does. At most n_groups is used.
+            for the whole reconstruction alone, as the paper does. At most n_groups is used.
+        nested_weight (float): Weight of the nested sets' mean error in the loss, where the error of
+            all latents has 1. More of it recovers more of a hierarchy's general features and
+            reconstructs less.
         bias_update (str): The rule that moves the biases: "group_mean", "log_proportional",
             "log_proportional_one_sided" or "paper".
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
@@ -83,8 +86,9 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     activation: Literal["jumprelu", "relu"] = "jumprelu"
     tied: bool = False
     learn_output_scale: bool = True
-    output_scale_init: float | None = None
+    output_scale_init: float = 1.0
     n_nested_reconstructions: int = 5
+    nested_weight: float = 0.4
     bias_update: BiasUpdate = "group_mean"
     adapt_every_n_steps: int = 10
     bias_decrease_rate: float | None = None
@@ -122,9 +126,6 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             target_l0=self.target_l0,
             floor=self.dead_frequency,
         )
-
-    def initial_output_scale(self) -> float:
-        return _or(self.output_scale_init, 0.1 if self.learn_output_scale else 1.0)
 
     def nested_prefix_ends(self) -> list[int]:
         """Where each nested set of latents ends, but for the last, which is all of them."""
@@ -175,8 +176,10 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             f"at most d_sae={self.d_sae}, so that no group is empty",
         )
         _require(0 < self.dead_frequency < 1, self, "dead_frequency", "between 0 and 1, exclusive")
-        scale = self.initial_output_scale()
-        _require(_positive(scale), self, "output_scale_init", "a finite number above 0")
+        _require(
+            _positive(self.output_scale_init), self, "output_scale_init", "a finite number above 0"
+        )
+        _require(_positive(self.nested_weight), self, "nested_weight", "a finite number above 0")
         _require(self.frequency_cap >= 1, self, "frequency_cap", "at least 1")
         _require(
             0 <= self.group_size_exponent < math.inf, self, "group_size_exponent", "at least 0"

@@ -200,7 +200,7 @@ class SparseDecode(torch.autograd.Function):
 
 
 class NestedSquaredError(torch.autograd.Function):
-    """sum_k ||part_0 + ... + part_k - target||^2 for all k but the last; mean over samples.
+    """||part_0 + ... + part_k - target||^2, mean over samples and over all k but the last.
 
     The last running sum is the whole output, whose error is in the loss already. What autograd
     would do in a dozen passes over (n_parts, batch, d_in) takes five.
@@ -215,14 +215,14 @@ class NestedSquaredError(torch.autograd.Function):
             torch.add(residual[k - 1], parts[k], out=residual[k])
         ctx.save_for_backward(residual)
         flat = residual.view(-1)
-        return flat.dot(flat) / target.shape[0]
+        return flat.dot(flat) / residual.shape[:2].numel()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (residual,) = ctx.saved_tensors
         n_sums, batch, d_in = residual.shape
         along = residual.new_empty(n_sums + 1, batch, d_in)
-        torch.mul(residual, 2 * grad / batch, out=along[:-1])
+        torch.mul(residual, 2 * grad / (n_sums * batch), out=along[:-1])
         along[-1] = 0
         for k in reversed(range(n_sums - 1)):
             along[k] += along[k + 1]

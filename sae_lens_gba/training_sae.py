@@ -52,7 +52,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         JumpReLU:  f = h * [h > threshold]          ReLU:  f = max(h, 0)
         x_hat = (f * output_scale) W_dec + b_dec
         loss = ||x_hat - x||^2, and nothing else but, with n_nested_reconstructions > 1, the
-               same for the outputs of the first groups alone
+               mean of the same for the outputs of the first groups alone, times nested_weight
 
     Every ``adapt_every_n_steps`` steps the biases b (``-threshold``, or ``b_enc`` with
     ReLU) are moved until each neuron fires as often as its group should; see
@@ -76,7 +76,6 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
       paper's (test_bias_adaptation.py).
     - The most active groups must reconstruct the input without the rarer ones as well;
       ``n_nested_reconstructions=1`` turns it off (test_training_sae.py).
-    - Output scales start at 0.1, not 1 (test_config.py).
     - The encoder is free by default; ``tied=True`` gives the paper's tied weights.
     - b_dec starts at the mean of the first batch, not at zero: SAEs of language models see
       inputs with a large mean (test_training_sae.py).
@@ -115,7 +114,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         if cfg.activation == "jumprelu":
             self.threshold = nn.Parameter(zeros.clone(), requires_grad=False)
         self.output_scale = nn.Parameter(
-            zeros + cfg.initial_output_scale(), requires_grad=cfg.learn_output_scale
+            zeros + cfg.output_scale_init, requires_grad=cfg.learn_output_scale
         )
         self.adapter = BiasAdapter(
             cfg.spectrum(),
@@ -307,7 +306,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             bands = zip(starts, [*ends, self.cfg.d_sae], strict=True)
             parts = torch.stack([feature_acts[:, a:b] @ W_dec[a:b] for a, b in bands])
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
-        return {"nested_mse_loss": NestedSquaredError.apply(parts, target - self.b_dec)}
+        error = NestedSquaredError.apply(parts, target - self.b_dec)
+        return {"nested_mse_loss": self.cfg.nested_weight * error}
 
     def _metrics(self) -> dict[str, Callable[[], torch.Tensor]]:
         """For logging steps; frequencies are those of the last adaptation."""

@@ -29,6 +29,7 @@ from sae_lens_gba import GBATrainingSAEConfig
         ("bias_decrease_rate", float("nan")),
         ("bias_increase_rate", -0.01),
         ("output_scale_init", 0.0),
+        ("nested_weight", 0.0),
         ("output_scale_init", float("nan")),
         ("adapt_every_n_steps", 0),
         ("dead_frequency", 0.0),
@@ -86,14 +87,6 @@ def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
     assert narrow.increase == pytest.approx(2 * wide.increase)
     given = GBATrainingSAEConfig(512, 1024, bias_decrease_rate=0.3).adaptation_rates()
     assert given.decrease == 0.3
-
-
-def test_output_scales_start_small_only_where_they_can_grow() -> None:
-    assert GBATrainingSAEConfig(512, 1024).initial_output_scale() == 0.1
-    held = GBATrainingSAEConfig(512, 1024, learn_output_scale=False)
-    assert held.initial_output_scale() == 1.0
-    small = GBATrainingSAEConfig(512, 1024, learn_output_scale=False, output_scale_init=0.01)
-    assert small.initial_output_scale() == 0.01
 
 
 def test_nested_sets_end_where_groups_end() -> None:

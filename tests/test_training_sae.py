@@ -152,13 +152,16 @@ def test_b_dec_starts_at_the_mean_of_the_first_batch() -> None:
 
 @pytest.mark.parametrize("density", [0.0, 1.0], ids=["dense", "sparse"])
 def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
-    # four groups in two nested sets: the first ends after group 1
-    cfg = tiny_config(n_nested_reconstructions=2, sparse_below_density=density)
+    # four groups in four nested sets: the first ends after group 0, the second after group 1 ...
+    cfg = tiny_config(n_nested_reconstructions=4, sparse_below_density=density)
     sae = randomise(GBATrainingSAE(cfg))
     x = next(mixture(0))
     output = sae.training_forward_pass(step_input=step_input(x))
-    acts = sae.encode(x) * (sae.adapter.group <= 1)
-    alone = (sae.decode(acts) - x).square().sum(dim=1).mean()
+    acts, group = sae.encode(x), sae.adapter.group
+    errors = [
+        (sae.decode(acts * (group <= last)) - x).square().sum(dim=1).mean() for last in range(3)
+    ]
+    alone = cfg.nested_weight * torch.stack(errors).mean()
     torch.testing.assert_close(output.losses["nested_mse_loss"], alone, rtol=1e-4, atol=1e-4)
     whole = output.losses["mse_loss"] + output.losses["nested_mse_loss"]
     torch.testing.assert_close(output.loss, whole)
