@@ -32,7 +32,7 @@ class NeuronGroups:
     measured_frequency: torch.Tensor
 
     def summary(self) -> list[dict[str, Any]]:
-        """One dict a group: size, target and mean measured frequency, dead latents."""
+        """One dict a group: size, target and mean measured frequency."""
         rows = []
         for k in range(int(self.group.max()) + 1):
             members = self.group == k
@@ -43,7 +43,6 @@ class NeuronGroups:
                     "size": int(members.sum()),
                     "target_frequency": float(self.target_frequency[members][0]),
                     "measured_frequency": float(measured.mean()),
-                    "dead": int((measured == 0).sum()),
                 }
             )
         return rows

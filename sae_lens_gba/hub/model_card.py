@@ -84,8 +84,6 @@ class CardEntry:
         dead = find_metric(evaluation, "dead")
         if dead is None:
             dead = metadata.get("num_dead_features")
-        if dead is None:
-            dead = _total(groups, "dead")
         l0 = find_metric(evaluation, "l0")
         run = {
             name: metadata[name]
@@ -129,12 +127,7 @@ def _measured(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Zeros of an SAE whose biases were never adapted are no measurement: None."""
     if any(g["measured_frequency"] > 0 for g in groups):
         return [dict(g) for g in groups]
-    return [{**g, "measured_frequency": None, "dead": None} for g in groups]
-
-
-def _total(groups: Sequence[Mapping[str, Any]], name: str) -> int | None:
-    values = [g[name] for g in groups]
-    return None if None in values else sum(values)
+    return [{**g, "measured_frequency": None} for g in groups]
 
 
 def find_metric(evaluation: Mapping[str, Any], name: str) -> float | None:

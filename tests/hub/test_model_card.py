@@ -44,14 +44,12 @@ def cfg(**changes: Any) -> dict[str, Any]:
                     "size": 2,
                     "target_frequency": 0.25,
                     "measured_frequency": 0.2437,
-                    "dead": 0,
                 },
                 {
                     "group": 1,
                     "size": 6,
                     "target_frequency": 0.05,
                     "measured_frequency": 0.04996,
-                    "dead": 1,
                 },
             ],
             "evaluation": {"metrics/explained_variance": 0.71234567, "ce_loss_score": 0.93},
@@ -77,7 +75,6 @@ def entries() -> list[CardEntry]:
                         "size": 8,
                         "target_frequency": 0.1,
                         "measured_frequency": 0.0,
-                        "dead": 8,
                     }
                 ],
             },
@@ -138,9 +135,9 @@ def test_the_trainers_l0_stands_in_where_biases_were_never_adapted() -> None:
     assert entry.dead is None
 
 
-def test_without_a_trainers_count_the_groups_give_the_dead_latents() -> None:
+def test_without_a_trainers_count_dead_latents_were_not_measured() -> None:
     entry = CardEntry.from_cfg("a", cfg(metadata={"num_dead_features": None}), None)
-    assert entry.dead == 1
+    assert entry.dead is None
 
 
 def test_an_evaluation_goes_before_the_trainers_figures() -> None:
