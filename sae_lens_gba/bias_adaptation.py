@@ -33,6 +33,7 @@ Source: arXiv 2506.14002, section 3 ("paper"); the other rules are this project'
 against it in the changelog. To add a rule, write one function and name it in UPDATE_RULES.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ from torch import nn
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.parameter_constraints import apply_keeping_precision
+
+logger = logging.getLogger(__name__)
 
 _OVERDUE = 5.0  # times a neuron should have fired while it was silent
 _GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
@@ -324,11 +327,22 @@ class BiasAdapter(nn.Module):
     def repair_loaded_state(self, state: dict[str, torch.Tensor], prefix: str = "") -> None:
         """Undo in ``state`` what SAELens' loader does: it casts every tensor to the SAE's dtype.
 
-        Groups and targets follow from the settings. Counts in float32 are exact; in a lower
-        precision they are not, and the window since the last adaptation begins anew.
+        Groups and targets follow from the settings; which neuron is in which group is as
+        stored, if groups of these sizes are. Counts in float32 are exact; in a lower precision
+        they are not, and the window since the last adaptation begins anew.
         """
-        state[f"{prefix}group"] = self.spectrum.group_of_neuron()
-        state[f"{prefix}target_frequency"] = self.spectrum.target_of_neuron()
+        group = state[f"{prefix}group"].long()
+        stored_sizes = torch.bincount(group, minlength=self.spectrum.n_groups).tolist()
+        if stored_sizes != list(self.spectrum.sizes):
+            logger.warning(
+                "the stored state has groups of sizes %s, the settings ask for %s: latents are "
+                "assigned to groups anew, in their order.",
+                stored_sizes,
+                list(self.spectrum.sizes),
+            )
+            group = self.spectrum.group_of_neuron()
+        state[f"{prefix}group"] = group
+        state[f"{prefix}target_frequency"] = torch.tensor(self.spectrum.frequencies)[group.cpu()]
         lossy = torch.finfo(torch.float32).eps
         for name in ("fire_counts", "silent_samples", "n_samples", "n_steps"):
             value = state[f"{prefix}{name}"]

@@ -1,8 +1,8 @@
 """Settings of a GBA training SAE."""
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Literal
 
 from sae_lens import JumpReLUSAEConfig, SAEConfig, StandardSAEConfig, TrainingSAEConfig
@@ -127,11 +127,11 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             floor=self.dead_frequency,
         )
 
-    def nested_prefix_ends(self) -> list[int]:
-        """Where each nested set of latents ends, but for the last, which is all of them."""
+    def nested_set_of_group(self) -> list[int]:
+        """Index of the smallest nested set that each group belongs to, most active group first."""
         n_nested = min(self.n_nested_reconstructions, self.n_groups)
-        ends = list(accumulate(self.spectrum().sizes))
-        return [ends[self.n_groups * i // n_nested - 1] for i in range(1, n_nested)]
+        ends = [self.n_groups * i // n_nested for i in range(1, n_nested)]
+        return [bisect_right(ends, group) for group in range(self.n_groups)]
 
     def adaptation_rates(self) -> AdaptationRates:
         return AdaptationRates(
@@ -196,6 +196,12 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     def _validate_spectrum(self) -> None:
         if self.target_l0 is not None:
             _require(_positive(self.target_l0), self, "target_l0", "a finite number above 0")
+            _require(
+                self.dead_frequency < self.highest_target_frequency,
+                self,
+                "dead_frequency",
+                f"below highest_target_frequency={self.highest_target_frequency}",
+            )
         else:
             lowest = self.lowest_target_frequency
             _require(
@@ -236,8 +242,8 @@ _PAPER: dict[str, Any] = {
 }
 
 
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _or(value: float | None, default: float) -> float:

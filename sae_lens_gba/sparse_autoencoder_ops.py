@@ -52,21 +52,23 @@ class ActiveSet:
         order = self.latents.argsort(stable=True)
         return order, _offsets(self.latents, self.d_sae)
 
-    def in_bands(self, ends: torch.Tensor) -> tuple["ActiveSet", torch.Tensor]:
+    def in_bands(
+        self, band_of_latent: torch.Tensor, n_bands: int
+    ) -> tuple["ActiveSet", torch.Tensor]:
         """The pattern with a row for every band of latents and every sample.
 
         Args:
-            ends: where each band of latents ends, ascending, shape (n_bands,); the first
-                begins at 0. Latents from the last end on are left out.
+            band_of_latent: int64, below ``n_bands``, shape (d_sae,).
+            n_bands: number of bands.
 
         Returns:
-            A pattern of ``n_bands * batch`` rows, those of the first band first, and which of
-            this pattern's entries it holds, in its order.
+            A pattern of ``n_bands * batch`` rows, those of the first band first, and where its
+            entries are among this pattern's.
         """
-        band = torch.bucketize(self.latents, ends, right=True)
-        order = band.argsort(stable=True)[: int((band < len(ends)).sum())]
+        band = band_of_latent[self.latents]
+        order = band.argsort(stable=True)
         rows = band[order] * self.batch + self.samples[order]
-        return ActiveSet(rows, self.latents[order], len(ends) * self.batch, self.d_sae), order
+        return ActiveSet(rows, self.latents[order], n_bands * self.batch, self.d_sae), order
 
     def matmul(self, values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """A @ table: values (nnz,), table (d_sae, d) -> (batch, d)."""

@@ -143,7 +143,9 @@ class BiasAdaptationHook:
                 "BiasAdaptationHook. remove() the hook to resume without bias adaptation."
             )
         load(checkpoint_path)
-        self.adapter.load_state_dict(load_file(state_path))
+        state = load_file(state_path)
+        self.adapter.repair_loaded_state(state)
+        self.adapter.load_state_dict(state)
 
 
 def _adapted_parameter(sae: TrainingSAE[Any]) -> nn.Parameter:

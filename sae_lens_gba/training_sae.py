@@ -93,9 +93,10 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     output_scale: nn.Parameter
     adapter: BiasAdapter
     _tied = False
-    # of the step in progress, from encode to decode: which entries are active, and the
-    # activations there (a sparse tensor's values() would cost its gradient a detour)
-    _active: ActiveSet | None = None
+    # of the step in progress, from encode to decode: the sparse activations, which entries are
+    # active, and the activations there (values() would cost their gradient a detour)
+    _sparse_acts: torch.Tensor | None = None
+    _active: ActiveSet
     _acts: torch.Tensor
     _parts: torch.Tensor  # what each band of latents adds to the output, (n_bands, batch, d_in)
 
@@ -108,7 +109,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         else:
             self.W_enc.data = _by_latent(self.W_enc.data)
         cfg = self.cfg
-        self._nested_ends = cfg.nested_prefix_ends()
+        self._nested_set_of_group = cfg.nested_set_of_group()
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
@@ -181,11 +182,12 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             return self._encode_dense(sae_in, self.W_enc)
         self._active, values = found
         self._acts = SparseEncode.apply(sae_in, self.W_enc, values, self._active)
-        return self._active.to_coo(self._acts), self._active.to_coo(values)
+        self._sparse_acts = self._active.to_coo(self._acts)
+        return self._sparse_acts, self._active.to_coo(values)
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        if self._active is not None and feature_acts.is_sparse:
+        if feature_acts is self._sparse_acts:
             recons = self._decode_sparse(self._active)
         else:
             recons = feature_acts @ self._scaled_W_dec()
@@ -194,15 +196,19 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @outside_compilation
     def _decode_sparse(self, active: ActiveSet) -> torch.Tensor:
-        if not self._nested_ends:
+        n_sets = self._nested_set_of_group[-1] + 1
+        if n_sets == 1:
             return SparseDecode.apply(self._acts, self.W_dec, self.output_scale, active)
         # by bands of latents, for the nested reconstructions; all of them are the whole
-        ends = torch.tensor([*self._nested_ends, self.cfg.d_sae], device=self._acts.device)
-        bands, order = active.in_bands(ends)
+        bands, order = active.in_bands(self._nested_set(), n_sets)
         acts = self._acts.index_select(0, order)
         out = SparseDecode.apply(acts, self.W_dec, self.output_scale, bands)
-        self._parts = out.view(len(ends), active.batch, -1)
+        self._parts = out.view(n_sets, active.batch, -1)
         return self._parts.sum(dim=0)
+
+    def _nested_set(self) -> torch.Tensor:
+        """Index of the smallest nested set that each latent belongs to, shape (d_sae,)."""
+        return torch.tensor(self._nested_set_of_group, device=self.device)[self.adapter.group]
 
     def _encode_dense(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor
@@ -239,8 +245,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         try:
             output = super().training_forward_pass(step_input)
         finally:
-            self._active = None
-            for name in ("_acts", "_parts"):
+            for name in ("_sparse_acts", "_active", "_acts", "_parts"):
                 vars(self).pop(name, None)
         if self.training:
             self._observe_and_adapt(output.hidden_pre.detach())
@@ -296,15 +301,15 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         hidden_pre: torch.Tensor,
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        ends = self._nested_ends
-        if not ends:
+        n_sets = self._nested_set_of_group[-1] + 1
+        if n_sets == 1:
             return {}
         if feature_acts.is_sparse:
             parts = self._parts
         else:
-            W_dec, starts = self._scaled_W_dec(), [0, *ends]
-            bands = zip(starts, [*ends, self.cfg.d_sae], strict=True)
-            parts = torch.stack([feature_acts[:, a:b] @ W_dec[a:b] for a, b in bands])
+            W_dec, nested_set = self._scaled_W_dec(), self._nested_set()
+            bands = [(nested_set == k).nonzero().squeeze(1) for k in range(n_sets)]
+            parts = torch.stack([feature_acts[:, band] @ W_dec[band] for band in bands])
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
         error = NestedSquaredError.apply(parts, target - self.b_dec)
         return {"nested_mse_loss": self.cfg.nested_weight * error}

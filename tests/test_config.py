@@ -30,6 +30,7 @@ from sae_lens_gba import GBATrainingSAEConfig
         ("bias_increase_rate", -0.01),
         ("output_scale_init", 0.0),
         ("nested_weight", 0.0),
+        ("target_l0", "4"),
         ("output_scale_init", float("nan")),
         ("adapt_every_n_steps", 0),
         ("dead_frequency", 0.0),
@@ -91,8 +92,8 @@ def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
 
 def test_nested_sets_end_where_groups_end() -> None:
     cfg = GBATrainingSAEConfig(512, 1000, group_sizing="equal", n_nested_reconstructions=5)
-    assert cfg.nested_prefix_ends() == [200, 400, 600, 800]
-    assert GBATrainingSAEConfig(512, 1000, n_groups=1).nested_prefix_ends() == []
+    assert cfg.nested_set_of_group() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert GBATrainingSAEConfig(512, 1000, n_groups=1).nested_set_of_group() == [0]
 
 
 def test_the_stock_architecture_follows_the_activation() -> None:

@@ -138,9 +138,9 @@ def test_nested_squared_error_is_that_of_running_sums() -> None:
 
 
 def test_bands_split_the_pattern_by_latent_and_keep_its_entries() -> None:
-    # latents 0-2 and 3-4 are the bands; latent 5 is left out
+    # latents 0-2 are a band, 3-5 another
     active = ActiveSet(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 3, 5, 1, 4]), 2, 6)
-    bands, order = active.in_bands(torch.tensor([3, 5]))
-    assert bands.samples.tolist() == [0, 1, 2, 3]  # (band 0, samples 0 1), (band 1, samples 0 1)
-    assert bands.latents.tolist() == [0, 1, 3, 4]
-    assert order.tolist() == [0, 3, 1, 4]
+    bands, order = active.in_bands(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    assert bands.samples.tolist() == [0, 1, 2, 2, 3]  # (band 0, samples 0 1), (band 1, samples 0 1)
+    assert bands.latents.tolist() == [0, 1, 3, 5, 4]
+    assert order.tolist() == [0, 3, 1, 2, 4]

@@ -107,6 +107,20 @@ def test_its_state_survives_a_checkpoint(architecture: str, tmp_path: Path) -> N
         assert torch.equal(second.sae.state_dict()[name], value), name
 
 
+def test_resumed_with_other_groups_the_settings_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sae = new_sae("standard")
+    BiasAdaptationHook.attach(sae, **SETTINGS)
+    sae.save_model(tmp_path)
+    again = new_sae("standard")
+    hook = BiasAdaptationHook.attach(again, target_l0=6.0, n_groups=3)
+    again.load_weights_from_checkpoint(tmp_path)
+    assert int(hook.adapter.group.max()) == 2
+    assert float(hook.groups().target_frequency.sum()) == pytest.approx(6.0, rel=1e-4)
+    assert "assigned to groups anew" in caplog.text
+
+
 @BOTH
 def test_what_is_saved_stays_stock(architecture: str, tmp_path: Path) -> None:
     sae = new_sae(architecture)

@@ -155,6 +155,7 @@ def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
     # four groups in four nested sets: the first ends after group 0, the second after group 1 ...
     cfg = tiny_config(n_nested_reconstructions=4, sparse_below_density=density)
     sae = randomise(GBATrainingSAE(cfg))
+    sae.adapter.group = sae.adapter.group.flip(0)  # as in an SAE that is trained further
     x = next(mixture(0))
     output = sae.training_forward_pass(step_input=step_input(x))
     acts, group = sae.encode(x), sae.adapter.group
@@ -165,6 +166,14 @@ def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
     torch.testing.assert_close(output.losses["nested_mse_loss"], alone, rtol=1e-4, atol=1e-4)
     whole = output.losses["mse_loss"] + output.losses["nested_mse_loss"]
     torch.testing.assert_close(output.loss, whole)
+
+
+def test_decode_takes_what_it_is_given_whatever_was_encoded_last() -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(sparse_below_density=1.0)))
+    x = next(mixture(0))
+    acts, _ = sae.encode_with_hidden_pre(x[:8])
+    sae.encode_with_hidden_pre(x[8:])
+    torch.testing.assert_close(sae.decode(acts), sae.decode(acts.to_dense()))
 
 
 def test_one_reconstruction_or_one_group_has_no_nested_loss() -> None:

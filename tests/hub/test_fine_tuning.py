@@ -86,13 +86,16 @@ def test_a_new_l0_gives_the_rarest_targets_to_the_least_active_latents(sae_folde
 def test_a_saved_training_sae_is_what_from_pretrained_path_reads(
     sae_folder: Path, tmp_path: Path
 ) -> None:
-    sae = to_training_sae(sae_folder)
+    # with another L0, targets go to latents by frequency: not in the order of the latents
+    sae = to_training_sae(sae_folder, target_l0=5.0)
+    assert (sae.groups().group.diff() < 0).any()
     sae.save_model(tmp_path / "start")
     again = TrainingSAE.load_from_disk(tmp_path / "start")
     assert isinstance(again, GBATrainingSAE)
     x = activations(8)
     assert torch.equal(again(x), sae(x))
     assert torch.equal(again.groups().group, sae.groups().group)
+    assert torch.equal(again.groups().target_frequency, sae.groups().target_frequency)
 
 
 @pytest.mark.parametrize("kind", ["jumprelu", "standard"])
