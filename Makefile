@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup browser demo test check bench-speed paper-quick paper clean
+.PHONY: help setup browser demo test check bench-speed bench-quality paper-quick paper clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -48,6 +48,10 @@ check: setup  ## formatter, linter and type checker
 
 bench-speed: setup  ## time of a training step against SAELens' architectures
 	$(BIN)/python examples/benchmarks/training_throughput.py
+	$(BIN)/python examples/benchmarks/plots.py
+
+bench-quality: setup  ## features recovered, against SAELens' architectures (hours)
+	TQDM_DISABLE=1 $(BIN)/python examples/benchmarks/architecture_comparison.py
 	$(BIN)/python examples/benchmarks/plots.py
 
 PAPER := 01_imbalanced_set 02_neuron_resonance 03_group_ablation 04_language_model

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -46,12 +47,53 @@ def plot_throughput(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
+def plot_comparison(result: dict[str, Any], path: Path) -> None:
+    """Recovery and reconstruction against samples and CPU time; means over seeds."""
+    batch = result["config"]["batch_size"]
+    panels = (
+        ("mcc", "steps"),
+        ("f1", "steps"),
+        ("explained_variance", "steps"),
+        ("mcc", "seconds"),
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(17, 4.2))
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["method"] == method]
+        by_step = [
+            [r for r in rows if r["steps"] == steps] for steps in sorted({r["steps"] for r in rows})
+        ]
+        by_step = [group for group in by_step if len(group) == len(result["config"]["seeds"])]
+        for axis, (field, against) in zip(axes, panels, strict=True):
+            x = [fmean(row[against] for row in group) for group in by_step]
+            if against == "steps":
+                x = [steps * batch / 1e6 for steps in x]
+            y = [fmean(row[field] for row in group) for group in by_step]
+            style = "-" if method.startswith("gba") else "--"
+            axis.plot(x, y, style, marker="o", label=method)
+            axis.set_xscale("log")
+            axis.set_xlabel("million samples" if against == "steps" else "CPU seconds, one thread")
+            axis.set_ylabel(field.replace("_", " "))
+            axis.grid(alpha=0.3)
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.suptitle(
+        f"{result['config']['n_features']} features in {result['config']['d_in']} dimensions, "
+        f"L0 {result['config']['l0']}, seeds {result['config']['seeds']}", fontsize=10,
+    )  # fmt: skip
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+PLOTS = {"training_throughput": plot_throughput, "architecture_comparison": plot_comparison}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     folder = parser.parse_args().results
-    source = folder / "training_throughput.json"
-    plot_throughput(json.loads(source.read_text()), source.with_suffix(".png"))
+    for name, plot in PLOTS.items():
+        source = folder / f"{name}.json"
+        if source.is_file():
+            plot(json.loads(source.read_text()), source.with_suffix(".png"))
 
 
 if __name__ == "__main__":
