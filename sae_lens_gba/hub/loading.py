@@ -136,7 +136,8 @@ def load(
         sae_id = _choose(snapshot, None, source)
         # the same commit, whatever is published in between
         options["revision"] = snapshot.name
-    wanted = [f"{escape(sae_id)}/{name}" for name in ALL_FILES if name != PLOT_FILENAME]
+    prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
+    wanted = [f"{prefix}{name}" for name in ALL_FILES if name != PLOT_FILENAME]
     snapshot = download(api, source, wanted, force_download=force_download, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(
@@ -211,7 +212,7 @@ def _choose(folder: Path, sae_id: str | None, source: str) -> str:
 def _describe(folder: Path, sae_id: str) -> PublishedSAE:
     cfg = read_json(folder / sae_id / SAE_CFG_FILENAME)
     metadata = cfg.get("metadata") or {}
-    is_gba = "groups" in (metadata.get("gba") or {})
+    has_groups = "groups" in (metadata.get("gba") or {})
     return PublishedSAE(
         sae_id=sae_id,
         architecture=cfg.get("architecture", "standard"),
@@ -219,8 +220,8 @@ def _describe(folder: Path, sae_id: str) -> PublishedSAE:
         hook_name=metadata.get("hook_name"),
         d_in=cfg.get("d_in", 0),
         d_sae=cfg.get("d_sae", 0),
-        l0=CardEntry.from_cfg(sae_id, cfg, None).l0_measured if is_gba else metadata.get("l0"),
-        is_gba=is_gba,
+        l0=CardEntry.from_cfg(sae_id, cfg, None).l0_measured if has_groups else metadata.get("l0"),
+        is_gba=has_groups or is_checkpoint(folder / sae_id),
     )
 
 

@@ -42,6 +42,7 @@ class CardEntry:
 
     Attributes:
         sae_id: its folder in the repo.
+        model_name, hook_name: "?" where the SAE does not say.
         l0_asked: sum of the target frequencies, active latents a token.
         l0_measured: active latents a token; None was not measured.
         explained_variance: share, at most 1; None was not measured.
@@ -96,8 +97,8 @@ class CardEntry:
             d_in=cfg["d_in"],
             d_sae=cfg["d_sae"],
             dtype=cfg["dtype"],
-            model_name=metadata["model_name"],
-            hook_name=metadata["hook_name"],
+            model_name=metadata.get("model_name") or "?",
+            hook_name=metadata.get("hook_name") or "?",
             dataset=metadata.get("dataset_path"),
             l0_asked=sum(g["size"] * g["target_frequency"] for g in groups),
             l0_measured=l0 if l0 is not None else _measured_l0(metadata, groups),
@@ -157,12 +158,13 @@ def front_matter(
     base_model: str | None = None,
 ) -> dict[str, Any]:
     """The card's YAML metadata, as the Hub validates it."""
-    models = [base_model] if base_model else _unique(e.model_name for e in entries)
+    named = _unique(e.model_name for e in entries if is_hub_name(e.model_name))
+    models = [base_model] if base_model else named
     datasets = _unique(e.dataset for e in entries if is_hub_name(e.dataset))
     data: dict[str, Any] = ModelCardData(
         library_name="saelens",
         license=license,
-        base_model=models[0] if len(models) == 1 else models,
+        base_model=models[0] if len(models) == 1 else models or None,
         datasets=datasets or None,
         tags=list(TAGS),
     ).to_dict()

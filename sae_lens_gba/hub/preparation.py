@@ -40,16 +40,16 @@ class StagedSAEs:
 
 @contextmanager
 def working_folder(folder: str | Path | None, keep: bool) -> Iterator[Path]:
-    if folder is not None:
+    if folder is None:
+        path, new = Path(tempfile.mkdtemp(prefix="sae-lens-gba-")), True
+    else:
         path = Path(folder).expanduser()
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InvalidPublicationError(
                 f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
             )
+        new, keep = not path.exists(), True
         path.mkdir(parents=True, exist_ok=True)
-        yield path
-        return
-    path = Path(tempfile.mkdtemp(prefix="sae-lens-gba-"))
     try:
         yield path
     except BaseException:
@@ -57,7 +57,12 @@ def working_folder(folder: str | Path | None, keep: bool) -> Iterator[Path]:
         raise
     finally:
         if not keep:
-            shutil.rmtree(path, ignore_errors=True)
+            # an empty folder that was there before is the user's own, and stays
+            for written in [path] if new else list(path.iterdir()):
+                if written.is_dir():
+                    shutil.rmtree(written, ignore_errors=True)
+                else:
+                    written.unlink(missing_ok=True)
 
 
 def prepare(

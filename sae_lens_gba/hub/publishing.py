@@ -119,7 +119,7 @@ def publish(
         token: None uses the one of ``hf auth login``.
         endpoint: of the Hub; None uses HF_ENDPOINT, or the public one.
         dry_run: stop before the first network call; the files are in ``Publication.folder``.
-        folder: keep the files here; must be empty or not exist.
+        folder: keep the files here; must be empty or not exist, and is so again after an error.
         show_progress: progress bar while SAEs are converted.
 
     Raises:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 from local_hub import LocalHub
-from tiny_training import D_SAE, HOOK, REPO, activations, edit, publish_to, trainer
+from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, edit, publish_to, trainer
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.hub.errors import (
     MissingFileError,
     NotAGBASAEError,
@@ -81,6 +81,14 @@ def test_a_repo_of_one_sae_needs_no_id_and_one_of_several_says_which_there_are(
     assert load("user/one", endpoint=published.endpoint).sae_id == "only"
 
 
+def test_an_sae_at_the_root_of_a_repo_is_loaded(hub: LocalHub, sae_folder: Path) -> None:
+    hub.create(REPO).commit("main", contents(sae_folder), "uploaded by hand")
+    (listed,) = list_published(REPO, endpoint=hub.endpoint)
+    loaded = load(REPO, endpoint=hub.endpoint)
+    assert listed.sae_id == loaded.sae_id == "."
+    assert torch.equal(loaded.sae.W_dec, load(sae_folder).sae.W_dec)
+
+
 def test_the_list_of_what_is_published_needs_no_weights(
     published: LocalHub, jumprelu_sae: GBATrainingSAE
 ) -> None:
@@ -121,6 +129,14 @@ def test_a_folder_gives_the_same_as_the_hub(
     assert listed.sae_id == "."
 
 
+def test_an_sae_that_does_not_say_its_model_is_listed(tmp_path: Path) -> None:
+    sae = GBATrainingSAE(GBATrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, n_groups=4, target_l0=3.0))
+    trainer(sae, 20).fit()
+    sae.save_inference_model(tmp_path / "run")
+    (listed,) = list_published(tmp_path / "run")
+    assert (listed.model_name, listed.hook_name, listed.is_gba) == (None, None, True)
+
+
 def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
     make_sae: Callable[..., GBATrainingSAE], tmp_path: Path
 ) -> None:
@@ -129,6 +145,8 @@ def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
     (checkpoint,) = tmp_path.iterdir()
     assert (checkpoint / "trainer_state.pt").is_file()
     (checkpoint / "trainer_state.pt").write_bytes(_EXPLODING_PICKLE)
+    (listed,) = list_published(checkpoint)
+    assert listed.is_gba
     loaded = load(checkpoint)
     assert loaded.sae.cfg.architecture() == "jumprelu"
     x = activations(8)

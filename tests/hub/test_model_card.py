@@ -180,6 +180,15 @@ def test_several_models_and_no_license_are_said_plainly() -> None:
     assert front_matter(REPO, both, base_model="user/base")["base_model"] == "user/base"
 
 
+def test_an_sae_that_does_not_say_its_model_and_hook_gets_a_card() -> None:
+    content = cfg()
+    del content["metadata"]["model_name"], content["metadata"]["hook_name"]
+    entry = CardEntry.from_cfg("a", content, None)
+    assert "base_model" not in front_matter(REPO, [entry])
+    assert front_matter(REPO, [*entries(), entry])["base_model"] == "openai-community/gpt2"
+    assert "| `a` | `?` | 8 |" in card_body(REPO, [entry])
+
+
 def test_another_dtype_is_in_the_loading_code() -> None:
     entry = CardEntry.from_cfg("a", cfg(dtype="bfloat16"), None)
     assert '"a", dtype="bfloat16")' in card_body(REPO, [entry])

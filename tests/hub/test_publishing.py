@@ -12,9 +12,7 @@ from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, publish_to, trainer
 
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
-from sae_lens_gba.hub.errors import (
-    PublishError,
-)
+from sae_lens_gba.hub.errors import AccessError, InvalidPublicationError, PublishError
 from sae_lens_gba.hub.loading import load
 
 DEFAULT_ID = f"{HOOK}/l0_3/width_{D_SAE}"
@@ -136,6 +134,23 @@ def test_a_dry_run_writes_the_folder_and_sends_nothing(
     assert "dry run, nothing was sent" in result.summary()
     assert all(name in result.summary() for name in written)
     assert load(tmp_path / "out", DEFAULT_ID).sae.cfg.d_in == D_IN
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_failed_attempt_leaves_the_folder_as_it_was(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, sae_folder: Path, tmp_path: Path, existed: bool
+) -> None:
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+    (sae_folder / "sae_weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InvalidPublicationError):
+        publish_to(hub, {"good": jumprelu_sae, "bad": sae_folder}, folder=out)
+    with pytest.raises(AccessError):
+        publish_to(hub, jumprelu_sae, folder=out, token="wrong")
+    assert out.exists() == existed
+    publish_to(hub, jumprelu_sae, folder=out)
+    assert (out / DEFAULT_ID / "cfg.json").is_file()
 
 
 @pytest.mark.usefixtures("with_plots")
