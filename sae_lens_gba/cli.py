@@ -41,9 +41,15 @@ def train(args: Sequence[str]) -> None:
         rest = ["--architecture", "gba", *rest]
     if "--report" not in args:
         return runner._run_cli(rest)
-    from sae_lens_gba.report.training_charts import train_with_charts
+    from sae_lens_gba.report.training_charts import require_matplotlib, train_with_charts
 
     cfg = runner._parse_cfg_args(rest)
+    require_matplotlib()
+    if cfg.sae.architecture() != "gba":
+        raise ValueError(
+            f"architecture={cfg.sae.architecture()!r} is not possible with --report, which charts "
+            "the groups of a GBA SAE: leave --report out."
+        )
     if cfg.output_path is None:
         raise ValueError("output_path=None is not possible with --report: name a folder for it.")
     train_with_charts(runner.LanguageModelSAETrainingRunner(cfg=cfg), cfg.output_path)

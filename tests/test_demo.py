@@ -45,6 +45,15 @@ def test_the_demo_trains_saves_reloads_and_shows(
     assert str(tmp_path) not in (output / "cfg.json").read_text()
 
 
+def test_the_demo_writes_into_no_folder_of_other_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    assert "name a new folder with --output" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_the_reload_check_notices_a_changed_weight(tmp_path: Path) -> None:
     sae = GBATrainingSAE(tiny_config())
     sae.save_inference_model(tmp_path)

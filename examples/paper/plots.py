@@ -183,6 +183,8 @@ def plot_language_model(result: dict[str, Any]) -> Figure:
             for axis, field in zip(axes, ("loss", "ce_loss_recovered"), strict=False):
                 axis.plot(l0, [fmean(values(g, field)) for g in points], "o-", label=method)
                 axis.set_xscale("log")
+                axis.set_xticks(result["config"]["l0"], map(str, result["config"]["l0"]))
+                axis.minorticks_off()
                 axis.set_xlabel("L0")
                 axis.set_ylabel(field.replace("_", " "))
         for row in (r for r in result["consistency"] if r["hook_name"] == hook):

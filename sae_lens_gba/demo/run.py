@@ -65,11 +65,12 @@ def run_demo(cfg: DemoConfig) -> None:
 
     Raises:
         FileNotFoundError: the wheels with the model and the text are not installed.
-        OSError: no room or no permission for the output.
+        OSError: no room or no permission for the output, or it holds other files.
         ValueError: a setting is not possible.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _require_room(cfg.output)
+    _require_free_name(cfg.output)
 
     from sae_lens_gba.demo import training
     from sae_lens_gba.demo.model import load_demo_model
@@ -104,6 +105,13 @@ def _require_room(output: Path) -> None:
         raise OSError(
             f"output={output} has {free / 1024**3:.1f} GiB free, the demo needs "
             f"{MIN_FREE_BYTES / 1024**3:.0f} GiB: free some, or give another --output."
+        )
+
+
+def _require_free_name(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()) and not (output / "cfg.json").is_file():
+        raise FileExistsError(
+            f"output={output} holds other files: name a new folder with --output."
         )
 
 

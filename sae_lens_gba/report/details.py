@@ -154,5 +154,5 @@ def _final_norm_weight(model: Any) -> torch.Tensor | float:
     for name in ("weight", "w"):
         weight = getattr(norm, name, None)
         if isinstance(weight, torch.Tensor):
-            return weight.detach().float()
+            return weight.detach().float().cpu()
     return 1.0

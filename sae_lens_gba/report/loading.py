@@ -55,22 +55,22 @@ class LoadedSae:
 
     @property
     def decoder_rows(self) -> torch.Tensor:
-        """Float32, output scale included, shape (d_sae, d_in)."""
-        rows = self.sae.W_dec.detach().float()
+        """Float32 on the CPU, output scale included, shape (d_sae, d_in)."""
+        rows = self.sae.W_dec.detach().float().cpu()
         if isinstance(self.sae, GBATrainingSAE):
-            rows = rows * self.sae.output_scale.detach().float().unsqueeze(1)
+            rows = rows * self.sae.output_scale.detach().float().cpu().unsqueeze(1)
         return rows
 
     @property
     def threshold(self) -> torch.Tensor | None:
-        """Pre-activation above which a latent is active, shape (d_sae,); None if it has none."""
+        """Pre-activation above which a latent is active, shape (d_sae,), on the CPU; or None."""
         if isinstance(self.sae, GBATrainingSAE):
-            return -self.sae.bias
+            return -self.sae.bias.cpu()
         threshold = getattr(self.sae, "threshold", None)
         if isinstance(threshold, torch.Tensor):
-            return threshold.detach()
+            return threshold.detach().cpu()
         b_enc = getattr(self.sae, "b_enc", None)
-        return -b_enc.detach() if isinstance(b_enc, torch.Tensor) else None
+        return -b_enc.detach().cpu() if isinstance(b_enc, torch.Tensor) else None
 
 
 def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[LoadedSae]:
@@ -196,7 +196,7 @@ def load_report_text(name: str | None) -> tuple[TextDataset, str]:
     Args:
         name: a .txt, .csv, .json, .jsonl or .parquet file, a folder written by
             ``datasets.Dataset.save_to_disk``, or the name of a data set on the hub, of which
-            ``train`` is streamed. None takes the held-out half of the demo's text.
+            ``train`` is streamed. None takes the held-out tenth of the demo's text.
 
     Raises:
         FileNotFoundError: the demo's wheel is needed and not installed.

@@ -103,4 +103,4 @@ def build_table(observer: SaeObserver, matches: Mapping[str, Match]) -> LatentTa
 
 
 def _numbers(values: torch.Tensor) -> list[float]:
-    return [significant(value) for value in values.double().tolist()]
+    return [significant(value) for value in values.cpu().double().tolist()]

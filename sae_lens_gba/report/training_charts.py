@@ -1,5 +1,6 @@
 """Charts of a training run as PNG files, made from its record alone. Needs the extra ``plots``."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 CHARTS_NAME = "training_charts.png"
 DOTS_PER_INCH = 110
+
+_log = logging.getLogger(__name__)
 
 
 def write_training_charts(record: TrainingRecord, folder: str | Path) -> Path:
@@ -59,18 +62,32 @@ def train_with_charts(runner: Any, folder: str | Path) -> Any:
     finally:
         Path(folder).mkdir(parents=True, exist_ok=True)
         recorder.record.save(folder)
-    write_training_charts(recorder.record, folder)
+    if recorder.record.step:
+        write_training_charts(recorder.record, folder)
+    else:
+        _log.warning("no charts: the run ended before the first adaptation of the biases.")
     return result
 
 
-def draw(record: TrainingRecord) -> "Figure":
-    """All charts in one figure, without touching pyplot's state or screen."""
+def require_matplotlib() -> None:
+    """Better before a long run than after it.
+
+    Raises:
+        ImportError: the extra ``plots`` is not installed.
+    """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(
             "training charts need matplotlib: install it with pip install 'sae-lens-gba[plots]'."
         ) from error
+
+
+def draw(record: TrainingRecord) -> "Figure":
+    """All charts in one figure, without touching pyplot's state or screen."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
     _group_frequencies(axes[0], record)

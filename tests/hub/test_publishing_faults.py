@@ -1,6 +1,7 @@
 """After every fault the remote is as before or as wanted, and a second run succeeds."""
 
 import _thread
+import signal
 from pathlib import Path
 
 import pytest
@@ -311,7 +312,12 @@ def test_an_interrupt_before_the_commit_leaves_no_empty_repo(
     hub.faults = [
         Fault("POST .*/preupload/", kind="call", action=lambda _: _thread.interrupt_main())
     ]
-    with pytest.raises(KeyboardInterrupt):
-        publish_to(hub, sae_folder)
+    # a process started in the background may ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            publish_to(hub, sae_folder)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert hub.n_requests("POST /api/repos/create") == 1
     assert hub.repos == {}

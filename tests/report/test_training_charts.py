@@ -113,6 +113,13 @@ def test_a_run_too_short_to_adapt_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_too_short_to_adapt_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_with_charts(SimpleNamespace(sae=new_sae(), run=lambda: None), tmp_path)
+    assert "before the first adaptation" in caplog.text
+
+
 def test_a_runner_leaves_its_charts_even_if_it_fails_half_way(tmp_path: Path) -> None:
     sae = new_sae()
     result = train_with_charts(SimpleNamespace(sae=sae, run=lambda: train(sae)), tmp_path / "whole")
