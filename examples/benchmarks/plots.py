@@ -70,7 +70,6 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
             y = [fmean(row[field] for row in group) for group in by_step]
             style = "-" if method.startswith("gba") else "--"
             axis.plot(x, y, style, marker="o", label=method)
-            axis.set_xscale("log")
             axis.set_xlabel("million samples" if against == "steps" else "CPU seconds, one thread")
             axis.set_ylabel(field.replace("_", " "))
             axis.grid(alpha=0.3)
