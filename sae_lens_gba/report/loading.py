@@ -63,14 +63,14 @@ class LoadedSae:
 
     @property
     def threshold(self) -> torch.Tensor | None:
-        """Pre-activation above which a latent is active, shape (d_sae,), on the CPU; or None."""
+        """Above which pre-activation a latent is active, float32 on the CPU, (d_sae,); or None."""
         if isinstance(self.sae, GBATrainingSAE):
-            return -self.sae.bias.cpu()
+            return -self.sae.bias.float().cpu()
         threshold = getattr(self.sae, "threshold", None)
         if isinstance(threshold, torch.Tensor):
-            return threshold.detach().cpu()
+            return threshold.detach().float().cpu()
         b_enc = getattr(self.sae, "b_enc", None)
-        return -b_enc.detach().cpu() if isinstance(b_enc, torch.Tensor) else None
+        return -b_enc.detach().float().cpu() if isinstance(b_enc, torch.Tensor) else None
 
 
 def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[LoadedSae]:

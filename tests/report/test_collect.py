@@ -1,7 +1,9 @@
 """Reports of an SAE whose every latent is one word: all numbers can be counted."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +20,16 @@ from one_latent_a_word import (
     VOCABULARY,
     save_sae,
 )
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.report import Report, ReportConfig, collect_report
-from sae_lens_gba.report.loading import load_saes
+from sae_lens_gba.report.details import _final_norm_weight
+from sae_lens_gba.report.loading import LoadedSae, load_saes
 
 
 def tokens_that_were_read(model: Any, folder: Path, texts: Dataset, n: int) -> torch.Tensor:
@@ -226,8 +232,6 @@ def test_latents_that_were_asked_for_are_shown_even_if_dead(
 def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
     tmp_path: Path, model: Any, texts: Dataset
 ) -> None:
-    from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-
     torch.manual_seed(0)
     cfg = GBATrainingSAEConfig(d_in=D_MODEL, d_sae=32, n_groups=2, target_l0=4.0)
     cfg.metadata.hook_name, cfg.metadata.model_name = HOOK, "tiny"
@@ -243,6 +247,31 @@ def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
     torch.testing.assert_close(
         torch.tensor(table.decoder_norm), sae.output_scale.data, rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: StandardSAE(StandardSAEConfig(d_in=8, d_sae=16)),
+        lambda: JumpReLUSAE(JumpReLUSAEConfig(d_in=8, d_sae=16)),
+        lambda: GBATrainingSAE(GBATrainingSAEConfig(d_in=8, d_sae=16, n_groups=2, target_l0=2.0)),
+    ],
+    ids=["standard", "jumprelu", "gba"],
+)
+def test_weights_on_a_gpu_are_looked_at_as_float32_on_the_cpu(make: Callable[[], SAE[Any]]) -> None:
+    sae = make()
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a GPU need not be there
+        for parameter in sae.parameters():
+            parameter.data = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
+        loaded = LoadedSae("sae", sae, None, ActivationScaler())
+        norm = SimpleNamespace(weight=torch.empty(8, dtype=torch.bfloat16, device="cuda"))
+        for seen in (
+            loaded.decoder_rows,
+            loaded.threshold,
+            _final_norm_weight(SimpleNamespace(ln_final=norm)),
+        ):
+            assert isinstance(seen, torch.Tensor)
+            assert (seen.dtype, seen.device.type) == (torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The record of a training run, and charts made from it."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.cli import main
 from sae_lens_gba.report import TrainingRecord, TrainingRecorder
 from sae_lens_gba.report.training_charts import draw, train_with_charts, write_training_charts
 
@@ -118,6 +120,31 @@ def test_a_run_too_short_to_adapt_is_no_failure(
 ) -> None:
     train_with_charts(SimpleNamespace(sae=new_sae(), run=lambda: None), tmp_path)
     assert "before the first adaptation" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "missing", "sentence"),
+    [
+        ("gba", ["matplotlib"], "pip install 'sae-lens-gba[plots]'"),
+        ("topk", [], "architecture='topk' is not possible with --report"),
+    ],
+)
+def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
+    architecture: str,
+    missing: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    started: list[object] = []
+    runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
+    monkeypatch.setattr(runner, lambda cfg: started.append(cfg))
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    settings = ["--d_in", "16", "--d_sae", "64", "--model_name", "tiny/random"]
+    assert main(["train", "--report", "--architecture", architecture, *settings]) == 1
+    assert sentence in caplog.text
+    assert not started
 
 
 def test_a_runner_leaves_its_charts_even_if_it_fails_half_way(tmp_path: Path) -> None:
