@@ -7,11 +7,10 @@ GBA gets ``target_l0`` and nothing else, with a learning rate tuned like the oth
 
     python examples/benchmarks/architecture_comparison.py [--quick]
 
-The comparison on a language model is experiment 4 of examples/paper.
+The comparison on a language model is language_model_comparison.py.
 """
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +43,9 @@ from sae_lens_gba.synthetic.experiments import (
     train_together,
 )
 from sae_lens_gba.synthetic.results import Tables, once
+from sae_lens_gba.synthetic.tuning import TUNED, Row, Tuner
 
 RESULTS = Path(__file__).parents[1] / "results"
-TUNED = "tuned"  # stands for a coefficient that is chosen so that L0 is met
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class Config:
         pool_steps: steps until the data begin again.
         tune_steps: of the runs that choose learning rates and coefficients.
         steps: of the runs of every architecture.
-        long_steps: of the best's runs of the first seed.
-        long_methods: which those are.
+        long_steps: of the runs of ``long_methods``.
+        long_methods: the architectures that are trained longer.
         at_steps: when to measure.
         learning_rates: to choose from, constant.
         seeds: of the initial weights.
@@ -83,7 +81,7 @@ class Config:
     tune_steps: int = 1000
     steps: int = 4000
     long_steps: int = 12_000
-    long_methods: tuple[str, ...] = ("batchtopk", "matryoshka_batchtopk", "gba")
+    long_methods: tuple[str, ...] = ("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba")
     at_steps: tuple[int, ...] = (1000, 2000, 4000, 8000, 12_000)
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -230,58 +228,22 @@ class Benchmark:
         key = {**label, "spec": spec, "until": steps, "data": [*sizes, config.held_out]}
         return once(self.folder, key, compute)
 
-    def matched(
-        self, name: str, spec: Row, rate: float, steps: int, start: float
-    ) -> tuple[float, list[Row]]:
-        """The coefficient with which ``l0`` is met after ``steps``, and the run with it.
+    def tuner(self, name: str) -> Tuner:
+        """Chooses by the first seed's MCC."""
+        config = self.config
 
-        Secant in the logarithms of coefficient and L0; after six runs the nearest will do.
-        """
-        (field,) = (key for key, value in spec.items() if value == TUNED)
-        tried: list[tuple[float, float]] = []
-        nearest: tuple[float, float, list[Row]] = (math.inf, start, [])
-        log_coefficient = math.log(start)
-        for _ in range(6):
-            coefficient = math.exp(log_coefficient)
-            rows = self.train(name, {**spec, field: coefficient}, rate, self.config.seeds[0], steps)
-            miss = math.log(max(rows[-1]["l0"], 1e-3) / self.config.l0)
-            nearest = min(nearest, (abs(miss), coefficient, rows), key=lambda n: n[0])
-            if self.meets_l0(nearest[2][-1]):
-                break
-            tried.append((log_coefficient, miss))
-            slope = -1.0
-            if len(tried) > 1:
-                (x0, y0), (x1, y1) = tried[-2:]
-                slope = min((y1 - y0) / (x1 - x0), -0.3)
-            log_coefficient -= max(-1.5, min(1.5, miss / slope))
-        return nearest[1:]
+        def last_row(spec: Row, rate: float, steps: int) -> Row:
+            return self.train(name, spec, rate, config.seeds[0], steps)[-1]
 
-    def meets_l0(self, row: Row) -> bool:
-        """Whether a coefficient need not be changed."""
-        return abs(row["l0"] / self.config.l0 - 1) <= self.config.l0_tolerance
-
-    def tuned(self, name: str, spec: Row) -> tuple[list[Row], float, Row]:
-        """Last rows of the runs that chose, the rate of the best MCC, and the spec filled in."""
-        missing = [key for key, value in spec.items() if value == TUNED]
-        tries: list[tuple[Row, float, Row]] = []
-        coefficient = 0.3
-        for rate in self.config.learning_rates:
-            filled = spec
-            if missing:
-                coefficient, rows = self.matched(
-                    name, spec, rate, self.config.tune_steps, coefficient
-                )
-                filled = {**spec, missing[0]: coefficient}
-            else:
-                rows = self.train(name, spec, rate, self.config.seeds[0], self.config.tune_steps)
-            tries.append((rows[-1], rate, filled))
-        # an architecture without a coefficient has the L0 it has
-        matched = [t for t in tries if not missing or self.meets_l0(t[0])] or tries
-        _, rate, filled = max(matched, key=lambda t: t[0]["mcc"])
-        if missing:  # L0 goes on to change with training
-            coefficient, _ = self.matched(name, spec, rate, self.config.steps, filled[missing[0]])
-            filled = {**spec, missing[0]: coefficient}
-        return [row for row, _, _ in tries], rate, filled
+        return Tuner(
+            last_row,
+            config.l0,
+            config.l0_tolerance,
+            config.learning_rates,
+            config.tune_steps,
+            config.steps,
+            best_by="mcc",
+        )
 
 
 def run(config: Config) -> Tables:
@@ -291,14 +253,13 @@ def run(config: Config) -> Tables:
     chosen: dict[str, tuple[float, Row]] = {}
     tables: Tables = {"rows": [], "tuning": [], "chosen": []}
     for name, spec in architectures(config).items():
-        tuning, rate, filled = benchmark.tuned(name, spec)
+        tuning, rate, filled = benchmark.tuner(name).tuned(spec)
         tables["tuning"] += tuning
         tables["chosen"].append({"method": name, "learning_rate": rate, "settings": filled})
         chosen[name] = rate, filled
-    for seed in reversed(config.seeds):  # the long runs, of the first seed, come last
-        for name, (rate, spec) in chosen.items():
-            is_long = seed == config.seeds[0] and name in config.long_methods
-            steps = config.long_steps if is_long else config.steps
+    for name, (rate, spec) in chosen.items():
+        steps = config.long_steps if name in config.long_methods else config.steps
+        for seed in config.seeds:
             tables["rows"] += benchmark.train(name, spec, rate, seed, steps)
     return tables
 

@@ -16,21 +16,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from language_model_activations import ShuffledActivations, cached_activations, mean_norm, tokenise
-from sae_lens import SAE, TrainingSAE
-from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
-from sae_lens.training.activation_scaler import ActivationScaler
-from transformer_lens.model_bridge import TransformerBridge
+from sae_lens import TrainingSAE
 
 from sae_lens_gba import GBATrainingSAEConfig
-from sae_lens_gba.demo.model import MODEL_NAME, default_cache_dir, load_demo_model
+from sae_lens_gba.demo.activations import ShuffledActivations
+from sae_lens_gba.demo.hook_point import HookPoint, hook_points
+from sae_lens_gba.demo.model import default_cache_dir, load_demo_model
 from sae_lens_gba.demo.text import demo_texts
-from sae_lens_gba.metrics import (
-    Selectivity,
-    SelectivityMeter,
-    pairwise_mcc,
-    shares_consistent,
-)
+from sae_lens_gba.metrics import pairwise_mcc, shares_consistent
 from sae_lens_gba.synthetic.command_line import run_experiment
 from sae_lens_gba.synthetic.experiments import (
     TrainingSettings,
@@ -127,63 +120,6 @@ def curves(config: Config) -> dict[str, list[dict[str, Any]]]:
     return {name: [{**p, "d_sae": config.d_sae} for p in group] for name, group in points.items()}
 
 
-@dataclass(frozen=True)
-class HookPoint:
-    """Everything needed to train and measure SAEs at one hook point."""
-
-    name: str
-    model: TransformerBridge
-    train: torch.Tensor
-    held_out: torch.Tensor
-    ce_tokens: torch.Tensor
-    scale: float
-
-
-@torch.no_grad()
-def measure(sae: SAE[Any], here: HookPoint) -> tuple[dict[str, float], Selectivity]:
-    """Loss, L0 and the rest on held-out text, and the latents' peaks and frequencies."""
-    explained, l0, squared_error = ExplainedVarianceCalculator(), 0.0, 0.0
-    meter = SelectivityMeter(sae.cfg.d_sae)
-    for part in here.held_out.split(1024):
-        x = part.float() * here.scale
-        acts = sae.encode(x)
-        reconstruction = sae.decode(acts)
-        explained.add_batch(reconstruction, x)
-        l0 += float((acts != 0).sum())
-        squared_error += float((reconstruction - x).square().sum())
-        meter.add(acts)
-    latents, n = meter.compute(), len(here.held_out)
-    measured = {
-        "loss": squared_error / n,
-        "l0": l0 / n,
-        "explained_variance": explained.compute(),
-        "dead": float((latents.frequency == 0).sum()),
-        "ce_loss_recovered": ce_loss_recovered(sae, here),
-    }
-    return measured, latents
-
-
-def ce_loss_recovered(sae: SAE[Any], here: HookPoint) -> float:
-    """SAELens' score: 1 with the model's own loss, 0 with the activations set to zero."""
-    scaler = ActivationScaler(scaling_factor=here.scale)
-    totals = torch.zeros(3)
-    for batch in here.ce_tokens.split(8):
-        losses = get_recons_loss(
-            sae,
-            here.model,
-            scaler,
-            batch,
-            compute_kl=False,
-            compute_ce_loss=True,
-            ignore_tokens=[here.model.tokenizer.bos_token_id],
-            hook_name=here.name,
-        )
-        names = ("ce_loss_with_ablation", "ce_loss_with_sae", "ce_loss_without_sae")
-        totals += torch.stack([losses[name].sum() for name in names])
-    ablated, with_sae, without = totals.tolist()
-    return (ablated - with_sae) / (ablated - without)
-
-
 def run_method(config: Config, name: str, here: HookPoint) -> Tables:
     """Train a curve, all points of a seed together; measure it and its consistency."""
     rows, same_point = [], []
@@ -197,23 +133,14 @@ def run_method(config: Config, name: str, here: HookPoint) -> Tables:
         data = ShuffledActivations(here.train, config.training.batch_size, here.scale, seed)
         seconds = train_together(saes, data, config.training)
         for (setting, _), sae, spent in zip(points, saes, seconds, strict=True):
-            measured, latents = measure(as_inference(sae), here)
+            measured, latents = here.measure(as_inference(sae))
             label = {"hook_name": here.name, "method": name, "setting": setting, "seed": seed}
             rows.append({**label, **measured, "seconds": round(spent, 1)})
             logging.info("%s", rows[-1])
             if setting == config.consistency_point:
                 same_point.append((sae.W_dec.detach().clone(), latents.peak))
-                save(sae, here, default_cache_dir() / "paper" / "saes" / f"{name}_seed_{seed}")
+                here.save(sae, default_cache_dir() / "paper" / "saes" / f"{name}_seed_{seed}")
     return {"rows": rows, "consistency": [consistency(config, name, here.name, same_point)]}
-
-
-def save(sae: TrainingSAE[Any], here: HookPoint, folder: Path) -> None:
-    """As a stock SAE of the raw activations, for other benchmarks (sparse_probing.py)."""
-    inference = as_inference(sae)
-    inference.fold_activation_norm_scaling_factor(here.scale)
-    inference.cfg.metadata.model_name = MODEL_NAME
-    inference.cfg.metadata.hook_name = here.name
-    inference.save_model(folder / here.name)
 
 
 def consistency(
@@ -238,29 +165,20 @@ def consistency(
 def run(config: Config) -> Tables:
     """All methods at all hook points. A method that is done is not done again after a stop."""
     cache = default_cache_dir() / "paper"
-    cache.mkdir(parents=True, exist_ok=True)
-    model = load_demo_model()
-    texts = {
-        "train": tokenise(model, demo_texts(), config.train_tokens, config.context),
-        "held_out": tokenise(
-            model, demo_texts(held_out=True), config.held_out_tokens, config.context
-        ),
-    }
-    activations = {
-        part: cached_activations(
-            model, tokens, config.hook_names, cache / f"{part}_{tokens.numel()}.safetensors"
-        )
-        for part, tokens in texts.items()
-    }
+    places = hook_points(
+        load_demo_model(),
+        (demo_texts(), demo_texts(held_out=True)),
+        config.hook_names,
+        (config.train_tokens, config.held_out_tokens),
+        config.context,
+        config.ce_contexts,
+        cache,
+    )
     tables: Tables = {"rows": [], "consistency": []}
-    for hook_name in config.hook_names:
-        train, held_out = (activations[part][hook_name] for part in ("train", "held_out"))
-        scale = train.shape[1] ** 0.5 / mean_norm(train)
-        ce_tokens = texts["held_out"][: config.ce_contexts]
-        here = HookPoint(hook_name, model, train, held_out, ce_tokens, scale)
+    for here in places:
         for name in curves(config):
             settings = {k: v for k, v in asdict(config).items() if k != "hook_names"}
-            key = {**settings, "hook_name": hook_name, "method": name}
+            key = {**settings, "hook_name": here.name, "method": name}
             done = once(cache / "done", key, partial(run_method, config, name, here))
             for table, new in done.items():
                 tables[table] += new

@@ -42,10 +42,12 @@ def cached_activations(
 ) -> dict[str, torch.Tensor]:
     """Activations at every hook point, BOS left out, bfloat16, each (n, d_in).
 
-    Read from ``path`` if it is there; else computed in one pass and written there.
+    Read from ``path`` if it is there and has them; else computed in one pass and written there.
     """
     if path.is_file():
-        return load_file(path)
+        stored = load_file(path)
+        if set(hook_names) <= set(stored):
+            return stored
     # the model runs no further than the last hook point needs
     stop = 1 + max(int(name.split(".")[1]) for name in hook_names)
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in hook_names}
