@@ -110,6 +110,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             self.W_enc.data = _by_latent(self.W_enc.data)
         cfg = self.cfg
         self._nested_set_of_group = cfg.nested_set_of_group()
+        self._n_nested_sets = self._nested_set_of_group[-1] + 1
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
@@ -196,14 +197,13 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @outside_compilation
     def _decode_sparse(self, active: ActiveSet) -> torch.Tensor:
-        n_sets = self._nested_set_of_group[-1] + 1
-        if n_sets == 1:
+        if self._n_nested_sets == 1:
             return SparseDecode.apply(self._acts, self.W_dec, self.output_scale, active)
         # by bands of latents, for the nested reconstructions; all of them are the whole
-        bands, order = active.in_bands(self._nested_set(), n_sets)
+        bands, order = active.in_bands(self._nested_set(), self._n_nested_sets)
         acts = self._acts.index_select(0, order)
         out = SparseDecode.apply(acts, self.W_dec, self.output_scale, bands)
-        self._parts = out.view(n_sets, active.batch, -1)
+        self._parts = out.view(self._n_nested_sets, active.batch, -1)
         return self._parts.sum(dim=0)
 
     def _nested_set(self) -> torch.Tensor:
@@ -301,14 +301,13 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         hidden_pre: torch.Tensor,
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        n_sets = self._nested_set_of_group[-1] + 1
-        if n_sets == 1:
+        if self._n_nested_sets == 1:
             return {}
         if feature_acts.is_sparse:
             parts = self._parts
         else:
             W_dec, nested_set = self._scaled_W_dec(), self._nested_set()
-            bands = [(nested_set == k).nonzero().squeeze(1) for k in range(n_sets)]
+            bands = [(nested_set == k).nonzero().squeeze(1) for k in range(self._n_nested_sets)]
             parts = torch.stack([feature_acts[:, band] @ W_dec[band] for band in bands])
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
         error = NestedSquaredError.apply(parts, target - self.b_dec)

@@ -132,8 +132,10 @@ class Benchmark:
             data = ShuffledActivations(here.train, config.batch_size, here.scale, seed)
             settings = TrainingSettings(steps, config.batch_size, rate, decay_steps=steps // 4)
             (seconds,) = train_together([sae], data, settings)
-            measured, _ = here.measure(as_inference(sae))
+            inference = as_inference(sae)
+            measured, _ = here.measure(inference)
             if steps == config.steps:
+                measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)
                 here.save(sae, self.sae_folder(spec, rate, seed))
             row = {**label, "steps": steps, **measured, "seconds": round(seconds, 1)}
             logging.info("%s", row)

@@ -133,7 +133,9 @@ def run_method(config: Config, name: str, here: HookPoint) -> Tables:
         data = ShuffledActivations(here.train, config.training.batch_size, here.scale, seed)
         seconds = train_together(saes, data, config.training)
         for (setting, _), sae, spent in zip(points, saes, seconds, strict=True):
-            measured, latents = here.measure(as_inference(sae))
+            inference = as_inference(sae)
+            measured, latents = here.measure(inference)
+            measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)
             label = {"hook_name": here.name, "method": name, "setting": setting, "seed": seed}
             rows.append({**label, **measured, "seconds": round(spent, 1)})
             logging.info("%s", rows[-1])

@@ -62,11 +62,11 @@ class HookPoint:
             "l0": l0 / n,
             "explained_variance": explained.compute(),
             "dead": float((latents.frequency == 0).sum()),
-            "ce_loss_recovered": self._ce_loss_recovered(sae),
         }
         return measured, latents
 
-    def _ce_loss_recovered(self, sae: SAE[Any]) -> float:
+    @torch.no_grad()
+    def ce_loss_recovered(self, sae: SAE[Any]) -> float:
         """SAELens' score: 1 with the model's own loss, 0 with the activations set to zero."""
         scaler = ActivationScaler(scaling_factor=self.scale)
         totals = torch.zeros(3)

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from sae_lens import SAE
-from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+)
 
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.hub.downloading import download
@@ -137,7 +141,9 @@ def load(
         # the same commit, whatever is published in between
         options["revision"] = snapshot.name
     prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
-    wanted = [f"{prefix}{name}" for name in ALL_FILES if name != PLOT_FILENAME]
+    # a training checkpoint put there by hand has a scale that is not folded in yet
+    names = {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME} - {PLOT_FILENAME}
+    wanted = [f"{prefix}{name}" for name in sorted(names)]
     snapshot = download(api, source, wanted, force_download=force_download, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(

@@ -83,9 +83,17 @@ class TrainingRecorder:
 
     Attributes:
         record: what was seen; complete when the block ends.
+
+    Raises:
+        TypeError: the SAE is of another architecture: it has no groups to watch.
     """
 
     def __init__(self, sae: GBATrainingSAE) -> None:
+        if not isinstance(sae, GBATrainingSAE):
+            raise TypeError(
+                f"sae is a {type(sae).__name__}, which has no groups to watch: train with a "
+                "GBATrainingSAEConfig, or without charts."
+            )
         self._sae = sae
         self._handle: Any = None
         self._last_step = int(sae.adapter.n_steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from local_hub import LocalHub
 from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, edit, publish_to, trainer
 
@@ -151,6 +151,21 @@ def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
     assert loaded.sae.cfg.architecture() == "jumprelu"
     x = activations(8)
     torch.testing.assert_close(loaded.sae(x), sae(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_put_on_the_hub_by_hand_gives_what_it_gives_from_its_folder(
+    make_sae: Callable[..., GBATrainingSAE], hub: LocalHub, tmp_path: Path
+) -> None:
+    sae = make_sae(0, normalize_activations="expected_average_only_in")
+    # written in mid-run, before SAELens folds the activations' scale
+    trainer(sae, 40, n_checkpoints=1, checkpoint_path=str(tmp_path)).fit()
+    (checkpoint,) = tmp_path.iterdir()
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo(REPO)
+    api.upload_folder(repo_id=REPO, folder_path=checkpoint, path_in_repo="by_hand")
+    loaded = load(REPO, "by_hand", endpoint=hub.endpoint)
+    x = activations(8)
+    assert torch.equal(loaded.sae(x), load(checkpoint).sae(x))
 
 
 class _Explodes:

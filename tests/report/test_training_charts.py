@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from matplotlib.image import imread
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
@@ -145,6 +146,14 @@ def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
     assert main(["train", "--report", "--architecture", architecture, *settings]) == 1
     assert sentence in caplog.text
     assert not started
+
+
+def test_an_sae_without_groups_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=64, k=4))
+    runner = SimpleNamespace(sae=sae, run=lambda: pytest.fail("it was trained"))
+    with pytest.raises(TypeError, match="TopKTrainingSAE, which has no groups"):
+        train_with_charts(runner, tmp_path / "charts")
+    assert not (tmp_path / "charts").exists()
 
 
 def test_a_runner_leaves_its_charts_even_if_it_fails_half_way(tmp_path: Path) -> None:
