@@ -64,7 +64,7 @@ def runner_config(cfg: "DemoConfig") -> LanguageModelSAERunnerConfig[GBATraining
         store_batch_size_prompts=16,
         n_batches_in_buffer=64,
         n_batches_for_norm_estimate=5,
-        lr=1e-3,
+        lr=1e-2,
         lr_decay_steps=steps // 4,
         seed=cfg.seed,
         logger=LoggingConfig(log_to_wandb=False),
