@@ -1,14 +1,13 @@
 """The benchmarks of architectures at a size of seconds."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from toolbox import load_script
 
 from sae_lens_gba.report.probing import ProbeScore
 from sae_lens_gba.synthetic.results import provenance, write_result
@@ -17,13 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCHMARKS / f"{name}.py", monkeypatch)
 
 
 def plot(

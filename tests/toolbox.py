@@ -1,8 +1,13 @@
 """Tiny settings, data and training runs that the tests share."""
 
+import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -89,3 +94,15 @@ def randomise(sae: GBATrainingSAE) -> GBATrainingSAE:
         sae.set_bias(-torch.rand(sae.cfg.d_sae).to(sae.b_enc.dtype))
         sae.adapter.input_norm.fill_(3.0)
     return sae
+
+
+def load_script(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of examples/ as a module; what stands beside it can be imported by it."""
+    monkeypatch.syspath_prepend(str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,8 +1,6 @@
 """The scripts of examples/paper at a size of seconds; the language model's is a fake."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 from sae_lens import SAE
+from toolbox import load_script
 
 from sae_lens_gba.synthetic import FeatureMixtureConfig
 from sae_lens_gba.synthetic.experiments import TrainingSettings
@@ -20,14 +19,7 @@ TINY = TrainingSettings(steps=20, batch_size=32)
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(PAPER))
-    spec = importlib.util.spec_from_file_location(f"paper_{name}", PAPER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PAPER / f"{name}.py", monkeypatch)
 
 
 def plot(
