@@ -81,7 +81,7 @@ class Config:
     tune_steps: int = 1000
     steps: int = 4000
     long_steps: int = 12_000
-    long_methods: tuple[str, ...] = ("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba")
+    long_methods: tuple[str, ...] = ("batchtopk", "matryoshka_batchtopk", "gba")
     at_steps: tuple[int, ...] = (1000, 2000, 4000, 8000, 12_000)
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
