@@ -84,7 +84,7 @@ def test_a_language_model_from_text_to_plot(
     monkeypatch.setattr(module, "probe", probe)
     config = replace(
         module.Config(),
-        hook_names=("blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"),
+        hook_name="blocks.1.hook_mlp_out",
         train_tokens=400,
         held_out_tokens=100,
         ce_contexts=2,
@@ -101,27 +101,24 @@ def test_a_language_model_from_text_to_plot(
         probing_datasets=("one", "two"),
     )
     tables = module.run(config)
-    methods = set(module.architectures(config, 4.0))
-    for hook_name in config.hook_names:
-        for name in methods:
-
-            def of(table: str, hook_name: str = hook_name, name: str = name) -> list[Any]:
-                rows = tables[table]
-                return [r for r in rows if (r["hook_name"], r["method"]) == (hook_name, name)]
-
-            (chosen,) = of("chosen")
-            tried = {r["learning_rate"]: r["explained_variance"] for r in of("tuning")}
-            assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r])
-            points = [(r["asked_l0"], r["seed"]) for r in of("rows")]
-            others = [] if name == "jumprelu" else [(2.0, 0), (6.0, 0)]
-            assert points == [(4.0, 0), (4.0, 1), *others]
-            assert len(of("probing")) == 2 * 2 * 2  # seeds, data sets, ks
-            (consistency,) = of("consistency")
-            assert 0 < consistency["pw_mcc"] <= 1
-    assert len(set(probed)) == len(probed) == 2 * len(methods) * 2
+    methods = list(module.architectures(config, 4.0))
+    for name in methods:
+        of = {table: [r for r in rows if r["method"] == name] for table, rows in tables.items()}
+        (chosen,) = of["chosen"]
+        tried = {r["learning_rate"]: r["explained_variance"] for r in of["tuning"]}
+        assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r])
+        others = [] if name == "jumprelu" else [(2.0, 0), (6.0, 0)]
+        points = [(r["asked_l0"], r["seed"]) for r in of["rows"]]
+        assert points == [(4.0, 0), (4.0, 1), *others]
+        assert len(of["probing"]) == 2 * 2 * 2  # seeds, data sets, ks
+        (consistency,) = of["consistency"]
+        assert 0 < consistency["pw_mcc"] <= 1
+    assert len(set(probed)) == len(probed) == len(methods) * 2
     for row in tables["rows"]:
         assert row["ce_loss_recovered"] == row["ce_loss_recovered"]  # not NaN
     monkeypatch.setattr(module, "train_together", None)
     monkeypatch.setattr(module, "probe", None)
     assert module.run(config) == json.loads(json.dumps(tables))
     plot("language_model_comparison", config, tables, tmp_path, monkeypatch)
+    fewer = replace(config, methods=("gba", "batchtopk"), other_l0=())
+    assert {row["method"] for row in module.run(fewer)["rows"]} == {"gba", "batchtopk"}

@@ -84,46 +84,40 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
 
 
 def plot_language_model(result: dict[str, Any], path: Path) -> None:
-    """A row a hook point: frontier, consistency over seeds, sparse probing."""
-    hooks = list(dict.fromkeys(row["hook_name"] for row in result["rows"]))
-    figure, grid = plt.subplots(len(hooks), 4, figsize=(17, 4.0 * len(hooks)), squeeze=False)
-    for axes, hook in zip(grid, hooks, strict=True):
-        here = {
-            table: [row for row in result[table] if row["hook_name"] == hook]
-            for table in ("rows", "consistency", "probing")
-        }
-        methods = [row["method"] for row in here["consistency"]]
-        for method in methods:
-            own = [row for row in here["rows"] if row["method"] == method]
-            asked = sorted({row["asked_l0"] for row in own})
-            points = [[row for row in own if row["asked_l0"] == l0] for l0 in asked]
-            for axis, field in zip(axes, ("explained_variance", "ce_loss_recovered"), strict=False):
-                x = [fmean(row["l0"] for row in group) for group in points]
-                y = [fmean(row[field] for row in group) for group in points]
-                style = "-" if method == "gba" else "--"
-                axis.plot(x, y, style, marker="o", label=method)
-                axis.set_xlabel("L0")
-                axis.set_ylabel(field.replace("_", " "))
-                axis.grid(alpha=0.3)
-        axes[0].set_title(hook, fontsize=9)
-        axes[0].legend(frameon=False)
-        consistency = {
-            "share MCS > 0.9": [row["share_mcs_above_09"] for row in here["consistency"]],
-            "PW-MCC": [row["pw_mcc"] for row in here["consistency"]],
-        }
-        _bars(axes[2], methods, consistency, "between seeds")
-        probing = {
-            f"k = {k}": [
-                fmean(r["test_auc"] for r in here["probing"] if (r["method"], r["k"]) == (m, k))
-                for m in methods
-            ]
-            for k in result["config"]["probing_ks"]
-        }
-        _bars(axes[3], methods, probing, "mean test AUC of sparse probes")
-        axes[3].set_ylim(bottom=0.5)
+    """Frontier, consistency over seeds, sparse probing."""
+    config, methods = result["config"], [row["method"] for row in result["consistency"]]
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2))
+    for method in methods:
+        own = [row for row in result["rows"] if row["method"] == method]
+        points = [
+            [row for row in own if row["asked_l0"] == l0]
+            for l0 in sorted({row["asked_l0"] for row in own})
+        ]
+        for axis, field in zip(axes, ("explained_variance", "ce_loss_recovered"), strict=False):
+            x = [fmean(row["l0"] for row in group) for group in points]
+            y = [fmean(row[field] for row in group) for group in points]
+            axis.plot(x, y, "-" if method == "gba" else "--", marker="o", label=method)
+            axis.set_xlabel("L0")
+            axis.set_ylabel(field.replace("_", " "))
+            axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    consistency = {
+        "share MCS > 0.9": [row["share_mcs_above_09"] for row in result["consistency"]],
+        "PW-MCC": [row["pw_mcc"] for row in result["consistency"]],
+    }
+    _bars(axes[2], methods, consistency, "between seeds")
+    probing = {
+        f"k = {k}": [
+            fmean(r["test_auc"] for r in result["probing"] if (r["method"], r["k"]) == (m, k))
+            for m in methods
+        ]
+        for k in config["probing_ks"]
+    }
+    _bars(axes[3], methods, probing, "mean test AUC of sparse probes")
+    axes[3].set_ylim(bottom=0.5)
     figure.suptitle(
-        f"d_sae {result['config']['d_sae']}, {result['config']['steps']} steps of "
-        f"{result['config']['batch_size']}, seeds {result['config']['seeds']}", fontsize=10,
+        f"{config['hook_name']}, d_sae {config['d_sae']}, {config['steps']} steps of "
+        f"{config['batch_size']}, seeds {config['seeds']}", fontsize=10,
     )  # fmt: skip
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
@@ -144,6 +138,7 @@ PLOTS = {
     "training_throughput": plot_throughput,
     "architecture_comparison": plot_comparison,
     "language_model_comparison": plot_language_model,
+    "language_model_comparison_mlp": plot_language_model,
 }
 
 
