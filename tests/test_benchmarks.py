@@ -85,6 +85,7 @@ def test_a_language_model_from_text_to_plot(
     config = replace(
         module.Config(),
         hook_name="blocks.1.hook_mlp_out",
+        methods=("gba", "batchtopk", "matryoshka", "jumprelu"),
         train_tokens=400,
         held_out_tokens=100,
         ce_contexts=2,
@@ -101,7 +102,7 @@ def test_a_language_model_from_text_to_plot(
         probing_datasets=("one", "two"),
     )
     tables = module.run(config)
-    methods = list(module.architectures(config, 4.0))
+    methods = config.methods
     for name in methods:
         of = {table: [r for r in rows if r["method"] == name] for table, rows in tables.items()}
         (chosen,) = of["chosen"]
@@ -120,5 +121,7 @@ def test_a_language_model_from_text_to_plot(
     monkeypatch.setattr(module, "probe", None)
     assert module.run(config) == json.loads(json.dumps(tables))
     plot("language_model_comparison", config, tables, tmp_path, monkeypatch)
-    fewer = replace(config, methods=("gba", "batchtopk"), other_l0=())
-    assert {row["method"] for row in module.run(fewer)["rows"]} == {"gba", "batchtopk"}
+    fewer = replace(config, methods=("gba", "batchtopk"), other_l0=(), probing_datasets=())
+    tables = module.run(fewer)
+    assert {row["method"] for row in tables["rows"]} == {"gba", "batchtopk"}
+    plot("language_model_comparison_mlp", fewer, tables, tmp_path, monkeypatch)

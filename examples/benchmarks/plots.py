@@ -106,15 +106,18 @@ def plot_language_model(result: dict[str, Any], path: Path) -> None:
         "PW-MCC": [row["pw_mcc"] for row in result["consistency"]],
     }
     _bars(axes[2], methods, consistency, "between seeds")
-    probing = {
-        f"k = {k}": [
-            fmean(r["test_auc"] for r in result["probing"] if (r["method"], r["k"]) == (m, k))
-            for m in methods
-        ]
-        for k in config["probing_ks"]
-    }
-    _bars(axes[3], methods, probing, "mean test AUC of sparse probes")
-    axes[3].set_ylim(bottom=0.5)
+    if result["probing"]:
+        probing = {
+            f"k = {k}": [
+                fmean(r["test_auc"] for r in result["probing"] if (r["method"], r["k"]) == (m, k))
+                for m in methods
+            ]
+            for k in config["probing_ks"]
+        }
+        _bars(axes[3], methods, probing, "mean test AUC of sparse probes")
+        axes[3].set_ylim(bottom=0.5)
+    else:
+        axes[3].set_axis_off()
     figure.suptitle(
         f"{config['hook_name']}, d_sae {config['d_sae']}, {config['steps']} steps of "
         f"{config['batch_size']}, seeds {config['seeds']}", fontsize=10,

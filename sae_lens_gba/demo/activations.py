@@ -20,7 +20,7 @@ from sae_lens_gba.atomic_write import write_atomically
 def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: int) -> torch.Tensor:
     """Contexts of one document each, BOS first, int64, shape (n, context).
 
-    Documents are cut to the context; shorter ones are left out.
+    A long document gives several contexts; what is left at its end, and short ones, are left out.
 
     Raises:
         ValueError: the texts don't hold that many tokens.
@@ -28,7 +28,6 @@ def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: i
     rows: list[list[int]] = []
     for text in texts["text"]:
         ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # a long document gives several contexts
         for start in range(0, len(ids) - context + 2, context - 1):
             rows.append([model.tokenizer.bos_token_id, *ids[start : start + context - 1]])
         if len(rows) * (context - 1) >= n_tokens:
@@ -42,24 +41,25 @@ def cached_activations(
 ) -> dict[str, torch.Tensor]:
     """Activations at every hook point, BOS left out, bfloat16, each (n, d_in).
 
-    Read from ``path`` if it is there and has them; else computed in one pass and written there.
+    Those in ``path`` are read; the others are computed in one pass and added to it.
     """
-    if path.is_file():
-        stored = load_file(path)
-        if set(hook_names) <= set(stored):
-            return stored
+    stored = load_file(path) if path.is_file() else {}
+    missing = [name for name in hook_names if name not in stored]
+    if not missing:
+        return stored
     # the model runs no further than the last hook point needs
-    stop = 1 + max(int(name.split(".")[1]) for name in hook_names)
-    collected: dict[str, list[torch.Tensor]] = {name: [] for name in hook_names}
+    stop = 1 + max(int(name.split(".")[1]) for name in missing)
+    collected: dict[str, list[torch.Tensor]] = {name: [] for name in missing}
     for i, batch in enumerate(tokens.split(16)):
         _, cache = model.run_with_cache(
-            batch, names_filter=list(hook_names), stop_at_layer=stop, prepend_bos=False
+            batch, names_filter=missing, stop_at_layer=stop, prepend_bos=False
         )
-        for name in hook_names:
+        for name in missing:
             collected[name].append(cache[name][:, 1:].flatten(0, 1).bfloat16())
         if i % 50 == 0:
             logging.info("cached %d of %d contexts", 16 * i, len(tokens))
-    activations = {name: torch.cat(parts).contiguous() for name, parts in collected.items()}
+    new = {name: torch.cat(parts).contiguous() for name, parts in collected.items()}
+    activations = {**stored, **new}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: save_file(activations, file))
     return activations

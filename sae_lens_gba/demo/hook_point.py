@@ -67,7 +67,10 @@ class HookPoint:
 
     @torch.no_grad()
     def ce_loss_recovered(self, sae: SAE[Any]) -> float:
-        """SAELens' score: 1 with the model's own loss, 0 with the activations set to zero."""
+        """SAELens' score: 1 with the model's own loss, 0 with the activations set to zero.
+
+        As there, what the model says after BOS does not count.
+        """
         scaler = ActivationScaler(scaling_factor=self.scale)
         totals = torch.zeros(3)
         for batch in self.ce_tokens.split(8):
@@ -82,7 +85,7 @@ class HookPoint:
                 hook_name=self.name,
             )
             names = ("ce_loss_with_ablation", "ce_loss_with_sae", "ce_loss_without_sae")
-            totals += torch.stack([losses[name].sum() for name in names])
+            totals += torch.stack([losses[name][:, 1:].sum() for name in names])  # not after BOS
         ablated, with_sae, without = totals.tolist()
         return (ablated - with_sae) / (ablated - without)
 
@@ -112,7 +115,7 @@ def hook_points(
         names: of the hook points.
         n_tokens: to train on, and held out.
         context: tokens a context, BOS included.
-        ce_contexts: held-out contexts for the model's loss.
+        ce_contexts: held-out contexts for the model's loss, evenly spaced.
         cache: folder; made if need be.
     """
     tokens = [tokenise(model, t, n, context) for t, n in zip(texts, n_tokens, strict=True)]
@@ -122,5 +125,6 @@ def hook_points(
     )
     for name in names:
         scale = train[name].shape[1] ** 0.5 / mean_norm(train[name])
-        ce_tokens = tokens[1][:ce_contexts]
+        # from all over the held-out text: one document can give many contexts in a row
+        ce_tokens = tokens[1][:: max(1, len(tokens[1]) // ce_contexts)][:ce_contexts]
         yield HookPoint(name, model, train[name], held_out[name], ce_tokens, scale)

@@ -32,6 +32,8 @@ class TrainingSettings:
         learning_rate: of SAELens' Adam.
         decay_steps: over which it falls to nothing at the end; 0 keeps it constant.
         autocast: bfloat16 products.
+        dead_feature_window: steps without firing after which SAELens' TopK architectures take a
+            latent for dead and revive it; its default suits runs of many thousand steps.
     """
 
     steps: int = 3000
@@ -39,6 +41,7 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     decay_steps: int = 0
     autocast: bool = False
+    dead_feature_window: int = 1000
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def _trainer_config(settings: TrainingSettings) -> SAETrainerConfig:
         lr_end=settings.learning_rate,  # where the decay to 0 starts
         lr_decay_steps=settings.decay_steps,
         autocast=settings.autocast,
+        dead_feature_window=settings.dead_feature_window,
     )
 
 
