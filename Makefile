@@ -50,8 +50,9 @@ bench-speed: setup  ## time of a training step against SAELens' architectures
 	$(BIN)/python examples/benchmarks/training_throughput.py
 	$(BIN)/python examples/benchmarks/plots.py
 
-bench-quality: setup  ## features recovered, against SAELens' architectures (hours)
-	TQDM_DISABLE=1 $(BIN)/python examples/benchmarks/architecture_comparison.py
+bench-quality: setup  ## quality against SAELens' architectures (hours)
+	for b in architecture_comparison language_model_comparison; do \
+	  TQDM_DISABLE=1 $(BIN)/python examples/benchmarks/$$b.py || exit 1; done
 	$(BIN)/python examples/benchmarks/plots.py
 
 PAPER := 01_imbalanced_set 02_neuron_resonance 03_group_ablation 04_language_model

@@ -1,8 +1,8 @@
 """GBA against SAELens' architectures on a language model, each with its best learning rate.
 
-SmolLM2-135M, a residual stream and an MLP output; 2000 steps of 512 tokens. L0, explained variance, the
-model's loss, dead latents, consistency over seeds, and sparse probing with sae-probes on data sets
-that training does not see. Matryoshka and JumpReLU take part when named in Config.methods.
+SmolLM2-135M, a residual stream and an MLP output; 2000 steps of 512 tokens. L0, explained variance,
+the model's loss, dead latents, consistency over seeds, and sparse probing with sae-probes on data
+sets that training does not see. Matryoshka and JumpReLU take part when Config.methods names them.
 
     python examples/benchmarks/language_model_comparison.py [--quick]
 """

@@ -69,7 +69,8 @@ class HookPoint:
     def ce_loss_recovered(self, sae: SAE[Any]) -> float:
         """SAELens' score: 1 with the model's own loss, 0 with the activations set to zero.
 
-        As there, what the model says after BOS does not count.
+        As there, what the model says after BOS does not count, and BOS's activation is left as it
+        is by the SAE, but not by the zeros.
         """
         scaler = ActivationScaler(scaling_factor=self.scale)
         totals = torch.zeros(3)

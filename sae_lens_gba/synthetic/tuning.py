@@ -47,7 +47,8 @@ class Tuner:
                 filled = {**spec, field: coefficient}
             tries.append((row, rate, filled))
         matched = [t for t in tries if field is None or self._meets_l0(t[0])] or tries
-        _, rate, filled = max(matched, key=lambda t: t[0][self.best_by])
+        # a run that diverged is the worst
+        _, rate, filled = max(matched, key=lambda t: _or_worst(t[0][self.best_by]))
         if field is not None:  # L0 goes on to change with training
             coefficient, _ = self._matched(spec, field, rate, self.steps, filled[field])
             filled = {**spec, field: coefficient}
@@ -80,3 +81,7 @@ class Tuner:
 
     def _meets_l0(self, row: Row) -> bool:
         return abs(row["l0"] / self.l0 - 1) <= self.l0_tolerance
+
+
+def _or_worst(value: float) -> float:
+    return value if math.isfinite(value) else -math.inf

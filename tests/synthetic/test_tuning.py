@@ -58,6 +58,16 @@ def test_a_rate_with_which_l0_was_not_met_is_passed_over() -> None:
     assert rate == 3e-3
 
 
+def test_a_run_that_diverged_is_passed_over() -> None:
+    class Diverging(Runs):
+        def __call__(self, spec: dict[str, Any], rate: float, steps: int) -> dict[str, Any]:
+            row = super().__call__(spec, rate, steps)
+            return {**row, "quality": math.nan} if rate == RATES[0] else row
+
+    _, rate, _ = tuner(Diverging(best_rate=3e-3)).tuned({"k": 20})
+    assert rate == 3e-3
+
+
 def test_the_search_ends_when_no_coefficient_will_do() -> None:
     train = Runs(3e-3, exponent=0.0)
     _, _, spec = tuner(train).tuned({"c": TUNED})
