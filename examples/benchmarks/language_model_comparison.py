@@ -69,7 +69,7 @@ class Config:
     context: int = 128
     d_sae: int = 1152
     l0: float = 32.0
-    other_l0: tuple[float, ...] = (16.0, 64.0)
+    other_l0: tuple[float, ...] = ()
     batch_size: int = 512
     tune_steps: int = 600
     steps: int = 2000
@@ -244,8 +244,8 @@ def run(config: Config) -> Tables:
     return tables
 
 
-# the second hook point, at one L0 and without probing
-MLP = Config(hook_name="blocks.8.hook_mlp_out", other_l0=(), probing_datasets=())
+# the second hook point, without probing
+MLP = Config(hook_name="blocks.8.hook_mlp_out", probing_datasets=())
 
 
 def main() -> None:
@@ -259,7 +259,6 @@ def main() -> None:
         "tune_steps": 30,
         "steps": 60,
         "seeds": (0, 1),
-        "other_l0": (),
         "probing_datasets": (),
     }
     for name, config in (
