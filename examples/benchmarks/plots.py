@@ -100,6 +100,7 @@ def plot_language_model(result: dict[str, Any], path: Path) -> None:
             axis.set_xlabel("L0")
             axis.set_ylabel(field.replace("_", " "))
             axis.grid(alpha=0.3)
+            axis.margins(0.3)
     axes[0].legend(frameon=False)
     consistency = {
         "share MCS > 0.9": [row["share_mcs_above_09"] for row in result["consistency"]],
@@ -133,7 +134,8 @@ def _bars(axis: Axes, names: list[str], groups: dict[str, list[float]], title: s
         axis.bar(places, heights, width, label=label)
     axis.set_xticks(range(len(names)), names, fontsize=8)
     axis.set_title(title, fontsize=9)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
+    axis.legend(frameon=False, fontsize=8, loc="upper right", ncols=len(groups))
     axis.grid(axis="y", alpha=0.3)
 
 
