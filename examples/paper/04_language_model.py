@@ -198,6 +198,7 @@ if __name__ == "__main__":
             "held_out_tokens": 4_000,
             "ce_contexts": 4,
             "d_sae": 576,
+            "l0": (8, 16, 32, 64),
             "training": TrainingSettings(50, 256, 1e-3, decay_steps=10),
             "seeds": (0, 1),
             "adapt_every_n_steps": 5,
