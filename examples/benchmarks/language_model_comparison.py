@@ -127,7 +127,7 @@ class Benchmark:
     def train(self, name: str, spec: Row, rate: float, seed: int, steps: int) -> Row:
         """The row of one run; its SAE is left in `sae_folder` when it is of full length."""
         config, here = self.config, self.here
-        label = {"hook_name": here.name, "method": name, "learning_rate": rate, "seed": seed}
+        label = self._label(name, rate, seed)
 
         def compute() -> Row:
             sae = build_sae(spec, here.train.shape[1], seed)
@@ -186,7 +186,7 @@ class Benchmark:
             )
             return [{k: v for k, v in asdict(score).items() if k != "latents"} for score in scores]
 
-        label = {"hook_name": self.here.name, "method": name, "learning_rate": rate, "seed": seed}
+        label = self._label(name, rate, seed)
         probes = {
             "datasets": config.probing_datasets,
             "ks": config.probing_ks,
@@ -203,6 +203,14 @@ class Benchmark:
             "method": name,
             "share_mcs_above_09": fmean(consistency_over_seeds(runs).values()),
             "pw_mcc": fmean(pairwise_mcc(a, b) for a, b in combinations(runs, 2)),
+        }
+
+    def _label(self, name: str, rate: float, seed: int) -> Row:
+        return {
+            "hook_name": self.here.name,
+            "method": name,
+            "learning_rate": rate,
+            "seed": seed,
         }
 
     def _key(self, spec: Row) -> dict[str, Any]:
