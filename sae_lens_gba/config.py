@@ -40,6 +40,9 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             stock jumprelu SAE) or "relu" (the bias also lowers its activation; saved as a stock
             standard SAE).
         tied (bool): Whether the encoder is the transposed decoder.
+        encoder_correction_rate (float): When not tied, the encoder is the transposed decoder plus a
+            learnt correction, which moves at this multiple of the learning rate. Less of it makes
+            other seeds find more of the same latents.
         learn_output_scale (bool): Whether each latent has a learnt output scale, folded into W_dec
             when saving.
         output_scale_init (float): Output scale at the start, above 0; it stays there when
@@ -85,10 +88,11 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
     group_size_exponent: float = 1.0
     activation: Literal["jumprelu", "relu"] = "jumprelu"
     tied: bool = False
+    encoder_correction_rate: float = 0.3
     learn_output_scale: bool = True
     output_scale_init: float = 1.0
     n_nested_reconstructions: int = 5
-    nested_weight: float = 0.4
+    nested_weight: float = 1.0
     bias_update: BiasUpdate = "group_mean"
     adapt_every_n_steps: int = 10
     bias_decrease_rate: float | None = None
@@ -180,6 +184,12 @@ class GBATrainingSAEConfig(TrainingSAEConfig):
             _positive(self.output_scale_init), self, "output_scale_init", "a finite number above 0"
         )
         _require(_positive(self.nested_weight), self, "nested_weight", "a finite number above 0")
+        _require(
+            _positive(self.encoder_correction_rate),
+            self,
+            "encoder_correction_rate",
+            "a finite number above 0 (tied=True for no correction)",
+        )
         _require(self.frequency_cap >= 1, self, "frequency_cap", "at least 1")
         _require(
             0 <= self.group_size_exponent < math.inf, self, "group_size_exponent", "at least 0"

@@ -48,7 +48,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     """
     Sparse autoencoder whose biases are moved by feedback, not by gradient.
 
-        h = (x - b_dec) W_enc + b_enc
+        h = (x - b_dec) W_enc + b_enc,  W_enc = (W_dec + rate * encoder_correction)^T
         JumpReLU:  f = h * [h > threshold]          ReLU:  f = max(h, 0)
         x_hat = (f * output_scale) W_dec + b_dec
         loss = ||x_hat - x||^2, and nothing else but, with n_nested_reconstructions > 1, the
@@ -63,6 +63,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     ==========  ======================================  ================
     w_m         ``W_dec[m]``, unit norm                 (d_sae, d_in)
     w_m         ``W_enc[:, m]`` (``W_dec.T`` if tied)   (d_in, d_sae)
+    -           ``encoder_correction`` (not if tied)    (d_sae, d_in)
     a_m         ``output_scale``                        (d_sae,)
     b_m         ``-threshold``, or ``b_enc`` with ReLU  (d_sae,)
     b_pre       ``b_dec``                               (d_in,)
@@ -76,7 +77,9 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
       paper's (test_bias_adaptation.py).
     - The most active groups must reconstruct the input without the rarer ones as well;
       ``n_nested_reconstructions=1`` turns it off (test_training_sae.py).
-    - The encoder is free by default; ``tied=True`` gives the paper's tied weights.
+    - The encoder is the transposed decoder plus a learnt correction that moves more slowly
+      (``encoder_correction_rate``); ``tied=True`` gives the paper's tied weights
+      (test_training_sae.py).
     - b_dec starts at the mean of the first batch, not at zero: SAEs of language models see
       inputs with a large mean (test_training_sae.py).
     - b_dec gets its gradient from the output alone. With the encoder's as well, a ReLU SAE
@@ -88,11 +91,12 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     run_time_activation_norm_fn_in: Callable[[torch.Tensor], torch.Tensor]
     run_time_activation_norm_fn_out: Callable[[torch.Tensor], torch.Tensor]
+    encoder_correction: nn.Parameter  # unless tied, or folded: then W_enc is a parameter
     b_enc: nn.Parameter
     threshold: nn.Parameter  # with JumpReLU only
     output_scale: nn.Parameter
     adapter: BiasAdapter
-    _tied = False
+    _encoder_follows_decoder = False  # W_enc is a parameter until the weights are there
     # of the step in progress, from encode to decode: the sparse activations, which entries are
     # active, and the activations there (values() would cost their gradient a detour)
     _sparse_acts: torch.Tensor | None = None
@@ -103,12 +107,11 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        if self.cfg.tied:
-            del self.W_enc
-            self._tied = True
-        else:
-            self.W_enc.data = _by_latent(self.W_enc.data)
         cfg = self.cfg
+        del self.W_enc
+        self._encoder_follows_decoder = True
+        if not cfg.tied:
+            self.encoder_correction = nn.Parameter(torch.zeros_like(self.W_dec))
         self._nested_set_of_group = cfg.nested_set_of_group()
         self._n_nested_sets = self._nested_set_of_group[-1] + 1
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
@@ -128,8 +131,11 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         )
 
     def __getattr__(self, name: str) -> Any:
-        if name == "W_enc" and self._tied:
-            return self.W_dec.T
+        if name == "W_enc" and self._encoder_follows_decoder:
+            if self.cfg.tied:
+                return self.W_dec.T
+            rate = self.cfg.encoder_correction_rate
+            return torch.add(self.W_dec, self.encoder_correction, alpha=rate).T
         return super().__getattr__(name)
 
     @property
@@ -178,11 +184,12 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         # no gradient to b_dec from here: it would move b_dec to undo the feedback on the
         # biases, since w.(x - b_dec) + b rises as well by -w.b_dec as by b
         sae_in = self.process_sae_in(x).detach()
-        found = self._find_active(sae_in)
+        W_enc = self.W_enc
+        found = self._find_active(sae_in, W_enc)
         if found is None:
-            return self._encode_dense(sae_in, self.W_enc)
+            return self._encode_dense(sae_in, W_enc)
         self._active, values = found
-        self._acts = SparseEncode.apply(sae_in, self.W_enc, values, self._active)
+        self._acts = SparseEncode.apply(sae_in, W_enc, values, self._active)
         self._sparse_acts = self._active.to_coo(self._acts)
         return self._sparse_acts, self._active.to_coo(values)
 
@@ -218,14 +225,16 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         acts = torch.where(hidden_pre > threshold, hidden_pre, 0.0)
         return self.hook_sae_acts_post(acts), hidden_pre
 
-    def _find_active(self, sae_in: torch.Tensor) -> tuple[ActiveSet, torch.Tensor] | None:
+    def _find_active(
+        self, sae_in: torch.Tensor, W_enc: torch.Tensor
+    ) -> tuple[ActiveSet, torch.Tensor] | None:
         hooked = self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()
         if hooked or sae_in.ndim != 2 or self.dtype != self.state_dtype:
             return None
         with torch.no_grad():
             return find_active(
                 sae_in,
-                self.W_enc,
+                W_enc,
                 self.b_enc,
                 self.threshold if self._is_jumprelu else None,
                 self.cfg.sparse_below_density,
@@ -351,14 +360,22 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     # --- folding and saving ---
 
-    def _untie(self) -> None:
+    def _free_encoder(self) -> None:
         """From here on the encoder is a parameter of its own."""
-        if self._tied:
-            W_enc = self.W_dec.detach().T.clone(memory_format=torch.preserve_format)
-            self._tied = False
-            self.W_enc = nn.Parameter(W_enc)
+        if not self._encoder_follows_decoder:
+            return
+        W_enc = nn.Parameter(self.W_enc.detach().clone(memory_format=torch.preserve_format))
+        if self.cfg.tied:
             self.cfg.tied = False
             self.cfg.add_training_info_to_metadata()
+        else:
+            del self.encoder_correction
+        self._encoder_follows_decoder = False
+        self.W_enc = W_enc
+
+    def correction_for(self, W_enc: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+        """The encoder_correction that makes ``W_enc`` (d_in, d_sae) of ``W_dec`` (d_sae, d_in)."""
+        return (W_enc.T - W_dec) / self.cfg.encoder_correction_rate
 
     def _move_row_norms_to_output_scale(self) -> None:
         self.output_scale.data.mul_(self.W_dec.norm(dim=1))
@@ -371,7 +388,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
         Pre-activations, and with them biases, are the same as before the fold.
         """
-        self._untie()
+        self._free_encoder()
         super().fold_activation_norm_scaling_factor(scaling_factor)
         self._move_row_norms_to_output_scale()
         self.adapter.input_norm /= scaling_factor
@@ -385,7 +402,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         unwhitening_matrix: torch.Tensor,
     ) -> None:
         """As SAELens'; the norm of the raw inputs is estimated anew if training goes on."""
-        self._untie()
+        self._free_encoder()
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
         self._move_row_norms_to_output_scale()
         self.adapter.input_norm.zero_()
@@ -401,7 +418,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     def fold_and_get_W_dec_norm(self) -> torch.Tensor:
         """Move the decoder's norms, output scale included, into encoder and biases."""
         norms = self.get_W_dec_norm()
-        self._untie()
+        self._free_encoder()
         for encoder_side in (
             self.W_enc,
             self.b_enc,
@@ -418,13 +435,14 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        if self._tied and "W_enc" in state_dict:
-            raise ValueError(
-                "tied=True, but the checkpoint has an encoder of its own (it was folded at the "
-                "end of training): set tied=False to go on from it."
-            )
-        if "W_enc" in state_dict:
-            state_dict["W_enc"] = _by_latent(state_dict["W_enc"])
+        W_enc = state_dict.pop("W_enc", None)  # of an SAE that was folded
+        if W_enc is not None:
+            if self.cfg.tied:
+                raise ValueError(
+                    "tied=True, but the checkpoint has an encoder of its own (it was folded at the "
+                    "end of training): set tied=False to go on from it."
+                )
+            state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
         self.adapter.repair_loaded_state(state_dict, prefix="adapter.")
 
     @override
@@ -463,14 +481,6 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             kept, lambda: super(GBATrainingSAE, self)._apply(*args, **kwargs), self.get_parameter
         )
         return self
-
-
-def _by_latent(W_enc: torch.Tensor) -> torch.Tensor:
-    """Same (d_in, d_sae) matrix with each latent's weights together in memory.
-
-    Sparse gradients of the encoder come by latent; this way they need no copy.
-    """
-    return W_enc.T.contiguous().T
 
 
 def _numpy(values: torch.Tensor) -> NDArray[np.floating[Any]]:

@@ -30,6 +30,7 @@ from sae_lens_gba import GBATrainingSAEConfig
         ("bias_increase_rate", -0.01),
         ("output_scale_init", 0.0),
         ("nested_weight", 0.0),
+        ("encoder_correction_rate", 0.0),
         ("target_l0", "4"),
         ("output_scale_init", float("nan")),
         ("adapt_every_n_steps", 0),

@@ -185,3 +185,17 @@ def test_a_checkpoint_loads_once_the_package_is_imported(tmp_path: Path, tied: b
         assert torch.equal(loaded.state_dict()[name], value), name
     take_steps(make_trainer(loaded, 10), 10)
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(64))
+
+
+def test_a_checkpoint_with_an_encoder_of_its_own_loads_with_the_same_outputs(
+    tmp_path: Path,
+) -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(dtype="float64")))
+    sae.fold_activation_norm_scaling_factor(0.5)
+    assert "W_enc" in sae.state_dict()
+    sae.save_model(tmp_path)
+    loaded = TrainingSAE.load_from_disk(tmp_path)
+    assert "encoder_correction" in loaded.state_dict()
+    x = next(mixture(3)).double()
+    torch.testing.assert_close(loaded(x), sae(x))
+    take_steps(make_trainer(loaded, 3, data=(x for _ in range(3))), 3)

@@ -56,6 +56,33 @@ def test_a_tied_encoder_is_the_transposed_decoder() -> None:
     assert torch.equal(sae.W_enc, sae.W_dec.T)
 
 
+def test_the_encoder_is_the_decoder_plus_a_correction_that_moves_more_slowly() -> None:
+    torch.manual_seed(0)
+    sae = GBATrainingSAE(tiny_config(encoder_correction_rate=0.3))
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    take_steps(make_trainer(sae, 20, lr=1e-3), 1)
+    # Adam's first step is lr in every weight with a gradient well above its eps
+    correction = sae.encoder_correction.detach()
+    moved = correction[correction != 0]
+    assert len(moved) > 0
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 1e-3), rtol=1e-2, atol=0)
+    torch.testing.assert_close(sae.W_enc, (sae.W_dec + 0.3 * correction).T)
+
+
+def test_the_decoder_learns_from_both_its_uses() -> None:
+    x = next(mixture(0)).double()
+    torch.manual_seed(0)
+    sae = randomise(GBATrainingSAE(tiny_config(dtype="float64", encoder_correction_rate=0.3)))
+    with torch.no_grad():
+        sae.encoder_correction.zero_()
+    tied = GBATrainingSAE(tiny_config(dtype="float64", tied=True))
+    shared = {k: v for k, v in sae.state_dict().items() if k != "encoder_correction"}
+    tied.load_state_dict(shared)
+    for each in (sae, tied):
+        each.training_forward_pass(step_input=step_input(x)).loss.backward()
+    torch.testing.assert_close(sae.W_dec.grad, tied.W_dec.grad)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_decoder_rows_have_unit_norm_after_every_optimizer_step(tied: bool) -> None:
     sae = GBATrainingSAE(tiny_config(tied=tied))

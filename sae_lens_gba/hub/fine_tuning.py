@@ -138,7 +138,9 @@ def _copy_weights(sae: SAE[Any], training_sae: GBATrainingSAE) -> None:
     training_sae.output_scale.data.copy_(norms)
     copied = ["b_dec", "b_enc"]
     if not training_sae.cfg.tied:
-        copied.append("W_enc")
+        training_sae.encoder_correction.data.copy_(
+            training_sae.correction_for(weights["W_enc"], training_sae.W_dec.detach())
+        )
     if training_sae.cfg.activation == "jumprelu":
         copied.append("threshold")
     for name in copied:
