@@ -35,7 +35,7 @@ class Tuner:
 
     def tuned(self, spec: Row) -> tuple[list[Row], float, Row]:
         """Rows of the runs that chose, the learning rate, and ``spec`` filled in."""
-        field = _field_to_tune(spec)
+        field = next((key for key, value in spec.items() if value == TUNED), None)
         tries: list[tuple[Row, float, Row]] = []
         coefficient = 0.3
         for rate in self.learning_rates:
@@ -50,19 +50,9 @@ class Tuner:
         # a run that diverged is the worst
         _, rate, filled = max(matched, key=lambda t: _or_worst(t[0][self.best_by]))
         if field is not None:  # L0 goes on to change with training
-            filled = self.matched(spec, rate, filled[field])
+            coefficient, _ = self._matched(spec, field, rate, self.steps, filled[field])
+            filled = {**spec, field: coefficient}
         return [row for row, _, _ in tries], rate, filled
-
-    def matched(self, spec: Row, rate: float, start: float) -> Row:
-        """``spec`` filled in so that ``l0`` is met after ``steps`` at this learning rate.
-
-        ``start`` is the first coefficient to try.
-        """
-        field = _field_to_tune(spec)
-        if field is None:
-            return spec
-        coefficient, _ = self._matched(spec, field, rate, self.steps, start)
-        return {**spec, field: coefficient}
 
     def _matched(
         self, spec: Row, field: str, rate: float, steps: int, start: float
@@ -91,10 +81,6 @@ class Tuner:
 
     def _meets_l0(self, row: Row) -> bool:
         return abs(row["l0"] / self.l0 - 1) <= self.l0_tolerance
-
-
-def _field_to_tune(spec: Row) -> str | None:
-    return next((key for key, value in spec.items() if value == TUNED), None)
 
 
 def _or_worst(value: float) -> float:
