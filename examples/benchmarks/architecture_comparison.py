@@ -279,7 +279,7 @@ def run(config: Config) -> Tables:
 
 # twice the features and latents, and fewer samples for each
 LARGE = Config(
-    methods=("batchtopk", "matryoshka_batchtopk", "gba"),
+    methods=("batchtopk", "gba"),
     n_features=4096,
     n_roots=32,
     d_in=192,
