@@ -48,8 +48,8 @@ class Config:
         context: tokens a context, BOS included.
         d_sae: latents.
         l0: at which learning rates are tuned and seeds compared.
-        other_l0: also trained, on the first seed; not by architectures with a coefficient, which would
-            have to be found for each.
+        other_l0: also trained, on the first seed; not by architectures with a coefficient, which
+            would have to be found for each.
         batch_size: tokens a step.
         tune_steps: of the runs that choose learning rates and coefficients.
         steps: of all others; the learning rate falls to nothing over the last quarter of either.
