@@ -36,7 +36,7 @@ from sae_lens.util import temporary_seed
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.demo.model import default_cache_dir
-from sae_lens_gba.synthetic.command_line import run_experiment
+from sae_lens_gba.synthetic.command_line import run_experiments
 from sae_lens_gba.synthetic.experiments import (
     TrainingSettings,
     as_inference,
@@ -310,18 +310,13 @@ def main() -> None:
         "seeds": (0, 1),
         "l0_tolerance": 0.3,
     }
-    for name, config in (
-        ("architecture_comparison", Config()),
-        ("architecture_comparison_large", LARGE),
-    ):
-        run_experiment(
-            name=name,
-            description="Feature recovery of GBA and SAELens' architectures at the same L0.",
-            config=config,
-            quick=quick,
-            run=run,
-            results=RESULTS,
-        )
+    run_experiments(
+        {"architecture_comparison": Config(), "architecture_comparison_large": LARGE},
+        description="Feature recovery of GBA and SAELens' architectures at the same L0.",
+        quick=quick,
+        run=run,
+        results=RESULTS,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from sae_lens_gba.demo.model import default_cache_dir, load_demo_model
 from sae_lens_gba.demo.text import demo_texts
 from sae_lens_gba.metrics import consistency_over_seeds, pairwise_mcc
 from sae_lens_gba.report.probing import probe
-from sae_lens_gba.synthetic.command_line import run_experiment
+from sae_lens_gba.synthetic.command_line import run_experiments
 from sae_lens_gba.synthetic.experiments import (
     TrainingSettings,
     as_inference,
@@ -270,18 +270,13 @@ def main() -> None:
         "seeds": (0, 1),
         "probing_datasets": (),
     }
-    for name, config in (
-        ("language_model_comparison", Config()),
-        ("language_model_comparison_mlp", MLP),
-    ):
-        run_experiment(
-            name=name,
-            description="GBA and SAELens' architectures on SmolLM2-135M at the same L0.",
-            config=config,
-            quick=quick,
-            run=run,
-            results=RESULTS,
-        )
+    run_experiments(
+        {"language_model_comparison": Config(), "language_model_comparison_mlp": MLP},
+        description="GBA and SAELens' architectures on SmolLM2-135M at the same L0.",
+        quick=quick,
+        run=run,
+        results=RESULTS,
+    )
 
 
 if __name__ == "__main__":

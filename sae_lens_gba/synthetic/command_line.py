@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,31 @@ def run_experiment(
     Returns:
         The file written.
     """
+    (path,) = run_experiments({name: config}, description, quick, run, results, argv)
+    return path
+
+
+def run_experiments(
+    configs: Mapping[str, ConfigT],
+    description: str,
+    quick: dict[str, Any],
+    run: Callable[[ConfigT], Tables],
+    results: Path,
+    argv: list[str] | None = None,
+) -> list[Path]:
+    """Several experiments of one script, one after the other; as `run_experiment`.
+
+    Args:
+        configs: of the full size, by the names of the results' files.
+        description: for ``--help``.
+        quick: fields of every config that ``--quick`` replaces.
+        run: the experiment; returns named lists of rows of plain values.
+        results: default folder of results.
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        The files written.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="reduced size, a few minutes")
     parser.add_argument("--results", type=Path, default=results, help="folder of the JSON result")
@@ -47,11 +72,14 @@ def run_experiment(
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
-    if arguments.quick:
-        config = replace(config, **quick)  # type: ignore[type-var]
-    path: Path = arguments.results / f"{name}{'_quick' if arguments.quick else ''}.json"
-    # before the run: in hours of it the source tree may move on
+    # before the runs: in hours of them the source tree may move on, by the first's result at least
     origin = provenance()
-    write_result(path, name, config, run(config), origin)
-    logging.info("wrote %s", path.name)
-    return path
+    paths = []
+    for name, config in configs.items():
+        if arguments.quick:
+            config = replace(config, **quick)  # type: ignore[type-var]
+        path: Path = arguments.results / f"{name}{'_quick' if arguments.quick else ''}.json"
+        write_result(path, name, config, run(config), origin)
+        logging.info("wrote %s", path.name)
+        paths.append(path)
+    return paths

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_lens_gba.synthetic.command_line import run_experiment
+from sae_lens_gba.synthetic.command_line import run_experiment, run_experiments
 from sae_lens_gba.synthetic.results import Tables, mean_and_deviation, provenance, write_result
 
 
@@ -88,3 +88,12 @@ def test_where_a_result_comes_from_is_noted_before_the_run(
     monkeypatch.setattr("sys.argv", ["run.py"])
     path = run_experiment("name", "text", Config(), {}, run_and_move_on, tmp_path, [])
     assert json.loads(path.read_text())["provenance"]["command"] == "python run.py"
+
+
+def test_experiments_of_one_script_have_one_origin(tmp_path: Path) -> None:
+    configs = {"one": Config(), "two": Config(steps=7)}
+    paths = run_experiments(configs, "text", {"seeds": (4,)}, run, tmp_path, ["--quick"])
+    assert [path.name for path in paths] == ["one_quick.json", "two_quick.json"]
+    one, two = (json.loads(path.read_text()) for path in paths)
+    assert (one["rows"], two["rows"]) == ([{"steps": 100, "seed": 4}], [{"steps": 7, "seed": 4}])
+    assert one["provenance"] == two["provenance"]
