@@ -47,25 +47,25 @@ check: setup  ## formatter, linter and type checker
 	$(BIN)/mypy
 
 bench-speed: setup  ## time of a training step against SAELens' architectures
-	$(BIN)/python examples/benchmarks/training_throughput.py
-	$(BIN)/python examples/benchmarks/plots.py
+	$(BIN)/python -m experiments.benchmarks.training_throughput
+	$(BIN)/python -m experiments.benchmarks.plots
 
 bench-quality: setup  ## quality against SAELens' architectures (hours)
 	for b in architecture_comparison language_model_comparison; do \
-	  TQDM_DISABLE=1 $(BIN)/python examples/benchmarks/$$b.py || exit 1; done
-	$(BIN)/python examples/benchmarks/plots.py
+	  TQDM_DISABLE=1 $(BIN)/python -m experiments.benchmarks.$$b || exit 1; done
+	$(BIN)/python -m experiments.benchmarks.plots
 
 PAPER := 01_imbalanced_set 02_neuron_resonance 03_group_ablation 04_language_model
 QUICK := output/paper_quick
 
 paper-quick: setup  ## the paper's experiments at reduced size
 	for e in $(PAPER); do \
-	  TQDM_DISABLE=1 $(BIN)/python examples/paper/$$e.py --quick --results $(QUICK) || exit 1; done
-	$(BIN)/python examples/paper/plots.py $(QUICK)
+	  TQDM_DISABLE=1 $(BIN)/python -m experiments.paper.$$e --quick --results $(QUICK) || exit 1; done
+	$(BIN)/python -m experiments.paper.plots $(QUICK)
 
-paper: setup  ## the paper's experiments at full size (hours), into examples/results
-	for e in $(PAPER); do TQDM_DISABLE=1 $(BIN)/python examples/paper/$$e.py || exit 1; done
-	$(BIN)/python examples/paper/plots.py
+paper: setup  ## the paper's experiments at full size (hours), into experiments/results
+	for e in $(PAPER); do TQDM_DISABLE=1 $(BIN)/python -m experiments.paper.$$e || exit 1; done
+	$(BIN)/python -m experiments.paper.plots
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache

@@ -14,8 +14,8 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.hub.loading import list_published, load
 from sae_lens_gba.hub.publishing import publish
+from sae_lens_gba.saved.loading import list_published, load
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--repo", default="user/tiny-gba-sae")

@@ -11,7 +11,7 @@ Scores compare with published ones only at the benchmark's --max-seq-len of 1024
 
 import argparse
 
-from sae_lens_gba.report.probing import BENCHMARK_SEQUENCE_LENGTH, probe
+from sae_lens_gba.evaluation.probing import BENCHMARK_SEQUENCE_LENGTH, probe
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("sae_dir", nargs="?", default="demo_output")

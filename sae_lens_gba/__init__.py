@@ -13,9 +13,9 @@ from sae_lens_gba.training_hook import BiasAdaptationHook
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 if TYPE_CHECKING:
-    from sae_lens_gba.hub.fine_tuning import to_training_sae
-    from sae_lens_gba.hub.loading import list_published, load
     from sae_lens_gba.hub.publishing import publish
+    from sae_lens_gba.saved.fine_tuning import to_training_sae
+    from sae_lens_gba.saved.loading import list_published, load
 
 __version__ = version("sae-lens-gba")
 
@@ -36,9 +36,9 @@ __all__ = [
 # imported when first used: a training run does not need them
 _LATER = {
     "publish": "sae_lens_gba.hub.publishing",
-    "load": "sae_lens_gba.hub.loading",
-    "list_published": "sae_lens_gba.hub.loading",
-    "to_training_sae": "sae_lens_gba.hub.fine_tuning",
+    "load": "sae_lens_gba.saved.loading",
+    "list_published": "sae_lens_gba.saved.loading",
+    "to_training_sae": "sae_lens_gba.saved.fine_tuning",
 }
 
 

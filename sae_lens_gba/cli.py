@@ -41,7 +41,7 @@ def train(args: Sequence[str]) -> None:
         rest = ["--architecture", "gba", *rest]
     if "--report" not in args:
         return runner._run_cli(rest)
-    from sae_lens_gba.report.training_charts import require_matplotlib, train_with_charts
+    from sae_lens_gba.training_record.charts import require_matplotlib, train_with_charts
 
     cfg = runner._parse_cfg_args(rest)
     require_matplotlib()
@@ -70,7 +70,7 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _report_failure(run: Callable[[], object]) -> int:
-    from sae_lens_gba.hub.errors import HubError
+    from sae_lens_gba.errors import HubError
 
     try:
         run()

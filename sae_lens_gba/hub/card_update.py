@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sae_lens_gba.hub.errors import InvalidPublicationError
+from sae_lens_gba.errors import InvalidPublicationError
 
 BEGIN = "<!-- sae-lens-gba: begin of the generated section; write above or below it -->"
 END = "<!-- sae-lens-gba: end of the generated section -->"

@@ -4,9 +4,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from sae_lens_gba.hub.errors import InvalidPublicationError
+from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.publishing import Publication, publish
-from sae_lens_gba.hub.sae_folder import read_json
+from sae_lens_gba.saved.files import read_json
 
 logger = logging.getLogger(__name__)
 

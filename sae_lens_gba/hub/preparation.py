@@ -11,16 +11,16 @@ from typing import Any
 from sae_lens.constants import SAE_CFG_FILENAME
 from tqdm.auto import tqdm
 
-from sae_lens_gba.hub.errors import InvalidPublicationError
+from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.frequency_plot import save_frequency_plot
 from sae_lens_gba.hub.model_card import CardEntry
-from sae_lens_gba.hub.sae_folder import ALL_FILES, PLOT_FILENAME, read_groups, read_json
 from sae_lens_gba.hub.staging import Source, annotate, default_sae_id, stage
 from sae_lens_gba.hub.validation import (
     check_no_private_values,
     check_sae_id,
     check_staged_sae,
 )
+from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_groups, read_json
 
 Sources = Source | Sequence[Source] | Mapping[str, Source]
 

@@ -13,8 +13,8 @@ from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter
 from sae_lens_gba.hub.preparation import Sources, StagedSAEs, prepare, working_folder
 from sae_lens_gba.hub.release_entry import release_entry
 from sae_lens_gba.hub.remote import Operation, RemoteState, Target, commit_all
-from sae_lens_gba.hub.sae_folder import ALL_FILES, PLOT_FILENAME
 from sae_lens_gba.hub.validation import check_repo_id, check_target
+from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
 
 CARD_FILENAME = "README.md"
 

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_exponential
 
-from sae_lens_gba.hub.errors import HubError, PublishError
+from sae_lens_gba.errors import HubError, PublishError
 from sae_lens_gba.hub.remote_errors import (
     GONE,
     HTTP_LIBRARY_ERROR,
@@ -25,7 +25,7 @@ from sae_lens_gba.hub.remote_errors import (
     is_connection_failure,
     retry_after,
 )
-from sae_lens_gba.hub.sae_folder import read_json
+from sae_lens_gba.saved.files import read_json
 
 MAX_ATTEMPTS = 5
 

@@ -2,7 +2,7 @@
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from sae_lens_gba.hub.errors import AccessError, PublishError
+from sae_lens_gba.errors import AccessError, PublishError
 
 # huggingface_hub has changed from requests to httpx to httpx2: the base class of all errors
 # of the library below is the last of that library among the ancestors

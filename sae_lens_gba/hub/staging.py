@@ -19,15 +19,15 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sae_lens_gba.hub.errors import DamagedFileError, InvalidPublicationError, MissingFileError
-from sae_lens_gba.hub.sae_folder import (
+from sae_lens_gba.errors import DamagedFileError, InvalidPublicationError, MissingFileError
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.saved.files import (
     OPTIONAL_FILES,
     PLOT_FILENAME,
     REQUIRED_FILES,
     read_groups,
     read_json,
 )
-from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 Source = GBATrainingSAE | str | Path

@@ -10,8 +10,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from sae_lens_gba.hub.errors import HubError, InvalidPublicationError
-from sae_lens_gba.hub.sae_folder import (
+from sae_lens_gba.errors import HubError, InvalidPublicationError
+from sae_lens_gba.saved.files import (
     REQUIRED_FILES,
     check_weights,
     read_groups,

@@ -7,7 +7,7 @@ which the extra ``report`` must be installed. `TrainingRecorder` is for charts o
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.command import add_arguments, run_from_arguments, write_report
 from sae_lens_gba.report.results import Report, json_schema
-from sae_lens_gba.report.training_record import TrainingRecord, TrainingRecorder
+from sae_lens_gba.training_record.record import TrainingRecord, TrainingRecorder
 
 __all__ = [
     "Report",

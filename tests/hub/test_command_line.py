@@ -9,8 +9,8 @@ import pytest
 from local_hub import LocalHub
 from tiny_training import D_SAE, HOOK
 
+from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.command_line import add_arguments, run_from_arguments
-from sae_lens_gba.hub.errors import InvalidPublicationError
 from sae_lens_gba.hub.publishing import Publication
 
 REPO = "user/tiny-gba-saes"

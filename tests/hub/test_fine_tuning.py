@@ -16,9 +16,9 @@ from sae_lens import (
 from tiny_training import D_IN, D_SAE, activations, trainer
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
-from sae_lens_gba.hub.errors import InvalidPublicationError
-from sae_lens_gba.hub.fine_tuning import to_training_sae
-from sae_lens_gba.hub.loading import load
+from sae_lens_gba.errors import InvalidPublicationError
+from sae_lens_gba.saved.fine_tuning import to_training_sae
+from sae_lens_gba.saved.loading import load
 
 
 def random_stock_sae(kind: str = "jumprelu") -> JumpReLUSAE | StandardSAE:

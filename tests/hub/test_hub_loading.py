@@ -13,11 +13,11 @@ from local_hub import LocalHub
 from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, edit, publish_to, trainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.hub.errors import (
+from sae_lens_gba.errors import (
     MissingFileError,
     NotAGBASAEError,
 )
-from sae_lens_gba.hub.loading import list_published, load
+from sae_lens_gba.saved.loading import list_published, load
 
 WEIGHTS = "sae_weights.safetensors"
 GROUPS = "gba_groups.safetensors"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import REPO, activations, edit
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.hub.errors import (
+from sae_lens_gba.errors import (
     AccessError,
     ConnectionFailedError,
     DamagedFileError,
@@ -22,7 +22,7 @@ from sae_lens_gba.hub.errors import (
     NotAGBASAEError,
     WrongShapeError,
 )
-from sae_lens_gba.hub.loading import list_published, load
+from sae_lens_gba.saved.loading import list_published, load
 
 WEIGHTS = "sae_weights.safetensors"
 GROUPS = "gba_groups.safetensors"

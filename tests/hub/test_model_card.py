@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, ModelCard
 from local_hub import LocalHub
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
+from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.card_update import BEGIN, END, split_front_matter, update_card
-from sae_lens_gba.hub.errors import InvalidPublicationError
 from sae_lens_gba.hub.frequency_plot import save_frequency_plot
 from sae_lens_gba.hub.model_card import CardEntry, card_body, find_metric, front_matter, number
 from sae_lens_gba.hub.publishing import publish

@@ -11,7 +11,7 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from tiny_training import D_IN, D_SAE, HOOK
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.hub.loading import load
+from sae_lens_gba.saved.loading import load
 
 TOKENS = torch.tensor([[0, 5, 9, 17, 3, 44]])
 

@@ -12,8 +12,8 @@ from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, publish_to, trainer
 
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
-from sae_lens_gba.hub.errors import AccessError, InvalidPublicationError, PublishError
-from sae_lens_gba.hub.loading import load
+from sae_lens_gba.errors import AccessError, InvalidPublicationError, PublishError
+from sae_lens_gba.saved.loading import load
 
 DEFAULT_ID = f"{HOOK}/l0_3/width_{D_SAE}"
 

@@ -9,7 +9,7 @@ from local_hub import Fault, LocalHub
 from tiny_training import REPO, contents
 from tiny_training import publish_to as publish_any
 
-from sae_lens_gba.hub.errors import AccessError, PublishError
+from sae_lens_gba.errors import AccessError, PublishError
 from sae_lens_gba.hub.publishing import Publication
 
 COMMIT = "POST .*/commit/"

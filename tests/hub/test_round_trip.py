@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_training import activations
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.hub.loading import load
 from sae_lens_gba.hub.publishing import publish
+from sae_lens_gba.saved.loading import load
 
 REPO = "user/tiny-gba-saes"
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from tiny_training import publish_to
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.hub import validation
-from sae_lens_gba.hub.errors import (
+from sae_lens_gba.errors import (
     DamagedFileError,
     InvalidPublicationError,
     MissingFileError,
     NotAGBASAEError,
 )
+from sae_lens_gba.hub import validation
 
 
 @pytest.mark.parametrize("repo_id", ["no-owner", "a/b/c", "user/..", "user/has space", ""])

@@ -1,0 +1,283 @@
+"""GBA against SAELens' architectures on a language model, each with its best learning rate.
+
+SmolLM2-135M, a residual stream and an MLP output; 2000 steps of 512 tokens. L0, explained variance,
+the model's loss, dead latents, consistency over seeds, and sparse probing with sae-probes on data
+sets that training does not see.
+
+    python experiments/benchmarks/language_model_comparison.py [--quick]
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sae_lens import SAE
+
+from experiments.lab.activations import ShuffledActivations
+from experiments.lab.command_line import run_experiments
+from experiments.lab.hook_point import HookPoint, hook_points
+from experiments.lab.results import Tables, once
+from experiments.lab.training import (
+    TrainingSettings,
+    as_inference,
+    build_sae,
+    train_together,
+)
+from experiments.lab.tuning import TUNED, Row, Tuner
+from sae_lens_gba.demo.model import default_cache_dir, load_demo_model
+from sae_lens_gba.demo.text import demo_texts
+from sae_lens_gba.evaluation.probing import probe
+from sae_lens_gba.metrics import consistency_over_seeds, pairwise_mcc
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark.
+
+    Args:
+        hook_name: where the SAEs are trained.
+        methods: which of `architectures` to train.
+        train_tokens: tokens cached for training; more steps see them again.
+        held_out_tokens: of documents that training does not see.
+        ce_contexts: held-out contexts for the model's loss with the SAE in place.
+        context: tokens a context, BOS included.
+        d_sae: latents.
+        l0: at which learning rates are tuned and seeds compared.
+        other_l0: also trained, on the first seed; not by architectures with a coefficient, which
+            would have to be found for each.
+        batch_size: tokens a step.
+        tune_steps: of the runs that choose learning rates and coefficients.
+        steps: of all others; the learning rate falls to nothing over the last quarter of either.
+        learning_rates: to choose from, by explained variance.
+        l0_tolerance: relative; how well a coefficient must meet ``l0``.
+        seeds: of initial weights and order of the data.
+        probing_datasets: names in sae-probes; none of them is in the demo's texts. None at all
+            leaves probing out.
+        probing_ks: latents a probe may use.
+        probing_context: longer texts lose their beginning.
+    """
+
+    hook_name: str = "blocks.8.hook_resid_post"
+    methods: tuple[str, ...] = ("gba", "batchtopk", "jumprelu", "matryoshka")
+    train_tokens: int = 400_000
+    held_out_tokens: int = 20_000
+    ce_contexts: int = 16
+    context: int = 128
+    d_sae: int = 1152
+    l0: float = 32.0
+    other_l0: tuple[float, ...] = (16.0, 64.0)
+    batch_size: int = 512
+    tune_steps: int = 600
+    steps: int = 2000
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    l0_tolerance: float = 0.05
+    seeds: tuple[int, ...] = (0, 1, 2)
+    probing_datasets: tuple[str, ...] = (
+        "5_hist_fig_ismale",
+        "21_headline_istrump",
+        "92_glue_sst2",
+        "96_spam_is",
+        "105_click_bait",
+        "114_nyc_borough_Manhattan",
+        "126_art_type_book",
+        "149_twt_emotion_happiness",
+    )
+    probing_ks: tuple[int, ...] = (1, 16)
+    probing_context: int = 128
+
+
+def architectures(config: Config, l0: float) -> dict[str, Row]:
+    """As `TrainingSAE.from_dict` takes them, TUNED where a coefficient is to be found."""
+    # SAELens starts decoder rows at norm 0.1; on these inputs, of norm sqrt(d_in), all its
+    # architectures learn faster from 1
+    start = {"d_sae": config.d_sae, "decoder_init_norm": 1.0}
+    widths = [config.d_sae // 16, config.d_sae // 4, config.d_sae]
+    return {
+        "gba": {"architecture": "gba", "d_sae": config.d_sae, "target_l0": l0},
+        "batchtopk": {"architecture": "batchtopk", **start, "k": l0},
+        "matryoshka": {
+            "architecture": "matryoshka_batchtopk",
+            **start,
+            "k": l0,
+            "matryoshka_widths": widths,
+        },
+        "jumprelu": {
+            "architecture": "jumprelu",
+            **start,
+            "l0_coefficient": TUNED,
+            # thresholds move by no more than the learning rate a step: they must start near
+            "jumprelu_init_threshold": 1.0,
+            "jumprelu_bandwidth": 2.0,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Runs at one hook point, each done once and kept in ``folder``."""
+
+    config: Config
+    here: HookPoint
+    folder: Path
+
+    def train(self, name: str, spec: Row, rate: float, seed: int, steps: int) -> Row:
+        """The row of one run; its SAE is left in `sae_folder` when it is of full length."""
+        config, here = self.config, self.here
+        label = self._label(name, rate, seed)
+
+        def compute() -> Row:
+            sae = build_sae(spec, here.train.shape[1], seed)
+            data = ShuffledActivations(here.train, config.batch_size, here.scale, seed)
+            settings = TrainingSettings(
+                steps,
+                config.batch_size,
+                rate,
+                decay_steps=steps // 4,
+                dead_feature_window=max(1, steps // 20),
+            )
+            (seconds,) = train_together([sae], data, settings)
+            inference = as_inference(sae)
+            measured, _ = here.measure(inference)
+            if steps == config.steps:
+                measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)
+                here.save(sae, self.sae_folder(spec, rate, seed))
+            row = {**label, "steps": steps, **measured, "seconds": round(seconds, 1)}
+            logging.info("%s", row)
+            return row
+
+        return once(self.folder, {**label, **self._key(spec), "steps": steps}, compute)
+
+    def sae_folder(self, spec: Row, rate: float, seed: int) -> Path:
+        """Where the SAE of a run of full length is, in a folder of the hook point's name."""
+        asked = spec.get("l0_coefficient", spec.get("k", spec.get("target_l0")))
+        name = f"{spec['architecture']}_{asked:.4g}_rate_{rate}_seed_{seed}"
+        return self.folder / f"saes_{self.config.steps}" / name
+
+    def tuner(self, name: str) -> Tuner:
+        """Chooses by the first seed's explained variance."""
+        config = self.config
+        return Tuner(
+            lambda spec, rate, steps: self.train(name, spec, rate, config.seeds[0], steps),
+            config.l0,
+            config.l0_tolerance,
+            config.learning_rates,
+            config.tune_steps,
+            config.steps,
+            best_by="explained_variance",
+        )
+
+    def probed(self, name: str, spec: Row, rate: float, seed: int) -> list[Row]:
+        """Scores of a trained SAE's sparse probes, a row for each data set and k."""
+        config = self.config
+        folder = self.sae_folder(spec, rate, seed) / self.here.name
+
+        def compute() -> list[Row]:
+            scores = probe(
+                folder,
+                config.probing_datasets,
+                config.probing_ks,
+                model=self.here.model,
+                activations_cache=self.folder / "probing",
+                max_seq_len=config.probing_context,
+            )
+            return [{k: v for k, v in asdict(score).items() if k != "latents"} for score in scores]
+
+        label = self._label(name, rate, seed)
+        probes = {
+            "datasets": config.probing_datasets,
+            "ks": config.probing_ks,
+            "context": config.probing_context,
+        }
+        key = {**label, **self._key(spec), "steps": config.steps, "probes": probes}
+        return [{**label, **row} for row in once(self.folder, key, compute)]
+
+    def consistency(self, name: str, spec: Row, rate: float) -> Row:
+        """Share of latents with MCS > 0.9, and PW-MCC; means over all pairs of seeds."""
+        folders = [self.sae_folder(spec, rate, seed) / self.here.name for seed in self.config.seeds]
+        runs = [SAE.load_from_disk(folder).W_dec.detach() for folder in folders]
+        return {
+            "method": name,
+            "share_mcs_above_09": fmean(consistency_over_seeds(runs).values()),
+            "pw_mcc": fmean(pairwise_mcc(a, b) for a, b in combinations(runs, 2)),
+        }
+
+    def _label(self, name: str, rate: float, seed: int) -> Row:
+        return {
+            "hook_name": self.here.name,
+            "method": name,
+            "learning_rate": rate,
+            "seed": seed,
+        }
+
+    def _key(self, spec: Row) -> dict[str, Any]:
+        config = self.config
+        tokens = [config.train_tokens, config.held_out_tokens, config.ce_contexts, config.context]
+        # the last entry: what else the result depends on, to be changed when that changes
+        return {"spec": spec, "batch_size": config.batch_size, "tokens": tokens, "revision": 2}
+
+
+def run(config: Config) -> Tables:
+    """All there is to know of one hook point."""
+    (here,) = hook_points(
+        load_demo_model(),
+        (demo_texts(), demo_texts(held_out=True)),
+        (config.hook_name,),
+        (config.train_tokens, config.held_out_tokens),
+        config.context,
+        config.ce_contexts,
+        default_cache_dir() / "paper",
+    )
+    benchmark = Benchmark(config, here, default_cache_dir() / "language_model_comparison")
+    tables: Tables = {"rows": [], "tuning": [], "chosen": [], "consistency": [], "probing": []}
+    wanted = architectures(config, config.l0)
+    for name in config.methods:
+        tuning, rate, filled = benchmark.tuner(name).tuned(wanted[name])
+        tables["tuning"] += tuning
+        tables["chosen"].append({"method": name, "learning_rate": rate, "settings": filled})
+        for seed in config.seeds:
+            row = benchmark.train(name, filled, rate, seed, config.steps)
+            tables["rows"].append({**row, "asked_l0": config.l0})
+            if config.probing_datasets:
+                tables["probing"] += benchmark.probed(name, filled, rate, seed)
+        tables["consistency"].append(benchmark.consistency(name, filled, rate))
+        for l0 in config.other_l0:
+            other = architectures(config, l0)[name]
+            if TUNED not in other.values():
+                row = benchmark.train(name, other, rate, config.seeds[0], config.steps)
+                tables["rows"].append({**row, "asked_l0": l0})
+    return tables
+
+
+# the second hook point, without probing
+MLP = Config(hook_name="blocks.8.hook_mlp_out", probing_datasets=())
+
+
+def main() -> None:
+    """The residual stream, then the MLP output."""
+    quick = {
+        "train_tokens": 20_000,
+        "held_out_tokens": 4_000,
+        "ce_contexts": 4,
+        "d_sae": 576,
+        "batch_size": 256,
+        "tune_steps": 30,
+        "steps": 60,
+        "seeds": (0, 1),
+        "probing_datasets": (),
+    }
+    run_experiments(
+        {"language_model_comparison": Config(), "language_model_comparison_mlp": MLP},
+        description="GBA and SAELens' architectures on SmolLM2-135M at the same L0.",
+        quick=quick,
+        run=run,
+        results=RESULTS,
+    )
+
+
+if __name__ == "__main__":
+    main()

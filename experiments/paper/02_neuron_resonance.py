@@ -1,0 +1,110 @@
+"""Experiment 2: a neuron learns a feature when it fires about as often as the feature occurs.
+
+Every neuron is given one frequency p; the heat map is the share of features recovered over p
+and the dimension d, at a fixed number of features and a fixed sparsity.
+
+    python experiments/paper/02_neuron_resonance.py [--quick]
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.command_line import run_experiment
+from experiments.lab.results import Tables
+from experiments.lab.training import (
+    TrainingSettings,
+    build_sae,
+    measure_recovery,
+    train_together,
+)
+from sae_lens_gba import GBATrainingSAEConfig
+from sae_lens_gba.synthetic import FeatureMixture, FeatureMixtureConfig, resonance_band
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the experiment.
+
+    Args:
+        n_features: n.
+        sparsity: s; every feature has frequency f = s / n.
+        dimensions: d of each row of the heat map; sqrt(n) divides heavy from light
+            superposition.
+        frequencies: p of each column, as multiples of f.
+        d_sae: number of latents.
+        training: the same in every cell.
+        adapt_every_n_steps: the paper's 50 would leave a dozen adaptations.
+        output_scale: of all neurons, and not learnt: small, as the theorem presumes, so that
+            neurons don't compete for what is left to reconstruct.
+        seeds: of features, rows and initial weights.
+        n_samples: held-out rows.
+    """
+
+    n_features: int = 128
+    sparsity: int = 3
+    dimensions: tuple[int, ...] = (8, 12, 16, 24, 32, 48)
+    frequencies: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    d_sae: int = 512
+    training: TrainingSettings = field(
+        default_factory=lambda: TrainingSettings(steps=500, batch_size=256)
+    )
+    adapt_every_n_steps: int = 10
+    output_scale: float = 0.01
+    seeds: tuple[int, ...] = (0, 1)
+    n_samples: int = 5_000
+
+
+def one_group(config: Config, d: int, p: float) -> dict[str, Any]:
+    """Bias adaptation (BA): the paper's rule, every neuron with the target p."""
+    cfg = GBATrainingSAEConfig.paper_v1(
+        d,
+        config.d_sae,
+        n_groups=1,
+        highest_target_frequency=p,
+        lowest_target_frequency=p,
+        adapt_every_n_steps=config.adapt_every_n_steps,
+        bias_init="quantile",
+        learn_output_scale=False,
+    )
+    return {**cfg.to_dict(), "output_scale_init": config.output_scale}
+
+
+def run(config: Config) -> Tables:
+    """One row a cell and seed."""
+    f = config.sparsity / config.n_features
+    rows = []
+    for seed in config.seeds:
+        for d in config.dimensions:
+            data = FeatureMixtureConfig(config.n_features, d, (config.sparsity,))
+            mixture = FeatureMixture(data, config.training.batch_size, seed)
+            targets = [multiple * f for multiple in config.frequencies]
+            saes = [build_sae(one_group(config, d, p), d, seed) for p in targets]
+            train_together(saes, mixture, config.training)
+            band = resonance_band(config.n_features, d, config.sparsity)
+            for p, sae in zip(targets, saes, strict=True):
+                measured = float(sae.adapter.frequency.mean())
+                cell = {"seed": seed, "d": d, "p": p, "f": f, "measured_p": measured}
+                recovery = asdict(measure_recovery(sae, mixture, config.n_samples))
+                rows.append({**cell, **recovery, "band": [band.lowest, band.highest]})
+            logging.info("seed %d, d = %d", seed, d)
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    run_experiment(
+        name="02_neuron_resonance",
+        description="Feature recovery over neuron frequency and dimension.",
+        config=Config(),
+        quick={
+            "dimensions": (8, 16, 32),
+            "frequencies": (0.25, 1.0, 4.0, 16.0),
+            "training": TrainingSettings(steps=300, batch_size=256),
+            "seeds": (0,),
+        },
+        run=run,
+        results=RESULTS,
+    )

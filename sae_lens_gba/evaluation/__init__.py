@@ -1,0 +1,1 @@
+"""Evaluating trained SAEs with other people's benchmarks."""

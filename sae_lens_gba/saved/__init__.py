@@ -1,0 +1,1 @@
+"""Saved SAEs: the one door to an SAE on disk, in a checkpoint or on the Hub."""

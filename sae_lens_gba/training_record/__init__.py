@@ -1,0 +1,1 @@
+"""What happens to the groups while an SAE trains, as data and as charts."""

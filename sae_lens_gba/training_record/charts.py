@@ -1,0 +1,164 @@
+"""Charts of a training run as PNG files, made from its record alone. Needs the extra ``plots``."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.training_record.record import (
+    DENSITY_START,
+    DENSITY_STOP,
+    ON_TARGET_WITHIN,
+    QUANTILES,
+    TrainingRecord,
+    TrainingRecorder,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CHARTS_NAME = "training_charts.png"
+DOTS_PER_INCH = 110
+
+_log = logging.getLogger(__name__)
+
+
+def write_training_charts(record: TrainingRecord, folder: str | Path) -> Path:
+    """Write ``training_charts.png`` into an existing folder, all or nothing.
+
+    Raises:
+        ImportError: the extra ``plots`` is not installed.
+        ValueError: the record is empty.
+    """
+    if not record.step:
+        raise ValueError(
+            "the training record is empty: the run ended before the first adaptation of the "
+            "biases; train for more than adapt_every_n_steps steps."
+        )
+    figure = draw(record)
+    path = Path(folder) / CHARTS_NAME
+    write_atomically(path, lambda partial: figure.savefig(partial, format="png", dpi=DOTS_PER_INCH))
+    return path
+
+
+def train_with_charts(runner: Any, folder: str | Path) -> Any:
+    """Run a SAELens runner on a GBA SAE, and leave record and charts in ``folder``.
+
+    Args:
+        runner: has the SAE as ``sae`` and trains it with ``run()``, as
+            ``LanguageModelSAETrainingRunner`` does.
+        folder: made if need be; the runner's output folder, for example.
+
+    Returns:
+        What ``runner.run()`` returns. If it fails, the record up to then is kept.
+    """
+    recorder = TrainingRecorder(runner.sae)
+    try:
+        with recorder:
+            result = runner.run()
+    finally:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        recorder.record.save(folder)
+    if recorder.record.step:
+        write_training_charts(recorder.record, folder)
+    else:
+        _log.warning("no charts: the run ended before the first adaptation of the biases.")
+    return result
+
+
+def require_matplotlib() -> None:
+    """Better before a long run than after it.
+
+    Raises:
+        ImportError: the extra ``plots`` is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "training charts need matplotlib: install it with pip install 'sae-lens-gba[plots]'."
+        ) from error
+
+
+def draw(record: TrainingRecord) -> "Figure":
+    """All charts in one figure, without touching pyplot's state or screen."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 8), layout="constrained")
+    axes = figure.subplots(2, 3).flatten()
+    _group_frequencies(axes[0], record)
+    _l0(axes[1], record)
+    _density(axes[2], figure, record)
+    _bias_quantiles(axes[3], record)
+    _line(axes[4], record, record.on_target, f"share within {ON_TARGET_WITHIN:g}x of target")
+    axes[4].set_ylim(0, 1)
+    _line(axes[5], record, record.dead, "dead latents")
+    axes[5].set_ylim(bottom=0)
+    for ax in axes:
+        ax.set_xlabel("optimizer step")
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def _group_frequencies(ax: "Axes", record: TrainingRecord) -> None:
+    colors = _group_colors(len(record.target_frequency))
+    by_group = np.array(record.group_frequency).T
+    for k, (color, frequency) in enumerate(zip(colors, by_group, strict=True)):
+        # a group that is silent cannot be shown on a log axis
+        seen = np.where(frequency > 0, frequency, np.nan)
+        ax.plot(record.step, seen, color=color, label=f"group {k}")
+        ax.axhline(record.target_frequency[k], color=color, linestyle=":", linewidth=1)
+    ax.set_yscale("log")
+    ax.set_title("mean frequency by group (dotted: target)")
+    ax.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+
+
+def _l0(ax: "Axes", record: TrainingRecord) -> None:
+    ax.plot(record.step, record.l0, label="measured")
+    ax.axhline(record.target_l0, color="gray", linestyle=":", label="target")
+    ax.set_ylim(bottom=0)
+    ax.set_title("L0 (active latents a sample)")
+    ax.legend()
+
+
+def _density(ax: "Axes", figure: "Figure", record: TrainingRecord) -> None:
+    edges = np.linspace(DENSITY_START, DENSITY_STOP, len(record.density[0]) + 1)
+    steps = np.concatenate([[0], record.step])
+    counts = np.array(record.density, dtype=float).T
+    occupied = np.flatnonzero(counts.any(axis=1))
+    mesh = ax.pcolormesh(steps, edges, np.where(counts > 0, counts, np.nan), cmap="viridis")
+    if len(occupied):
+        ax.set_ylim(edges[occupied[0]], edges[occupied[-1] + 1])
+    figure.colorbar(mesh, ax=ax, label="latents")
+    ax.set_ylabel("log10 frequency")
+    ax.set_title("density of frequencies")
+
+
+def _bias_quantiles(ax: "Axes", record: TrainingRecord) -> None:
+    quantiles = np.array(record.bias_quantiles).T
+    middle = len(QUANTILES) // 2
+    for low in range(middle):
+        high = len(QUANTILES) - 1 - low
+        label = f"{QUANTILES[low]:.0%} to {QUANTILES[high]:.0%}"
+        ax.fill_between(
+            record.step, quantiles[low], quantiles[high], color="C0", alpha=0.25, label=label
+        )
+    ax.plot(record.step, quantiles[middle], color="C0", label="median")
+    ax.set_title("biases")
+    ax.legend(fontsize=8)
+
+
+def _line(ax: "Axes", record: TrainingRecord, values: list[Any], title: str) -> None:
+    ax.plot(record.step, values)
+    ax.set_title(title)
+
+
+def _group_colors(n_groups: int) -> list[Any]:
+    """As in the report: the most active group is the warmest."""
+    from matplotlib import colormaps
+
+    return [colormaps["turbo"](x) for x in np.linspace(0.88, 0.12, n_groups)]

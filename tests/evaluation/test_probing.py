@@ -1,0 +1,73 @@
+"""Sparse probing by sae-probes, on planted data that one latent solves."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from sae_lens_gba.evaluation.probing import probe
+
+pytest.importorskip("sae_probes", reason="sae-probes or what it needs is not installed")
+
+PLANTED = "999_planted"
+# latent i is the i-th word of the vocabulary, and its last word decides the class
+POSITIVE, NEGATIVE = 3, 4
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sae_probes
+    from sae_probes import generate_model_activations, run_sae_evals, utils_data  # noqa: F401
+
+    shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    is_positive = shuffled < 150  # the benchmark's split wants as many of each
+    rows = pd.DataFrame(
+        {
+            "prompt": [
+                f"word{i % 7 + 10} word{POSITIVE - 2 if positive else NEGATIVE - 2}"
+                for i, positive in enumerate(is_positive.tolist())
+            ],
+            "target": is_positive.int().tolist(),
+        }
+    )
+    (tmp_path / "cleaned_data").mkdir()
+    rows.to_csv(tmp_path / "cleaned_data" / f"{PLANTED}.csv.zst", index=False)
+    monkeypatch.setattr(sae_probes, "DATASETS", [PLANTED])
+    monkeypatch.setattr(generate_model_activations, "DATA_PATH", tmp_path)
+    monkeypatch.setattr(utils_data, "read_dataset_df", lambda _: rows)
+    sizes = sys.modules["sae_probes.generate_sae_activations"].DATASET_SIZES
+    monkeypatch.setitem(sizes, PLANTED, len(rows))
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_latent_that_knows_the_class_is_found_and_solves_it(
+    sae_folders: tuple[Path, Path], model: Any, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    scores = probe(
+        sae_folders[0], [PLANTED], ks=(1, 2), model=model, max_seq_len=8, activations_cache=cache
+    )
+    assert [(score.dataset, score.k) for score in scores] == [(PLANTED, 1), (PLANTED, 2)]
+    assert scores[0].test_auc == scores[0].test_accuracy == 1
+    assert scores[0].latents[0] in (POSITIVE, NEGATIVE)
+    assert set(scores[1].latents) == {POSITIVE, NEGATIVE}
+    assert list(cache.rglob("*.pt"))
+
+
+@pytest.mark.usefixtures("planted")
+def test_impossible_settings_are_named(sae_folders: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match=r"datasets=\['no_such'\].*sae_probes.DATASETS"):
+        probe(sae_folders[0], ["no_such"])
+    with pytest.raises(ValueError, match=r"ks=\(0,\)"):
+        probe(sae_folders[0], [PLANTED], ks=(0,))
+
+
+def test_without_sae_probes_the_remedy_is_named(
+    sae_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sae_probes", None)
+    with pytest.raises(ImportError, match=r"needs sae_probes: .*--no-deps sae-probes"):
+        probe(sae_folders[0], [PLANTED])

@@ -1,0 +1,99 @@
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from experiments.lab.command_line import run_experiment, run_experiments
+from experiments.lab.results import Tables, mean_and_deviation, provenance, write_result
+
+
+@dataclass(frozen=True)
+class Config:
+    steps: int = 100
+    seeds: tuple[int, ...] = field(default=(0, 1))
+
+
+def run(config: Config) -> Tables:
+    return {"rows": [{"steps": config.steps, "seed": seed} for seed in config.seeds]}
+
+
+def experiment(folder: Path, *argv: str) -> Path:
+    return run_experiment("name", "text", Config(), {"steps": 1}, run, folder, list(argv))
+
+
+def test_a_result_holds_config_rows_and_where_they_come_from(tmp_path: Path) -> None:
+    path = experiment(tmp_path / "new" / "folder")
+    result = json.loads(path.read_text())
+    assert result["experiment"] == "name"
+    assert result["config"] == {"steps": 100, "seeds": [0, 1]}
+    assert result["rows"] == [{"steps": 100, "seed": 0}, {"steps": 100, "seed": 1}]
+    origin = result["provenance"]
+    assert set(origin["versions"]) == {"sae-lens-gba", "sae-lens", "transformer-lens", "torch"}
+    assert origin["date"].endswith("+00:00")
+
+
+def test_a_quick_result_never_replaces_a_full_one(tmp_path: Path) -> None:
+    full, quick = experiment(tmp_path), experiment(tmp_path, "--quick")
+    assert full != quick
+    assert json.loads(full.read_text())["rows"][0]["steps"] == 100
+    assert json.loads(quick.read_text())["rows"][0]["steps"] == 1
+
+
+def test_the_folder_of_results_can_be_chosen(tmp_path: Path) -> None:
+    path = experiment(tmp_path / "default", "--results", str(tmp_path / "other"))
+    assert path.parent == tmp_path / "other"
+
+
+def test_no_path_of_the_machine_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/home/someone/secret/run.py", "--quick"])
+    assert provenance()["command"] == "python run.py --quick"
+    assert "someone" not in json.dumps(provenance())
+
+
+def test_the_commit_is_the_one_git_names() -> None:
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    assert provenance()["git_commit"] == (head.stdout.strip() if head.returncode == 0 else None)
+
+
+def test_without_git_there_is_no_commit_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert provenance()["git_commit"] is None
+
+
+def test_a_result_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = experiment(tmp_path)
+    old = path.read_text()
+    with pytest.raises(TypeError):
+        write_result(path, "name", Config(), {"rows": [{"not plain": object()}]}, {})
+    assert path.read_text() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_deviation_is_over_runs() -> None:
+    assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert mean_and_deviation(iter([5.0])) == (5.0, 0.0)
+
+
+def test_where_a_result_comes_from_is_noted_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_and_move_on(config: Config) -> Tables:
+        monkeypatch.setattr("sys.argv", ["another.py"])
+        return run(config)
+
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    path = run_experiment("name", "text", Config(), {}, run_and_move_on, tmp_path, [])
+    assert json.loads(path.read_text())["provenance"]["command"] == "python run.py"
+
+
+def test_experiments_of_one_script_have_one_origin(tmp_path: Path) -> None:
+    configs = {"one": Config(), "two": Config(steps=7)}
+    paths = run_experiments(configs, "text", {"seeds": (4,)}, run, tmp_path, ["--quick"])
+    assert [path.name for path in paths] == ["one_quick.json", "two_quick.json"]
+    one, two = (json.loads(path.read_text()) for path in paths)
+    assert (one["rows"], two["rows"]) == ([{"steps": 100, "seed": 4}], [{"steps": 7, "seed": 4}])
+    assert one["provenance"] == two["provenance"]

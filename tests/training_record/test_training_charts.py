@@ -1,0 +1,173 @@
+"""The record of a training run, and charts made from it."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.image import imread
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.cli import main
+from sae_lens_gba.report import TrainingRecord, TrainingRecorder
+from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
+
+STEPS, PERIOD, BATCH, D_SAE = 43, 10, 64, 32
+
+
+def new_sae() -> GBATrainingSAE:
+    torch.manual_seed(0)
+    return GBATrainingSAE(
+        GBATrainingSAEConfig(
+            d_in=8, d_sae=D_SAE, n_groups=3, target_l0=3.0, adapt_every_n_steps=PERIOD
+        )
+    )
+
+
+def train(sae: GBATrainingSAE) -> None:
+    def batches():  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(1)
+        while True:
+            yield torch.randn(BATCH, 8, generator=generator)
+
+    cfg = SAETrainerConfig(
+        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False,
+        total_training_samples=STEPS * BATCH, device="cpu", autocast=False, lr=1e-3, lr_end=1e-3,
+        lr_scheduler_name="constant", lr_warm_up_steps=0, adam_beta1=0.9, adam_beta2=0.999,
+        lr_decay_steps=0, n_restart_cycles=1, train_batch_size_samples=BATCH,
+        dead_feature_window=1000, feature_sampling_window=1000,
+        logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    SAETrainer(cfg=cfg, sae=sae, data_provider=batches()).fit()
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[GBATrainingSAE, TrainingRecord]:
+    sae = new_sae()
+    with TrainingRecorder(sae) as recorder:
+        train(sae)
+    return sae, recorder.record
+
+
+def test_there_is_an_entry_an_adaptation(trained: tuple[GBATrainingSAE, TrainingRecord]) -> None:
+    record = trained[1]
+    assert record.step == [10, 20, 30, 40]
+    for name in ("l0", "dead", "on_target", "group_frequency", "bias_quantiles", "density"):
+        assert len(getattr(record, name)) == 4, name
+
+
+def test_the_last_entry_is_the_state_of_the_sae(
+    trained: tuple[GBATrainingSAE, TrainingRecord],
+) -> None:
+    sae, record = trained
+    frequency, group = sae.adapter.frequency, sae.adapter.group
+    assert record.l0[-1] == pytest.approx(float(frequency.sum()))
+    for k in range(3):
+        assert record.group_frequency[-1][k] == pytest.approx(float(frequency[group == k].mean()))
+    assert record.bias_quantiles[-1][2] == pytest.approx(float(sae.bias.median()), abs=0.05)
+    assert record.bias_quantiles[-1] == sorted(record.bias_quantiles[-1])
+    assert record.target_l0 == pytest.approx(3.0, rel=1e-3)
+    assert record.group_size == group.bincount().tolist()
+    for density, dead in zip(record.density, record.dead, strict=True):
+        assert sum(density) + dead == D_SAE
+
+
+def test_watching_changes_nothing(trained: tuple[GBATrainingSAE, TrainingRecord]) -> None:
+    alone = new_sae()
+    train(alone)
+    for name, value in trained[0].state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name]), name
+    assert not trained[0].hook_sae_input._forward_pre_hooks
+
+
+def test_a_record_comes_back_the_same(
+    trained: tuple[GBATrainingSAE, TrainingRecord], tmp_path: Path
+) -> None:
+    trained[1].save(tmp_path)
+    assert TrainingRecord.load(tmp_path) == trained[1]
+    with pytest.raises(FileNotFoundError, match="train with --report"):
+        TrainingRecord.load(tmp_path / "elsewhere")
+
+
+def test_charts_are_drawn_from_the_record(
+    trained: tuple[GBATrainingSAE, TrainingRecord], tmp_path: Path
+) -> None:
+    record = trained[1]
+    path = write_training_charts(record, tmp_path)
+    image = imread(path)
+    assert image.shape[0] > 500
+    assert (
+        len({tuple(color) for color in image[::7, ::7].reshape(-1, image.shape[2]).tolist()}) > 20
+    )
+    axes = draw(record).axes
+    assert list(axes[1].lines[0].get_ydata()) == record.l0
+    assert list(axes[5].lines[0].get_ydata()) == record.dead
+
+
+def test_a_run_too_short_to_adapt_says_so(tmp_path: Path) -> None:
+    with TrainingRecorder(new_sae()) as recorder:
+        pass
+    with pytest.raises(ValueError, match="adapt_every_n_steps"):
+        write_training_charts(recorder.record, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_too_short_to_adapt_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_with_charts(SimpleNamespace(sae=new_sae(), run=lambda: None), tmp_path)
+    assert "before the first adaptation" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "missing", "sentence"),
+    [
+        ("gba", ["matplotlib"], "pip install 'sae-lens-gba[plots]'"),
+        ("topk", [], "architecture='topk' is not possible with --report"),
+    ],
+)
+def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
+    architecture: str,
+    missing: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    started: list[object] = []
+    runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
+    monkeypatch.setattr(runner, lambda cfg: started.append(cfg))
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    settings = ["--d_in", "16", "--d_sae", "64", "--model_name", "tiny/random"]
+    assert main(["train", "--report", "--architecture", architecture, *settings]) == 1
+    assert sentence in caplog.text
+    assert not started
+
+
+def test_an_sae_without_groups_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=16, d_sae=64, k=4))
+    runner = SimpleNamespace(sae=sae, run=lambda: pytest.fail("it was trained"))
+    with pytest.raises(TypeError, match="TopKTrainingSAE, which has no groups"):
+        train_with_charts(runner, tmp_path / "charts")
+    assert not (tmp_path / "charts").exists()
+
+
+def test_a_runner_leaves_its_charts_even_if_it_fails_half_way(tmp_path: Path) -> None:
+    sae = new_sae()
+    result = train_with_charts(SimpleNamespace(sae=sae, run=lambda: train(sae)), tmp_path / "whole")
+    assert result is None
+    names = ["training_charts.png", "training_record.json"]
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == names
+
+    def fail() -> None:
+        train(failing)
+        raise RuntimeError("no more memory")
+
+    failing = new_sae()
+    with pytest.raises(RuntimeError, match="no more memory"):
+        train_with_charts(SimpleNamespace(sae=failing, run=fail), tmp_path / "half")
+    assert TrainingRecord.load(tmp_path / "half").step == [10, 20, 30, 40]
