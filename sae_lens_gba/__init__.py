@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_gba.bias_adaptation import BiasAdapter
+from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups

@@ -1,7 +1,7 @@
 """Bias adaptation: feedback that moves biases until neurons fire as often as they should.
 
-This file is the algorithm and knows nothing of SAEs. The update rules are pure functions;
-`BiasAdapter` keeps the running statistics they need.
+This file is the algorithm: pure functions that know nothing of SAEs, files or training loops.
+`sae_lens_gba.bias_adapter.BiasAdapter` keeps the running statistics they need.
 
     every T steps, over all samples seen since the last adaptation:
       p_m  = share of samples with y_m > 0             y_m: pre-activation, bias included
@@ -29,23 +29,14 @@ Why the clamp is in units of the input: a neuron's pre-activation w.(x - b_dec) 
 unit-norm w this is the paper's b_min = -1. Multiplying the inputs by s multiplies y, r, c
 and hence every step by s: training does not depend on the unit of the activations.
 
-Source: arXiv 2506.14002, section 3 ("paper"); the other rules are this project's, measured
-against it in the changelog. To add a rule, write one function and name it in UPDATE_RULES.
+Source: arXiv 2506.14002, section 3 ("paper"); the other rules are this project's. To add a
+rule, write one function and name it in UPDATE_RULES: configs and the command line take it then.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
-
-from sae_lens_gba.frequency_spectrum import FrequencySpectrum
-from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.parameter_constraints import apply_keeping_precision
-
-logger = logging.getLogger(__name__)
 
 _OVERDUE = 5.0  # times a neuron should have fired while it was silent
 _GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
@@ -254,162 +245,5 @@ def require_finite(sae_in: torch.Tensor, step: int) -> None:
     if not torch.isfinite(total):
         raise ValueError(
             f"sae_in has NaN or Inf at training step {step}: biases and weights were not "
-            "touched. Look for it in the activations (hook, dtype, autocast_lm)."
+            "touched. Look for it in the activations: their source and their dtype."
         )
-
-
-class BiasAdapter(nn.Module):
-    """Counts how often neurons fire, and every T steps moves their biases.
-
-    All state is in persistent buffers of O(d_sae), so it travels with ``state_dict`` and a
-    resumed run goes on where it stopped, between two adaptations as well. Float state keeps
-    its precision under ``.to(dtype)``.
-
-    Args:
-        spectrum: the groups and their targets.
-        rule: name of a rule in `UPDATE_RULES`.
-        rates: step sizes and limits.
-        adapt_every_n_steps: optimizer steps between two adaptations (T).
-        dtype: of peaks and frequencies.
-        device: where the state lives.
-
-    Attributes:
-        group: group index of each neuron, shape (d_sae,).
-        target_frequency: share of samples, shape (d_sae,).
-        fire_counts: samples on which each neuron was active since the last adaptation.
-        peak: largest pre-activation (bias included) since then, at least 0.
-        silent_samples: samples since each neuron was last active.
-        n_samples: samples since the last adaptation.
-        n_steps: steps since the beginning.
-        frequency: share of samples measured at the last adaptation; 0 before the first.
-        input_norm: typical norm of the centred input; 0 until it has been estimated.
-    """
-
-    group: torch.Tensor
-    target_frequency: torch.Tensor
-    fire_counts: torch.Tensor
-    peak: torch.Tensor
-    silent_samples: torch.Tensor
-    n_samples: torch.Tensor
-    n_steps: torch.Tensor
-    frequency: torch.Tensor
-    input_norm: torch.Tensor
-
-    def __init__(
-        self,
-        spectrum: FrequencySpectrum,
-        rule: str,
-        rates: AdaptationRates,
-        adapt_every_n_steps: int,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ):
-        super().__init__()
-        self.rule = UPDATE_RULES[rule]
-        self.rates = rates
-        self.adapt_every_n_steps = adapt_every_n_steps
-        self.spectrum = spectrum
-        d_sae = sum(spectrum.sizes)
-
-        def zeros(*shape: int, of: torch.dtype) -> torch.Tensor:
-            return torch.zeros(shape, dtype=of, device=device)
-
-        self.register_buffer("group", spectrum.group_of_neuron().to(device))
-        self.register_buffer("target_frequency", spectrum.target_of_neuron().to(device, dtype))
-        self.register_buffer("fire_counts", zeros(d_sae, of=torch.long))
-        self.register_buffer("peak", zeros(d_sae, of=dtype))
-        self.register_buffer("silent_samples", zeros(d_sae, of=torch.long))
-        self.register_buffer("n_samples", zeros(of=torch.long))
-        self.register_buffer("n_steps", zeros(of=torch.long))
-        self.register_buffer("frequency", zeros(d_sae, of=dtype))
-        self.register_buffer("input_norm", zeros(of=dtype))
-
-    def repair_loaded_state(self, state: dict[str, torch.Tensor], prefix: str = "") -> None:
-        """Undo in ``state`` what SAELens' loader does: it casts every tensor to the SAE's dtype.
-
-        Groups and targets follow from the settings; which neuron is in which group is as
-        stored, if groups of these sizes are. Counts in float32 are exact; in a lower precision
-        they are not, and the window since the last adaptation begins anew.
-        """
-        group = state[f"{prefix}group"].long()
-        stored_sizes = torch.bincount(group, minlength=self.spectrum.n_groups).tolist()
-        if stored_sizes != list(self.spectrum.sizes):
-            logger.warning(
-                "the stored state has groups of sizes %s, the settings ask for %s: latents are "
-                "assigned to groups anew, in their order.",
-                stored_sizes,
-                list(self.spectrum.sizes),
-            )
-            group = self.spectrum.group_of_neuron()
-        state[f"{prefix}group"] = group
-        state[f"{prefix}target_frequency"] = torch.tensor(self.spectrum.frequencies)[group.cpu()]
-        lossy = torch.finfo(torch.float32).eps
-        for name in ("fire_counts", "silent_samples", "n_samples", "n_steps"):
-            value = state[f"{prefix}{name}"]
-            if value.is_floating_point():
-                is_exact = torch.finfo(value.dtype).eps <= lossy or name == "n_steps"
-                state[f"{prefix}{name}"] = value.long() if is_exact else value.long() * 0
-
-    @property
-    def targets(self) -> Targets:
-        return Targets(self.group, self.target_frequency, self.spectrum.n_groups)
-
-    def groups(self) -> NeuronGroups:
-        """Groups, targets, and frequencies as measured at the last adaptation."""
-        return NeuronGroups(self.group.cpu(), self.target_frequency.cpu(), self.frequency.cpu())
-
-    @torch.no_grad()
-    def observe(self, pre_activations: torch.Tensor) -> None:
-        """Count one batch.
-
-        Args:
-            pre_activations: bias included, shape (n, d_sae); a sparse COO tensor holds
-                the positive ones only.
-        """
-        if pre_activations.is_sparse:
-            neuron = pre_activations.indices()[1]
-            values = pre_activations.values().to(self.peak.dtype)
-            self.fire_counts += torch.bincount(neuron, minlength=self.fire_counts.shape[0])
-            self.peak.scatter_reduce_(0, neuron, values, "amax")
-        else:
-            self.fire_counts += (pre_activations > 0).sum(dim=0)
-            largest = pre_activations.amax(dim=0).to(self.peak.dtype)
-            self.peak = torch.maximum(self.peak, largest)
-        self.n_samples += pre_activations.shape[0]
-
-    @torch.no_grad()
-    def adapt_if_due(
-        self, bias: torch.Tensor, bias_range: Callable[[], torch.Tensor]
-    ) -> torch.Tensor | None:
-        """End a step; on every T-th one, the biases to go on with.
-
-        Args:
-            bias: current biases, shape (d_sae,).
-            bias_range: gives c, shape (d_sae,) or (); called only when needed.
-
-        Returns:
-            The new biases, shape (d_sae,), or None when no adaptation is due.
-        """
-        self.n_steps += 1
-        if int(self.n_steps) % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
-            return None
-        self.frequency = self.fire_counts.to(self.peak.dtype) / self.n_samples
-        # to the window's resolution: a neuron active in it counts as silent since its end
-        self.silent_samples = torch.where(
-            self.fire_counts > 0, 0, self.silent_samples + self.n_samples
-        )
-        seen = Observation(self.frequency, self.peak, self.silent_samples)
-        limits = bias_range().to(self.peak.dtype).expand_as(self.peak)
-        new_bias = self.rule(bias.to(self.peak.dtype), seen, self.targets, self.rates, limits)
-        self.fire_counts.zero_()
-        self.peak = torch.zeros_like(self.peak)
-        self.n_samples.zero_()
-        return new_bias
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "BiasAdapter":
-        apply_keeping_precision(
-            dict(self.named_buffers(recurse=False)),
-            lambda: super(BiasAdapter, self)._apply(*args, **kwargs),
-            self.get_buffer,
-        )
-        return self

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformer_lens.hook_points import HookPoint, LensHandle
 
+from sae_lens_gba.adaptation_settings import AdaptationSettings
 from sae_lens_gba.atomic_write import write_atomically
-from sae_lens_gba.bias_adaptation import BiasAdapter, require_finite, typical_norm
-from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.bias_adaptation import require_finite, typical_norm
+from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.neuron_groups import NeuronGroups
 
 STATE_FILENAME = "bias_adaptation_hook.safetensors"
@@ -39,16 +40,16 @@ class BiasAdaptationHook:
         adapter: counters, targets and measured frequencies.
     """
 
-    def __init__(self, sae: TrainingSAE[Any], cfg: GBATrainingSAEConfig):
+    def __init__(self, sae: TrainingSAE[Any], settings: AdaptationSettings):
         self.sae = sae
-        self.cfg = cfg
+        self.settings = settings
         self._parameter = _adapted_parameter(sae)
         self._handles: list[tuple[HookPoint, LensHandle]] = []
         self.adapter = BiasAdapter(
-            cfg.spectrum(),
-            cfg.bias_update,
-            cfg.adaptation_rates(),
-            cfg.adapt_every_n_steps,
+            settings.spectrum_of(sae.cfg.d_sae),
+            settings.bias_update,
+            settings.rates_for(sae.cfg.d_in),
+            settings.adapt_every_n_steps,
             dtype=torch.promote_types(sae.dtype, torch.float32),
             device=sae.device,
         )
@@ -59,16 +60,17 @@ class BiasAdaptationHook:
 
         Args:
             sae: a standard or jumprelu training SAE of SAELens.
-            settings: fields of `GBATrainingSAEConfig` about groups and adaptation, such as
-                ``target_l0``, ``n_groups``, ``bias_update``.
+            settings: fields of `AdaptationSettings`, such as ``target_l0``.
 
         Raises:
-            TypeError: the SAE has no bias or threshold to adapt.
+            TypeError: the SAE has no bias or threshold to adapt, or there is no such setting.
             ValueError: a setting is not possible, or a hook is attached already.
         """
         if "save_model" in vars(sae):
             raise ValueError("this SAE already has a BiasAdaptationHook: remove() it first.")
-        hook = cls(sae, GBATrainingSAEConfig(sae.cfg.d_in, sae.cfg.d_sae, **settings))
+        adaptation = AdaptationSettings(**settings)
+        adaptation.check(sae.cfg.d_sae)
+        hook = cls(sae, adaptation)
         hook._take_over()
         return hook
 
@@ -144,7 +146,6 @@ class BiasAdaptationHook:
             )
         load(checkpoint_path)
         state = load_file(state_path)
-        self.adapter.repair_loaded_state(state)
         self.adapter.load_state_dict(state)
 
 

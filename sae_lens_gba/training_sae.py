@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,19 +15,11 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch import nn
 from typing_extensions import override
 
-from sae_lens_gba.bias_adaptation import (
-    BiasAdapter,
-    quantile_bias,
-    require_finite,
-    typical_norm,
-)
+from sae_lens_gba.bias_adaptation import quantile_bias, require_finite, typical_norm
+from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.parameter_constraints import (
-    apply_keeping_precision,
-    keep_rows_at_unit_norm,
-    normalise_rows,
-)
+from sae_lens_gba.precision import apply_keeping_float32
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
     NestedSquaredError,
@@ -34,6 +27,7 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     SparseEncode,
     find_active,
 )
+from sae_lens_gba.unit_norm_rows import keep_rows_at_unit_norm, normalise_rows
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -42,6 +36,23 @@ def outside_compilation(function: _F) -> _F:
     """torch.compile leaves ``function`` as it is."""
     compiled_around: _F = torch.compiler.disable(function)
     return compiled_around
+
+
+@dataclass
+class _SparseStep:
+    """What a training step hands on from encode to decode to loss, where it runs sparsely.
+
+    Attributes:
+        feature_acts: the activations as SAELens passes them on, sparse, (batch, d_sae).
+        active: which entries are active.
+        acts: the activations there, (nnz,): values() would cost their gradient a detour.
+        parts: what each band of latents adds to the output, (n_bands, batch, d_in).
+    """
+
+    feature_acts: torch.Tensor
+    active: ActiveSet
+    acts: torch.Tensor
+    parts: torch.Tensor | None = None
 
 
 class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
@@ -70,7 +81,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     p_m, r_m    ``adapter.frequency``, ``.peak``        (d_sae,)
     ==========  ======================================  ================
 
-    Deviations from the paper, each measured in the changelog:
+    Deviations from the paper, each with the test that pins it:
 
     - Groups are sized so that each carries the same share of L0, and feedback acts on each
       group's mean frequency; ``bias_update="paper"`` and ``group_sizing="equal"`` give the
@@ -97,12 +108,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     output_scale: nn.Parameter
     adapter: BiasAdapter
     _encoder_follows_decoder = False  # W_enc is a parameter until the weights are there
-    # of the step in progress, from encode to decode: the sparse activations, which entries are
-    # active, and the activations there (values() would cost their gradient a detour)
-    _sparse_acts: torch.Tensor | None = None
-    _active: ActiveSet
-    _acts: torch.Tensor
-    _parts: torch.Tensor  # what each band of latents adds to the output, (n_bands, batch, d_in)
+    _step: "_SparseStep | None" = None
 
     @override
     def initialize_weights(self) -> None:
@@ -124,7 +130,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         self.adapter = BiasAdapter(
             cfg.spectrum(),
             cfg.bias_update,
-            cfg.adaptation_rates(),
+            cfg.rates_for(cfg.d_in),
             cfg.adapt_every_n_steps,
             self.state_dtype,
             self.device,
@@ -188,30 +194,31 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         found = self._find_active(sae_in, W_enc)
         if found is None:
             return self._encode_dense(sae_in, W_enc)
-        self._active, values = found
-        self._acts = SparseEncode.apply(sae_in, W_enc, values, self._active)
-        self._sparse_acts = self._active.to_coo(self._acts)
-        return self._sparse_acts, self._active.to_coo(values)
+        active, values = found
+        acts = SparseEncode.apply(sae_in, W_enc, values, active)
+        self._step = _SparseStep(active.to_coo(acts), active, acts)
+        return self._step.feature_acts, active.to_coo(values)
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        if feature_acts is self._sparse_acts:
-            recons = self._decode_sparse(self._active)
+        step = self._step
+        if step is not None and feature_acts is step.feature_acts:
+            recons = self._decode_sparse(step)
         else:
             recons = feature_acts @ self._scaled_W_dec()
         recons = self.hook_sae_recons(recons + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     @outside_compilation
-    def _decode_sparse(self, active: ActiveSet) -> torch.Tensor:
+    def _decode_sparse(self, step: _SparseStep) -> torch.Tensor:
         if self._n_nested_sets == 1:
-            return SparseDecode.apply(self._acts, self.W_dec, self.output_scale, active)
+            return SparseDecode.apply(step.acts, self.W_dec, self.output_scale, step.active)
         # by bands of latents, for the nested reconstructions; all of them are the whole
-        bands, order = active.in_bands(self._nested_set(), self._n_nested_sets)
-        acts = self._acts.index_select(0, order)
+        bands, order = step.active.in_bands(self._nested_set(), self._n_nested_sets)
+        acts = step.acts.index_select(0, order)
         out = SparseDecode.apply(acts, self.W_dec, self.output_scale, bands)
-        self._parts = out.view(self._n_nested_sets, active.batch, -1)
-        return self._parts.sum(dim=0)
+        step.parts = out.view(self._n_nested_sets, step.active.batch, -1)
+        return step.parts.sum(dim=0)
 
     def _nested_set(self) -> torch.Tensor:
         """Index of the smallest nested set that each latent belongs to, shape (d_sae,)."""
@@ -254,8 +261,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         try:
             output = super().training_forward_pass(step_input)
         finally:
-            for name in ("_sparse_acts", "_active", "_acts", "_parts"):
-                vars(self).pop(name, None)
+            self._step = None
         if self.training:
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
@@ -312,8 +318,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     ) -> dict[str, torch.Tensor]:
         if self._n_nested_sets == 1:
             return {}
-        if feature_acts.is_sparse:
-            parts = self._parts
+        if self._step is not None:
+            parts = self._step.parts
         else:
             W_dec, nested_set = self._scaled_W_dec(), self._nested_set()
             bands = [(nested_set == k).nonzero().squeeze(1) for k in range(self._n_nested_sets)]
@@ -443,7 +449,6 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
                     "end of training): set tied=False to go on from it."
                 )
             state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
-        self.adapter.repair_loaded_state(state_dict, prefix="adapter.")
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
@@ -477,7 +482,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     def _apply(self, *args: Any, **kwargs: Any) -> "GBATrainingSAE":
         names = ("b_enc", "threshold", "output_scale")
         kept = {name: p.data for name, p in self.named_parameters() if name in names}
-        apply_keeping_precision(
+        apply_keeping_float32(
             kept, lambda: super(GBATrainingSAE, self)._apply(*args, **kwargs), self.get_parameter
         )
         return self

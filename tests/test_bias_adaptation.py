@@ -8,12 +8,12 @@ from reference_bias_adaptation import ReferenceBiasAdaptation
 from sae_lens_gba.bias_adaptation import (
     UPDATE_RULES,
     AdaptationRates,
-    BiasAdapter,
     Observation,
     Targets,
     quantile_bias,
     typical_norm,
 )
+from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum, build_spectrum
 
 RATES = AdaptationRates(decrease=0.01, increase=0.01, dead_frequency=1e-3, frequency_cap=3.0)

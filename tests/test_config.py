@@ -3,8 +3,10 @@ import json
 
 import pytest
 from sae_lens import JumpReLUSAEConfig, StandardSAEConfig
+from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from sae_lens_gba import GBATrainingSAEConfig
+from sae_lens_gba.adaptation_settings import AdaptationSettings
 
 
 @pytest.mark.parametrize(
@@ -71,9 +73,20 @@ def test_replace_is_idempotent_and_mutates_nothing() -> None:
 def test_every_field_is_json_native_and_documented() -> None:
     cfg = GBATrainingSAEConfig(16, 64, n_groups=4)
     assert json.loads(json.dumps(cfg.to_dict())) == cfg.to_dict()
-    own = set(GBATrainingSAEConfig.__annotations__)
-    documented = {line.split(" (")[0].strip() for line in cfg.__doc__.splitlines() if "):" in line}
-    assert own <= documented
+    for cls in (GBATrainingSAEConfig, AdaptationSettings):
+        lines = (cls.__doc__ or "").splitlines()
+        documented = {line.split(" (")[0].strip() for line in lines if "):" in line}
+        assert set(cls.__annotations__) <= documented
+
+
+def test_the_command_lines_help_explains_the_settings_of_both_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        _parse_cfg_args(["--architecture", "gba", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Active latents a sample to train towards" in shown
+    assert "Whether the encoder is the transposed decoder" in shown
 
 
 def test_training_settings_travel_in_the_metadata() -> None:
@@ -84,10 +97,10 @@ def test_training_settings_travel_in_the_metadata() -> None:
 
 def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
     # a random direction's pre-activations spread by norm / sqrt(d_in)
-    narrow, wide = (GBATrainingSAEConfig(d, 1024).adaptation_rates() for d in (128, 512))
+    narrow, wide = (AdaptationSettings().rates_for(d) for d in (128, 512))
     assert narrow.decrease == pytest.approx(2 * wide.decrease) == pytest.approx(0.1008, abs=1e-4)
     assert narrow.increase == pytest.approx(2 * wide.increase)
-    given = GBATrainingSAEConfig(512, 1024, bias_decrease_rate=0.3).adaptation_rates()
+    given = AdaptationSettings(bias_decrease_rate=0.3).rates_for(512)
     assert given.decrease == 0.3
 
 

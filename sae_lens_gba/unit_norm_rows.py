@@ -1,6 +1,5 @@
-"""Two promises about parameters that plain torch would break."""
+"""Rows of a weight that every optimizer step leaves at unit norm."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,23 +31,3 @@ def _normalise_marked(optimizer: Optimizer, *_: Any) -> None:
         for parameter in group["params"]:
             if getattr(parameter, _UNIT_NORM_ROWS, False):
                 normalise_rows(parameter)
-
-
-def apply_keeping_precision(
-    tensors: dict[str, torch.Tensor], apply: Callable[[], Any], get: Callable[[str], torch.Tensor]
-) -> None:
-    """Run ``apply`` (a module's ``_apply``), then undo any loss of precision below float32.
-
-    Args:
-        tensors: by name, what must keep its precision.
-        apply: moves or casts the module's tensors.
-        get: the tensor of that name afterwards.
-    """
-    before = {name: tensor.data for name, tensor in tensors.items()}
-    apply()
-    for name, old in before.items():
-        new = get(name)
-        if old.is_floating_point() and not old.is_meta and not new.is_meta:
-            wanted = torch.promote_types(new.dtype, torch.float32)
-            if new.dtype != wanted:
-                new.data = old.to(new.device, wanted)

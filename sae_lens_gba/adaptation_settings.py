@@ -1,0 +1,176 @@
+"""Settings of groups and bias adaptation: what a GBA SAE and the training hook have in common."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates
+from sae_lens_gba.frequency_spectrum import FrequencySpectrum, GroupSizing, build_spectrum
+
+
+@dataclass
+class AdaptationSettings:
+    """
+    Which latent should fire how often, and how its bias is moved until it does.
+
+    Args:
+        target_l0 (float | None): Active latents a sample to train towards. Fixes the frequency
+            spectrum by solving for its lowest frequency, so lowest_target_frequency is not used.
+            None uses the frequencies as given.
+        n_groups (int): Number of groups of neurons (K). Each group has its own target activation
+            frequency.
+        highest_target_frequency (float): Target of the most active group, as a share of samples,
+            above 0 and below 1 (HTF).
+        lowest_target_frequency (float): Target of the least active group, as a share of samples
+            (LTF). Not used when target_l0 is set.
+        group_sizing (str): "power_law" makes groups of rarer targets larger; "equal" is the
+            paper's.
+        group_size_exponent (float): With power_law, a group's size is proportional to its target to
+            the power of minus this. 1 gives every group the same share of L0, 0 equal groups.
+        bias_update (str): The rule that moves the biases, by its name in
+            sae_lens_gba.bias_adaptation.UPDATE_RULES: "group_mean", "log_proportional",
+            "log_proportional_one_sided" or "paper".
+        adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
+        bias_decrease_rate (float | None): How far a bias moves per adaptation when its neuron fires
+            too often; a share of its largest pre-activation (paper) or of the input norm (other
+            rules). None means 1.14 / sqrt(d_in): pre-activations of a random direction spread by
+            the input norm / sqrt(d_in), and the step should be a fixed part of that spread.
+        bias_increase_rate (float | None): How far the bias of a dead neuron is raised per
+            adaptation, in the same units. None means 0.23 / sqrt(d_in).
+        dead_frequency (float): A neuron active on a smaller share of samples is dead, and raised.
+            Must be below every target.
+        frequency_cap (float): With group_mean, a single neuron is pushed down individually above
+            this multiple of its target. At least 1.
+    """
+
+    target_l0: float | None = None
+    n_groups: int = 10
+    highest_target_frequency: float = 0.2
+    lowest_target_frequency: float = 0.001
+    group_sizing: GroupSizing = "power_law"
+    group_size_exponent: float = 1.0
+    bias_update: str = "group_mean"
+    adapt_every_n_steps: int = 10
+    bias_decrease_rate: float | None = None
+    bias_increase_rate: float | None = None
+    dead_frequency: float = 1e-5
+    frequency_cap: float = 3.0
+
+    def spectrum_of(self, d_sae: int) -> FrequencySpectrum:
+        """Groups of ``d_sae`` neurons, their sizes and their target frequencies."""
+        return build_spectrum(
+            d_sae=d_sae,
+            n_groups=self.n_groups,
+            highest=self.highest_target_frequency,
+            lowest=self.lowest_target_frequency,
+            sizing=self.group_sizing,
+            exponent=self.group_size_exponent,
+            target_l0=self.target_l0,
+            floor=self.dead_frequency,
+        )
+
+    def rates_for(self, d_in: int) -> AdaptationRates:
+        """Step sizes and limits for inputs of ``d_in`` dimensions."""
+        spread = 1 / math.sqrt(d_in)
+        decrease, increase = self.bias_decrease_rate, self.bias_increase_rate
+        return AdaptationRates(
+            decrease=1.14 * spread if decrease is None else decrease,
+            increase=0.23 * spread if increase is None else increase,
+            dead_frequency=self.dead_frequency,
+            frequency_cap=self.frequency_cap,
+        )
+
+    def check(self, d_sae: int) -> None:
+        """That ``d_sae`` neurons can have these settings.
+
+        Raises:
+            ValueError: names the field, its value and what it must be.
+        """
+        check_choices(self, AdaptationSettings)
+        check_values(self, _POSSIBLE)
+        require(
+            self,
+            "n_groups",
+            self.n_groups <= d_sae,
+            f"at most d_sae={d_sae}, so that no group is empty",
+        )
+        highest, lowest = self.highest_target_frequency, self.lowest_target_frequency
+        if self.target_l0 is None:
+            require(
+                self,
+                "lowest_target_frequency",
+                lowest <= highest,
+                f"at most highest_target_frequency={highest}",
+            )
+            require(
+                self,
+                "dead_frequency",
+                self.dead_frequency < lowest,
+                f"below lowest_target_frequency={lowest}, or neurons on target count as dead",
+            )
+        else:
+            require(
+                self,
+                "dead_frequency",
+                self.dead_frequency < highest,
+                f"below highest_target_frequency={highest}",
+            )
+        self.spectrum_of(d_sae)
+
+
+Check = tuple[Callable[[Any], bool], str]  # of a value, and what it must be
+
+
+def is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def is_share(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < 1
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+POSITIVE: Check = (is_positive, "a finite number above 0")
+SHARE: Check = (is_share, "between 0 and 1, exclusive")
+COUNT: Check = (is_count, "an integer, at least 1")
+_POSITIVE_OR_NONE: Check = (lambda v: v is None or is_positive(v), POSITIVE[1])
+
+_POSSIBLE: dict[str, Check] = {
+    "target_l0": _POSITIVE_OR_NONE,
+    "highest_target_frequency": SHARE,
+    "lowest_target_frequency": SHARE,
+    "bias_update": (lambda v: v in UPDATE_RULES, f"one of {list(UPDATE_RULES)}"),
+    "bias_decrease_rate": _POSITIVE_OR_NONE,
+    "bias_increase_rate": _POSITIVE_OR_NONE,
+    "adapt_every_n_steps": COUNT,
+    "n_groups": COUNT,
+    "dead_frequency": SHARE,
+    "frequency_cap": (lambda v: v >= 1, "at least 1"),
+    "group_size_exponent": (lambda v: 0 <= v < math.inf, "at least 0"),
+}
+
+
+def check_values(settings: object, possible: Mapping[str, Check]) -> None:
+    """Each field of ``possible`` by its check; ValueError as `require`."""
+    for name, (is_possible, must_be) in possible.items():
+        require(settings, name, is_possible(getattr(settings, name)), must_be)
+
+
+def check_choices(settings: object, declared_in: type) -> None:
+    """Fields that a class declares as Literal hold one of its values; ValueError as `require`."""
+    hints = get_type_hints(declared_in)
+    for name in declared_in.__annotations__:
+        if get_origin(hints[name]) is Literal:
+            choices = list(get_args(hints[name]))
+            require(settings, name, getattr(settings, name) in choices, f"one of {choices}")
+
+
+def require(settings: object, name: str, ok: bool, must_be: str) -> None:
+    """ValueError with the field, its value and the remedy, unless ``ok``."""
+    if not ok:
+        value = getattr(settings, name)
+        raise ValueError(f"{name}={value!r} is not possible: it must be {must_be}.")

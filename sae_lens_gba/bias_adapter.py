@@ -1,0 +1,181 @@
+"""The state of bias adaptation between steps: what is counted, and when biases move."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates, Observation, Targets
+from sae_lens_gba.frequency_spectrum import FrequencySpectrum
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.precision import apply_keeping_float32
+
+logger = logging.getLogger(__name__)
+
+
+class BiasAdapter(nn.Module):
+    """Counts how often neurons fire, and every T steps moves their biases.
+
+    All state is in persistent buffers of O(d_sae), so it travels with ``state_dict`` and a
+    resumed run goes on where it stopped, between two adaptations as well. Float state keeps
+    its precision under ``.to(dtype)``.
+
+    Args:
+        spectrum: the groups and their targets.
+        rule: name of a rule in `UPDATE_RULES`.
+        rates: step sizes and limits.
+        adapt_every_n_steps: optimizer steps between two adaptations (T).
+        dtype: of peaks and frequencies.
+        device: where the state lives.
+
+    Attributes:
+        group: group index of each neuron, shape (d_sae,).
+        target_frequency: share of samples, shape (d_sae,).
+        fire_counts: samples on which each neuron was active since the last adaptation.
+        peak: largest pre-activation (bias included) since then, at least 0.
+        silent_samples: samples since each neuron was last active.
+        n_samples: samples since the last adaptation.
+        n_steps: steps since the beginning.
+        frequency: share of samples measured at the last adaptation; 0 before the first.
+        input_norm: typical norm of the centred input; 0 until it has been estimated.
+    """
+
+    group: torch.Tensor
+    target_frequency: torch.Tensor
+    fire_counts: torch.Tensor
+    peak: torch.Tensor
+    silent_samples: torch.Tensor
+    n_samples: torch.Tensor
+    n_steps: torch.Tensor
+    frequency: torch.Tensor
+    input_norm: torch.Tensor
+
+    def __init__(
+        self,
+        spectrum: FrequencySpectrum,
+        rule: str,
+        rates: AdaptationRates,
+        adapt_every_n_steps: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__()
+        self.rule = UPDATE_RULES[rule]
+        self.rates = rates
+        self.adapt_every_n_steps = adapt_every_n_steps
+        self.spectrum = spectrum
+        d_sae = sum(spectrum.sizes)
+
+        def zeros(*shape: int, of: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=of, device=device)
+
+        self.register_buffer("group", spectrum.group_of_neuron().to(device))
+        self.register_buffer("target_frequency", spectrum.target_of_neuron().to(device, dtype))
+        self.register_buffer("fire_counts", zeros(d_sae, of=torch.long))
+        self.register_buffer("peak", zeros(d_sae, of=dtype))
+        self.register_buffer("silent_samples", zeros(d_sae, of=torch.long))
+        self.register_buffer("n_samples", zeros(of=torch.long))
+        self.register_buffer("n_steps", zeros(of=torch.long))
+        self.register_buffer("frequency", zeros(d_sae, of=dtype))
+        self.register_buffer("input_norm", zeros(of=dtype))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """As torch's, after undoing the cast of every tensor to one dtype by SAELens' loader.
+
+        Groups and targets follow from the settings; which neuron is in which group is as
+        stored, if groups of these sizes are. Counts in float32 are exact; in a lower precision
+        they are not, and the window since the last adaptation begins anew.
+        """
+        if f"{prefix}group" in state_dict:
+            group = self._group_to_load(state_dict[f"{prefix}group"].long())
+            state_dict[f"{prefix}group"] = group
+            state_dict[f"{prefix}target_frequency"] = torch.tensor(self.spectrum.frequencies)[
+                group.cpu()
+            ]
+        lossy = torch.finfo(torch.float32).eps
+        for name in ("fire_counts", "silent_samples", "n_samples", "n_steps"):
+            value = state_dict.get(f"{prefix}{name}")
+            if value is not None and value.is_floating_point():
+                is_exact = torch.finfo(value.dtype).eps <= lossy or name == "n_steps"
+                state_dict[f"{prefix}{name}"] = value.long() if is_exact else value.long() * 0
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _group_to_load(self, stored: torch.Tensor) -> torch.Tensor:
+        sizes = torch.bincount(stored, minlength=self.spectrum.n_groups).tolist()
+        if sizes == list(self.spectrum.sizes):
+            return stored
+        logger.warning(
+            "the stored state has groups of sizes %s, the settings ask for %s: latents are "
+            "assigned to groups anew, in their order.",
+            sizes,
+            list(self.spectrum.sizes),
+        )
+        return self.spectrum.group_of_neuron()
+
+    @property
+    def targets(self) -> Targets:
+        return Targets(self.group, self.target_frequency, self.spectrum.n_groups)
+
+    def groups(self) -> NeuronGroups:
+        """Groups, targets, and frequencies as measured at the last adaptation."""
+        return NeuronGroups(self.group.cpu(), self.target_frequency.cpu(), self.frequency.cpu())
+
+    @torch.no_grad()
+    def observe(self, pre_activations: torch.Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            pre_activations: bias included, shape (n, d_sae); a sparse COO tensor holds
+                the positive ones only.
+        """
+        if pre_activations.is_sparse:
+            neuron = pre_activations.indices()[1]
+            values = pre_activations.values().to(self.peak.dtype)
+            self.fire_counts += torch.bincount(neuron, minlength=self.fire_counts.shape[0])
+            self.peak.scatter_reduce_(0, neuron, values, "amax")
+        else:
+            self.fire_counts += (pre_activations > 0).sum(dim=0)
+            largest = pre_activations.amax(dim=0).to(self.peak.dtype)
+            self.peak = torch.maximum(self.peak, largest)
+        self.n_samples += pre_activations.shape[0]
+
+    @torch.no_grad()
+    def adapt_if_due(
+        self, bias: torch.Tensor, bias_range: Callable[[], torch.Tensor]
+    ) -> torch.Tensor | None:
+        """End a step; on every T-th one, the biases to go on with.
+
+        Args:
+            bias: current biases, shape (d_sae,).
+            bias_range: gives c, shape (d_sae,) or (); called only when needed.
+
+        Returns:
+            The new biases, shape (d_sae,), or None when no adaptation is due.
+        """
+        self.n_steps += 1
+        if int(self.n_steps) % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
+            return None
+        self.frequency = self.fire_counts.to(self.peak.dtype) / self.n_samples
+        # to the window's resolution: a neuron active in it counts as silent since its end
+        self.silent_samples = torch.where(
+            self.fire_counts > 0, 0, self.silent_samples + self.n_samples
+        )
+        seen = Observation(self.frequency, self.peak, self.silent_samples)
+        limits = bias_range().to(self.peak.dtype).expand_as(self.peak)
+        new_bias = self.rule(bias.to(self.peak.dtype), seen, self.targets, self.rates, limits)
+        self.fire_counts.zero_()
+        self.peak = torch.zeros_like(self.peak)
+        self.n_samples.zero_()
+        return new_bias
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "BiasAdapter":
+        apply_keeping_float32(
+            dict(self.named_buffers(recurse=False)),
+            lambda: super(BiasAdapter, self)._apply(*args, **kwargs),
+            self.get_buffer,
+        )
+        return self
