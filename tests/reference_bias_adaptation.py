@@ -1,52 +1,74 @@
-"""The paper's bias adaptation (arXiv 2506.14002), line by line, slow on purpose.
+"""Bias adaptation loop by loop, slow on purpose: the paper's rule and this project's default.
 
 Buffers every pre-activation, loops over neurons and groups, float64 throughout.
 """
 
+import math
+from dataclasses import dataclass, field
+
 import torch
 
 
+@dataclass
 class ReferenceBiasAdaptation:
-    def __init__(self, group, target, gamma_minus, gamma_plus, epsilon, period):
-        self.group = group.tolist()
-        self.target = target.tolist()
-        self.gamma_minus, self.gamma_plus = gamma_minus, gamma_plus
-        self.epsilon, self.period = epsilon, period
-        self.buffer = []
-        self.steps = 0
-        self.counts = [0] * len(self.target)
+    """Settings by the paper's letters; ``rule`` is "paper" or "group_mean"."""
 
-    def step(self, bias, y, b_min):
-        """y: (n, M) pre-activations, bias included; bias: list of M floats."""
+    rule: str
+    group: list[int]
+    target: list[float]
+    gamma_minus: float
+    gamma_plus: float
+    epsilon: float
+    period: int
+    cap: float = 3.0
+    buffer: list[torch.Tensor] = field(default_factory=list)
+    steps: int = 0
+    silent: list[int] = field(default_factory=list)
+
+    def step(self, bias: list[float], y: torch.Tensor, c: float) -> list[float]:
+        """``bias`` of M neurons, range [-c, 0]; y: (n, M) pre-activations, bias included."""
         self.buffer.append(y.double())
         self.steps += 1
-        for m in range(len(bias)):
-            for value in y[:, m].tolist():
-                if value > 0:
-                    self.counts[m] += 1
         if self.steps % self.period != 0:
             return bias
         samples = torch.cat(self.buffer)
-        n = len(samples)
+        self.buffer = []
+        n, neurons = len(samples), range(len(bias))
         p, r = [], []
-        for m in range(len(bias)):
-            active = 0
-            largest = 0.0
-            for value in samples[:, m].tolist():
-                if value > 0:
-                    active += 1
-                largest = max(largest, value)
-            p.append(active / n)
-            r.append(largest)
+        for m in neurons:
+            values = samples[:, m].tolist()
+            p.append(sum(1 for value in values if value > 0) / n)
+            r.append(max(0.0, *values))
+        self.silent = self.silent or [0 for _ in neurons]
+        self.silent = [0 if p[m] > 0 else self.silent[m] + n for m in neurons]
+        if self.rule == "paper":
+            return self._paper(bias, p, r, c)
+        return self._group_mean(bias, p, c)
+
+    def _paper(self, bias: list[float], p: list[float], r: list[float], c: float) -> list[float]:
         new = list(bias)
         for m in range(len(bias)):
             if p[m] > self.target[m]:
-                new[m] = max(bias[m] - self.gamma_minus * r[m], b_min)
+                new[m] = max(bias[m] - self.gamma_minus * r[m], -c)
             if p[m] < self.epsilon:
-                alive = [
-                    r[j] for j in range(len(bias)) if self.group[j] == self.group[m] and r[j] > 0
-                ]
+                alive = [r[j] for j in self._members(m) if r[j] > 0]
                 s_k = sum(alive) / len(alive) if alive else 0.0
                 new[m] = min(bias[m] + self.gamma_plus * s_k, 0.0)
-        self.buffer, self.counts = [], [0] * len(bias)
         return new
+
+    def _group_mean(self, bias: list[float], p: list[float], c: float) -> list[float]:
+        new = list(bias)
+        for m in range(len(bias)):
+            members = self._members(m)
+            mean = sum(p[j] / self.target[j] for j in members) / len(members)
+            e_k = min(max(math.log(mean), -2.0), 2.0) if mean > 0 else -2.0
+            over = p[m] / self.target[m] / self.cap
+            u_m = min(max(math.log(over), 0.0), 3.0) if over > 0 else 0.0
+            new[m] -= 0.3 * self.gamma_minus * c * (e_k + u_m)
+            if p[m] < self.epsilon and self.silent[m] * self.target[m] >= 5:
+                new[m] += self.gamma_plus * c
+            new[m] = min(max(new[m], -c), 0.0)
+        return new
+
+    def _members(self, m: int) -> list[int]:
+        return [j for j in range(len(self.group)) if self.group[j] == self.group[m]]
