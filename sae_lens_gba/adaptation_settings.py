@@ -29,8 +29,8 @@ class AdaptationSettings:
         group_size_exponent (float): With power_law, a group's size is proportional to its target to
             the power of minus this. 1 gives every group the same share of L0, 0 equal groups.
         bias_update (str): The rule that moves the biases, by its name in
-            sae_lens_gba.bias_adaptation.UPDATE_RULES: "group_mean", "log_proportional",
-            "log_proportional_one_sided" or "paper".
+            sae_lens_gba.bias_adaptation.UPDATE_RULES: "group_newton", "group_mean",
+            "log_proportional", "log_proportional_one_sided" or "paper".
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
         bias_decrease_rate (float | None): How far a bias moves per adaptation when its neuron fires
             too often; a share of its largest pre-activation (paper) or of the input norm (other
@@ -40,8 +40,8 @@ class AdaptationSettings:
             adaptation, in the same units. None means 0.23 / sqrt(d_in).
         dead_frequency (float): A neuron active on a smaller share of samples is dead, and raised.
             Must be below every target.
-        frequency_cap (float): With group_mean, a single neuron is pushed down individually above
-            this multiple of its target. At least 1.
+        frequency_cap (float): With group_newton and group_mean, a single neuron is pushed down
+            individually above this multiple of its target. At least 1.
     """
 
     target_l0: float | None = None
@@ -50,7 +50,7 @@ class AdaptationSettings:
     lowest_target_frequency: float = 0.001
     group_sizing: GroupSizing = "power_law"
     group_size_exponent: float = 1.0
-    bias_update: str = "group_mean"
+    bias_update: str = "group_newton"
     adapt_every_n_steps: int = 10
     bias_decrease_rate: float | None = None
     bias_increase_rate: float | None = None

@@ -50,11 +50,16 @@ class Observation:
         frequency: share of samples on which each neuron was active (p).
         peak: largest pre-activation, at least 0 (r).
         silent_samples: samples since each neuron was last active, in this window or before.
+        near_frequency: share of samples on which it was active with a pre-activation below
+            ``band``.
+        band: width of the band above the threshold, in pre-activation units; 0 if none was set.
     """
 
     frequency: torch.Tensor
     peak: torch.Tensor
     silent_samples: torch.Tensor
+    near_frequency: torch.Tensor
+    band: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -171,15 +176,41 @@ def group_mean(
     group_miss = targets.group_mean(relative).log().clamp(-2.0, 2.0)[targets.group]
     excess = (relative / rates.frequency_cap).log().clamp(0.0, 3.0)
     moved = bias - _GAIN * rates.decrease * bias_range * (group_miss + excess)
-    overdue = seen.silent_samples * targets.frequency >= _OVERDUE
-    dead = (seen.frequency < rates.dead_frequency) & overdue
-    moved = torch.where(dead, moved + rates.increase * bias_range, moved)
-    return _clamp(moved, bias_range)
+    return _clamp(_raise_overdue(moved, seen, targets, rates, bias_range), bias_range)
+
+
+def group_newton(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """As `group_mean`, with a group's step from the slope of its frequency: Newton's.
+
+    e_k = clamp(log(mean over group k of p_m / p_k), -2, 2)
+    h_k = (sum of near_m) / (sum of p_m * band_m / c_m)    relative loss of frequency per c
+    b_m <- b_m - c_m * (clamp(e_k / h_k, -2 decrease, 2 decrease) + 0.3 * decrease * u_m)
+
+    near_m: share of samples on which neuron m fired within ``band_m`` of its threshold. A group
+    whose slope is not known takes the fixed step of `group_mean`; caps and dead neurons too are
+    as there.
+    """
+    relative = seen.frequency / targets.frequency
+    group_miss = targets.group_mean(relative).log().clamp(-2.0, 2.0)
+    near = targets.group_mean(seen.near_frequency)
+    passed = targets.group_mean(seen.frequency * seen.band / bias_range)
+    fixed = _GAIN * rates.decrease * group_miss
+    newton = (group_miss * passed / near).clamp(-2 * rates.decrease, 2 * rates.decrease)
+    step = torch.where((near > 0) & (passed > 0), newton, fixed)[targets.group]
+    excess = (relative / rates.frequency_cap).log().clamp(0.0, 3.0)
+    moved = bias - bias_range * (step + _GAIN * rates.decrease * excess)
+    return _clamp(_raise_overdue(moved, seen, targets, rates, bias_range), bias_range)
 
 
 UPDATE_RULES: dict[str, UpdateRule] = {
     rule.__name__: rule
-    for rule in (paper, log_proportional, log_proportional_one_sided, group_mean)
+    for rule in (paper, log_proportional, log_proportional_one_sided, group_mean, group_newton)
 }
 
 
@@ -192,8 +223,39 @@ def _raise_dead(
     return torch.where(dead, raised, bias)
 
 
+def _raise_overdue(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    overdue = seen.silent_samples * targets.frequency >= _OVERDUE
+    dead = (seen.frequency < rates.dead_frequency) & overdue
+    return torch.where(dead, bias + rates.increase * bias_range, bias)
+
+
 def _clamp(bias: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.maximum(bias, -bias_range), torch.zeros_like(bias))
+
+
+def next_band(
+    seen: Observation, targets: Targets, rates: AdaptationRates, bias_range: torch.Tensor
+) -> torch.Tensor:
+    """Width above each threshold in which the next window's firings give the slope.
+
+    One share of c for all neurons of a group, moved so that a quarter of the group's firings
+    fall into it: enough of them to count, near enough to say how frequency falls just there.
+
+    Returns:
+        Shape (d_sae,), in pre-activation units.
+    """
+    width = targets.group_mean(seen.band / bias_range)
+    fired = targets.group_mean(seen.frequency)
+    near = targets.group_mean(seen.near_frequency)
+    wider = (0.25 * fired / near).clamp(0.5, 2.0)
+    width = torch.where((width > 0) & (fired > 0), width * wider, 0.2 * rates.decrease)
+    return width.clamp(max=1.0)[targets.group] * bias_range
 
 
 def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:

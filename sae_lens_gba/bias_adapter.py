@@ -1,18 +1,27 @@
 """The state of bias adaptation between steps: what is counted, and when biases move."""
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates, Observation, Targets
+from sae_lens_gba.bias_adaptation import (
+    UPDATE_RULES,
+    AdaptationRates,
+    Observation,
+    Targets,
+    next_band,
+)
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.precision import apply_keeping_float32
 
 logger = logging.getLogger(__name__)
+
+_NORM_RATE = 0.01  # share of the way to a batch's norm that the estimate goes, in logarithms
 
 
 class BiasAdapter(nn.Module):
@@ -39,7 +48,11 @@ class BiasAdapter(nn.Module):
         n_samples: samples since the last adaptation.
         n_steps: steps since the beginning.
         frequency: share of samples measured at the last adaptation; 0 before the first.
-        input_norm: typical norm of the centred input; 0 until it has been estimated.
+        near_counts: samples since the last adaptation on which each neuron was active within
+            ``band`` of its threshold.
+        band: in pre-activation units; 0 before the first adaptation.
+        input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
+            the data slowly, see `follow_norm`.
     """
 
     group: torch.Tensor
@@ -49,6 +62,8 @@ class BiasAdapter(nn.Module):
     silent_samples: torch.Tensor
     n_samples: torch.Tensor
     n_steps: torch.Tensor
+    near_counts: torch.Tensor
+    band: torch.Tensor
     frequency: torch.Tensor
     input_norm: torch.Tensor
 
@@ -79,6 +94,8 @@ class BiasAdapter(nn.Module):
         self.register_buffer("n_samples", zeros(of=torch.long))
         self.register_buffer("n_steps", zeros(of=torch.long))
         self.register_buffer("frequency", zeros(d_sae, of=dtype))
+        self.register_buffer("near_counts", zeros(d_sae, of=torch.long))
+        self.register_buffer("band", zeros(d_sae, of=dtype))
         self.register_buffer("input_norm", zeros(of=dtype))
 
     def _load_from_state_dict(
@@ -97,7 +114,9 @@ class BiasAdapter(nn.Module):
                 group.cpu()
             ]
         lossy = torch.finfo(torch.float32).eps
-        for name in ("fire_counts", "silent_samples", "n_samples", "n_steps"):
+        for name in ("near_counts", "band"):  # not in checkpoints of before version 0.1
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
+        for name in ("fire_counts", "near_counts", "silent_samples", "n_samples", "n_steps"):
             value = state_dict.get(f"{prefix}{name}")
             if value is not None and value.is_floating_point():
                 is_exact = torch.finfo(value.dtype).eps <= lossy or name == "n_steps"
@@ -125,6 +144,20 @@ class BiasAdapter(nn.Module):
         return NeuronGroups(self.group.cpu(), self.target_frequency.cpu(), self.frequency.cpu())
 
     @torch.no_grad()
+    def follow_norm(self, norm: torch.Tensor) -> None:
+        """Take in the typical norm of one more batch of centred inputs, shape ().
+
+        The estimate moves by a hundredth of the difference, in logarithms, so that a strange
+        batch hardly counts and a lasting change is followed within some hundred steps. Only in
+        the first window, when the estimate is that of the first batch, a batch that differs
+        from it by more than half replaces it. A norm of 0 says nothing.
+        """
+        ratio = torch.where(norm > 0, norm / self.input_norm, 1.0).to(self.input_norm.dtype)
+        is_odd = (ratio.log().abs() > math.log(1.5)) & (self.n_steps < self.adapt_every_n_steps)
+        slow = ratio.clamp(1 / 4, 4.0) ** _NORM_RATE
+        self.input_norm *= torch.where(is_odd, ratio, slow)
+
+    @torch.no_grad()
     def observe(self, pre_activations: torch.Tensor) -> None:
         """Count one batch.
 
@@ -136,9 +169,12 @@ class BiasAdapter(nn.Module):
             neuron = pre_activations.indices()[1]
             values = pre_activations.values().to(self.peak.dtype)
             self.fire_counts += torch.bincount(neuron, minlength=self.fire_counts.shape[0])
+            self.near_counts.index_add_(0, neuron, (values < self.band[neuron]).long())
             self.peak.scatter_reduce_(0, neuron, values, "amax")
         else:
-            self.fire_counts += (pre_activations > 0).sum(dim=0)
+            fires = pre_activations > 0
+            self.fire_counts += fires.sum(dim=0)
+            self.near_counts += (fires & (pre_activations < self.band)).sum(dim=0)
             largest = pre_activations.amax(dim=0).to(self.peak.dtype)
             self.peak = torch.maximum(self.peak, largest)
         self.n_samples += pre_activations.shape[0]
@@ -164,10 +200,13 @@ class BiasAdapter(nn.Module):
         self.silent_samples = torch.where(
             self.fire_counts > 0, 0, self.silent_samples + self.n_samples
         )
-        seen = Observation(self.frequency, self.peak, self.silent_samples)
+        near = self.near_counts.to(self.peak.dtype) / self.n_samples
+        seen = Observation(self.frequency, self.peak, self.silent_samples, near, self.band)
         limits = bias_range().to(self.peak.dtype).expand_as(self.peak)
         new_bias = self.rule(bias.to(self.peak.dtype), seen, self.targets, self.rates, limits)
+        self.band = next_band(seen, self.targets, self.rates, limits)
         self.fire_counts.zero_()
+        self.near_counts.zero_()
         self.peak = torch.zeros_like(self.peak)
         self.n_samples.zero_()
         return new_bias

@@ -53,6 +53,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             measured on the first batch.
         sparse_below_density (float): Share of active entries in a batch below which sparse products
             are used. Results agree to rounding. 0 turns them off.
+        calibration_samples (int): On how many of the last samples the biases are set, when training
+            ends, so that each group's mean frequency is on target. They are kept in memory while
+            training (samples x d_in). 0 leaves the biases as the last adaptation left them.
         decoder_init_norm (float | None): Must be 1.0: decoder rows are kept at unit norm.
         d_in (int): Input dimension. Inherited from SAEConfig.
         d_sae (int): Number of latents. Inherited from SAEConfig.
@@ -69,6 +72,7 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     nested_weight: float = 1.0
     bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float = 0.1
+    calibration_samples: int = 32768
     decoder_init_norm: float | None = 1.0
 
     @override
@@ -118,6 +122,7 @@ _POSSIBLE: dict[str, Check] = {
     "output_scale_init": POSITIVE,
     "encoder_correction_rate": (is_positive, f"{POSITIVE[1]} (tied=True for no correction)"),
     "sparse_below_density": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "calibration_samples": (lambda v: isinstance(v, int) and v >= 0, "an integer, at least 0"),
     "decoder_init_norm": (
         lambda v: v == 1.0,
         "1.0: GBA keeps decoder rows at unit norm (leave it out)",
@@ -137,4 +142,5 @@ _PAPER: dict[str, Any] = {
     "bias_decrease_rate": 0.01,
     "bias_increase_rate": 0.01,
     "bias_init": "zero",
+    "calibration_samples": 0,
 }

@@ -1,7 +1,10 @@
 """The GBA training SAE: glue between bias adaptation and SAELens."""
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +20,12 @@ from typing_extensions import override
 
 from sae_lens_gba.bias_adaptation import quantile_bias, require_finite, typical_norm
 from sae_lens_gba.bias_adapter import BiasAdapter
+from sae_lens_gba.calibration import Calibration, RecentSamples, UnreachableL0, calibrate_groups
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.precision import apply_keeping_float32
 from sae_lens_gba.sparse_autoencoder_ops import (
+    CHUNK_ROWS,
     ActiveSet,
     NestedSquaredError,
     SparseDecode,
@@ -28,6 +33,10 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     find_active,
 )
 from sae_lens_gba.unit_norm_rows import keep_rows_at_unit_norm, normalise_rows
+
+logger = logging.getLogger(__name__)
+
+_LEAST_FIRINGS = 30  # of each group that a calibration must expect to mean anything
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -109,6 +118,10 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     adapter: BiasAdapter
     _encoder_follows_decoder = False  # W_enc is a parameter until the weights are there
     _step: "_SparseStep | None" = None
+    _started = False
+    # in evaluation mode: what biases and frequencies go back to when training goes on
+    _in_training: tuple[torch.Tensor, torch.Tensor] | None = None
+    _calibration: Calibration | None = None
 
     @override
     def initialize_weights(self) -> None:
@@ -127,6 +140,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         self.output_scale = nn.Parameter(
             zeros + cfg.output_scale_init, requires_grad=cfg.learn_output_scale
         )
+        self._recent = RecentSamples(cfg.calibration_samples)
         self.adapter = BiasAdapter(
             cfg.spectrum(),
             cfg.bias_update,
@@ -153,19 +167,54 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @property
     def bias(self) -> torch.Tensor:
-        """The adapted biases b, at most 0, shape (d_sae,)."""
+        """The adapted biases b, at most 0, in units of `input_scale`, shape (d_sae,)."""
         return -self.threshold.data if self._is_jumprelu else self.b_enc.data
 
     def set_bias(self, bias: torch.Tensor) -> None:
-        """Put new biases in place; shape (d_sae,)."""
+        """Put new biases in place, in units of `input_scale`; shape (d_sae,)."""
         if self._is_jumprelu:
             self.threshold.data.copy_(-bias)
         else:
             self.b_enc.data.copy_(bias)
 
     def bias_range(self) -> torch.Tensor:
-        """c of the biases' range [-c, 0], in pre-activation units, shape (d_sae,)."""
-        return self.adapter.input_norm * self.W_enc.detach().norm(dim=0)
+        """c of the biases' range [-c, 0], in units of `input_scale`, shape (d_sae,)."""
+        return math.sqrt(self.cfg.d_in) * self.W_enc.detach().norm(dim=0)
+
+    # --- the unit of the inputs ---
+
+    @property
+    def input_scale(self) -> torch.Tensor:
+        """Typical norm of the centred input / sqrt(d_in), shape (); 1 until it is known.
+
+        The unit of ``b_dec``, ``b_enc`` and ``threshold`` while training. Together with a loss in
+        its square it makes training the same whatever the unit of the activations, and lets the
+        biases follow when that changes. A saved SAE is in units of the input.
+        """
+        norm = self.adapter.input_norm
+        return torch.where(norm > 0, norm / math.sqrt(self.cfg.d_in), 1.0)
+
+    def in_input_units(self, parameter: torch.Tensor) -> torch.Tensor:
+        """``b_dec``, ``b_enc`` or ``threshold`` in units of the input."""
+        return self.input_scale * parameter
+
+    @override
+    def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
+        # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
+        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        x = self.run_time_activation_norm_fn_in(x)
+        return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
+
+    @torch.no_grad()
+    def _to_input_units(self) -> None:
+        """From here on, until the scale is known anew, the unit is that of the inputs."""
+        for parameter in (self.b_dec, *self._encoder_biases()):
+            parameter.data.mul_(self.input_scale)
+        self.adapter.input_norm.zero_()
+        self._started = False
+
+    def _encoder_biases(self) -> list[nn.Parameter]:
+        return [self.b_enc, self.threshold] if self._is_jumprelu else [self.b_enc]
 
     @property
     def _is_jumprelu(self) -> bool:
@@ -206,7 +255,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             recons = self._decode_sparse(step)
         else:
             recons = feature_acts @ self._scaled_W_dec()
-        recons = self.hook_sae_recons(recons + self.b_dec)
+        recons = self.hook_sae_recons(recons + self.in_input_units(self.b_dec))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     @outside_compilation
@@ -227,8 +276,9 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     def _encode_dense(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ W_enc + self.b_enc.to(self.dtype))
-        threshold = self.threshold.to(self.dtype) if self._is_jumprelu else 0.0
+        b_enc = self.in_input_units(self.b_enc).to(self.dtype)
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ W_enc + b_enc)
+        threshold = self._limit().to(self.dtype)
         acts = torch.where(hidden_pre > threshold, hidden_pre, 0.0)
         return self.hook_sae_acts_post(acts), hidden_pre
 
@@ -242,10 +292,16 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             return find_active(
                 sae_in,
                 W_enc,
-                self.b_enc,
-                self.threshold if self._is_jumprelu else None,
+                self.in_input_units(self.b_enc),
+                self._limit(),
                 self.cfg.sparse_below_density,
             )
+
+    def _limit(self) -> torch.Tensor:
+        """Above which pre-activation a latent is active, in units of the input, (d_sae,) or ()."""
+        if self._is_jumprelu:
+            return self.in_input_units(self.threshold.detach())
+        return self.b_enc.new_zeros(())
 
     def _scaled_W_dec(self) -> torch.Tensor:
         return self.W_dec * self.output_scale.to(self.dtype).unsqueeze(1)
@@ -257,33 +313,67 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         require_finite(step_input.sae_in, step_input.n_training_steps)
         if self.training:
             keep_rows_at_unit_norm(self.W_dec)
-            self._start_if_new(step_input.sae_in)
+            self._take_in(step_input.sae_in)
         try:
             output = super().training_forward_pass(step_input)
         finally:
             self._step = None
-        if self.training:
+        weight = self._loss_weight(step_input.sae_in)
+        output.loss = output.loss * weight
+        output.losses = {name: loss * weight for name, loss in output.losses.items()}
+        if self.training and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
             output.metrics.update(self._metrics())
         return output
 
     @torch.no_grad()
-    def _start_if_new(self, batch: torch.Tensor) -> None:
-        """On the first batch: input norm, and of a new SAE also b_dec and biases."""
-        if float(self.adapter.input_norm) > 0:
+    def _take_in(self, batch: torch.Tensor) -> None:
+        """What a batch says before it is trained on: the scale of the inputs, a start."""
+        if self.cfg.calibration_samples > 0:
+            self._recent.add(batch.detach())
+        x = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
+        if self._has_started():
+            b_dec = self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else 0.0
+            self.adapter.follow_norm(typical_norm(x - b_dec))
             return
-        is_new = int(self.adapter.n_steps) == 0
-        sae_in = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
+        mean = x.mean(dim=0)
+        norm = typical_norm(x - mean)
+        # a batch of zeros, of one row or of equal rows (but for rounding) says nothing
+        if float(norm) > 1e-5 * float(mean.norm()):
+            self._start(x, norm if self.cfg.apply_b_dec_to_input else typical_norm(x))
+
+    def _has_started(self) -> bool:
+        """Whether the scale of the inputs is known; nothing is learnt before."""
+        if not self._started:
+            self._started = float(self.adapter.input_norm) > 0
+        return self._started
+
+    def _start(self, x: torch.Tensor, norm: torch.Tensor) -> None:
+        """The scale of the inputs is known; of a new SAE, b_dec and biases start as well."""
+        self.adapter.input_norm.copy_(norm)
+        if int(self.adapter.n_steps) > 0:
+            for parameter in (self.b_dec, *self._encoder_biases()):
+                parameter.data.div_(self.input_scale)
+            return
+        sae_in = x / self.input_scale
         if self.cfg.apply_b_dec_to_input:
-            if is_new:
-                self.b_dec.data.copy_(sae_in.mean(dim=0))
+            self.b_dec.data.copy_(sae_in.mean(dim=0))
             sae_in = sae_in - self.b_dec
-        self.adapter.input_norm.copy_(typical_norm(sae_in))
-        if is_new and self.cfg.bias_init == "quantile":
+        if self.cfg.bias_init == "quantile":
             self.set_bias(
                 quantile_bias(sae_in, self.W_enc, self.adapter.target_frequency, self.bias_range())
             )
+
+    def _loss_weight(self, sae_in: torch.Tensor) -> torch.Tensor:
+        """Makes the squared error that of inputs of the unit's scale."""
+        if self.training and not self._has_started():
+            return self.input_scale * 0
+        weight = self.input_scale**-2
+        if self.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+            seen = self.run_time_activation_norm_fn_in(sae_in)
+            weight = weight * seen.square().sum() / sae_in.square().sum()
+        return weight
 
     @torch.no_grad()
     def _observe_and_adapt(self, hidden_pre: torch.Tensor) -> None:
@@ -293,16 +383,89 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             self.set_bias(new_bias)
 
     def _with_bias(self, hidden_pre: torch.Tensor) -> torch.Tensor:
-        """y of the paper: positive where a neuron is active. Same shape and layout."""
-        if not self._is_jumprelu:
-            return hidden_pre
+        """y of the paper in units of `input_scale`: positive where a neuron is active."""
         if not hidden_pre.is_sparse:
-            return hidden_pre - self.threshold
+            return (hidden_pre - self._limit()) / self.input_scale
         indices = hidden_pre.indices()
-        above = hidden_pre.values() - self.threshold[indices[1]]
+        limit = self._limit()
+        above = hidden_pre.values() - (limit[indices[1]] if limit.ndim else limit)
         return torch.sparse_coo_tensor(
-            indices, above, hidden_pre.shape, is_coalesced=True, check_invariants=False
+            indices,
+            above / self.input_scale,
+            hidden_pre.shape,
+            is_coalesced=True,
+            check_invariants=False,
         )
+
+    # --- calibration ---
+
+    @override
+    def train(self, mode: bool = True) -> "GBATrainingSAE":
+        """In evaluation mode biases are calibrated on the last ``calibration_samples``.
+
+        Training goes on with the biases it had, whether or not it was evaluated in between.
+        """
+        if mode and self._in_training is not None:
+            bias, frequency = self._in_training
+            self.set_bias(bias)
+            self.adapter.frequency = frequency
+            self._in_training = self._calibration = None
+        elif not mode and self.training:
+            state = self.bias.clone(), self.adapter.frequency
+            if self._calibrate():
+                self._in_training = state
+        return super().train(mode)
+
+    def _settle(self) -> None:
+        """Calibrated biases become the SAE's own: training has ended."""
+        if self._in_training is None:
+            self._calibrate()
+        self._in_training = None
+        self._recent.batches.clear()
+
+    @torch.no_grad()
+    def _calibrate(self) -> bool:
+        """Put each group's mean on target on the recent samples; whether that could be done."""
+        adapter, n_samples = self.adapter, len(self._recent)
+        targets = adapter.targets
+        group_frequency = targets.group_mean(adapter.target_frequency).double()
+        group_l0 = group_frequency.cpu() * torch.tensor(adapter.spectrum.sizes)
+        if not self._has_started() or n_samples * float(group_l0.min()) < _LEAST_FIRINGS:
+            return False
+        unit = self.W_enc.norm(dim=0).to(self.state_dtype)
+        try:
+            (found,) = calibrate_groups(
+                self._recent_pre_activations,
+                -self.bias,
+                unit,
+                adapter.group,
+                group_frequency,
+                [float(group_l0.sum())],
+            )
+        except UnreachableL0 as error:
+            logger.warning("the biases were not calibrated: %s", error)
+            return False
+        self.set_bias((self.bias - found.offset[adapter.group] * unit).clamp(max=0))
+        adapter.frequency = found.frequency.to(adapter.frequency.dtype)
+        self._calibration = found
+        return True
+
+    def _recent_pre_activations(self) -> Iterator[torch.Tensor]:
+        """Biases left out, in units of `input_scale`, chunks of (n, d_sae)."""
+        W_enc = self.W_enc
+        for batch in self._recent.batches:
+            for rows in batch.split(CHUNK_ROWS):
+                yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
+
+    @contextmanager
+    def _as_it_is_used(self) -> Iterator[None]:
+        """In evaluation mode for a moment: what is saved is calibrated, training is untouched."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -325,7 +488,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             bands = [(nested_set == k).nonzero().squeeze(1) for k in range(self._n_nested_sets)]
             parts = torch.stack([feature_acts[:, band] @ W_dec[band] for band in bands])
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
-        error = NestedSquaredError.apply(parts, target - self.b_dec)
+        error = NestedSquaredError.apply(parts, target - self.in_input_units(self.b_dec))
         return {"nested_mse_loss": self.cfg.nested_weight * error}
 
     def _metrics(self) -> dict[str, Callable[[], torch.Tensor]]:
@@ -390,14 +553,12 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """As SAELens', but the decoder's factor goes to output_scale: its rows stay unit norm.
-
-        Pre-activations, and with them biases, are the same as before the fold.
-        """
-        self._free_encoder()
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        self._move_row_norms_to_output_scale()
+        """Inputs are 1 / scaling_factor as large from here on; nothing else changes."""
+        self._settle()
+        if not self._has_started():
+            self.adapter.input_norm.fill_(math.sqrt(self.cfg.d_in))
         self.adapter.input_norm /= scaling_factor
+        self.cfg.normalize_activations = "none"
 
     @override
     @torch.no_grad()
@@ -408,10 +569,11 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         unwhitening_matrix: torch.Tensor,
     ) -> None:
         """As SAELens'; the norm of the raw inputs is estimated anew if training goes on."""
+        self._settle()
+        self._to_input_units()
         self._free_encoder()
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
         self._move_row_norms_to_output_scale()
-        self.adapter.input_norm.zero_()
 
     @override
     @torch.no_grad()
@@ -425,11 +587,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         """Move the decoder's norms, output scale included, into encoder and biases."""
         norms = self.get_W_dec_norm()
         self._free_encoder()
-        for encoder_side in (
-            self.W_enc,
-            self.b_enc,
-            *([self.threshold] if self._is_jumprelu else []),
-        ):
+        for encoder_side in (self.W_enc, *self._encoder_biases()):
             encoder_side.data.mul_(norms)
         self.output_scale.data.div_(norms)
         return norms
@@ -449,18 +607,32 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
                     "end of training): set tied=False to go on from it."
                 )
             state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
+        if "adapter.band" not in state_dict:
+            self._to_todays_units(state_dict)
+        self._started = False
+        self._in_training = self._calibration = None
+        self._recent.batches.clear()
+
+    def _to_todays_units(self, state_dict: dict[str, Any]) -> None:
+        """Of a checkpoint of before version 0.1, whose biases were in units of the input."""
+        norm = float(state_dict["adapter.input_norm"])
+        if norm > 0:
+            for name in ("b_dec", "b_enc", "threshold", "adapter.peak"):
+                if name in state_dict:
+                    state_dict[name] = state_dict[name] / (norm / math.sqrt(self.cfg.d_in))
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        """Leave exactly the parameters of the stock architecture."""
-        weights = {
-            "W_enc": self.W_enc,
-            "b_enc": self.b_enc,
-            "W_dec": self._scaled_W_dec(),
-            "b_dec": self.b_dec,
-        }
-        if self._is_jumprelu:
-            weights["threshold"] = self.threshold
+        """Leave exactly the parameters of the stock architecture, calibrated."""
+        with self._as_it_is_used():
+            weights = {
+                "W_enc": self.W_enc,
+                "b_enc": self.in_input_units(self.b_enc),
+                "W_dec": self._scaled_W_dec(),
+                "b_dec": self.in_input_units(self.b_dec),
+            }
+            if self._is_jumprelu:
+                weights["threshold"] = self.in_input_units(self.threshold)
         state_dict.clear()
         for name, weight in weights.items():
             state_dict[name] = weight.detach().to(self.dtype).contiguous()
@@ -468,11 +640,27 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a stock SAE, with ``gba_groups.safetensors`` beside it."""
-        groups = self.groups()
-        self.cfg.metadata.gba = {"groups": groups.summary()}
-        paths = super().save_inference_model(path)
+        metadata = self.cfg.metadata
+        with self._as_it_is_used():
+            groups, calibration = self.groups(), self._calibration
+            self.cfg.metadata = deepcopy(metadata)
+            self.cfg.metadata.gba = {"groups": groups.summary(), "l0": self._measured_l0()}
+            if calibration is not None:  # of the saved biases, unlike the trainer's
+                self.cfg.metadata.l0 = calibration.l0
+            try:
+                paths = super().save_inference_model(path)
+            finally:
+                self.cfg.metadata = metadata
         groups.save(path)
         return paths
+
+    def _measured_l0(self) -> dict[str, float | int | None]:
+        found = self._calibration
+        return {
+            "target": float(self.adapter.target_frequency.sum()),
+            "measured": float(self.adapter.frequency.sum()) if found is None else found.l0,
+            "n_samples": None if found is None else found.n_samples,
+        }
 
     def groups(self) -> NeuronGroups:
         """Groups, targets, and frequencies as measured at the last adaptation."""

@@ -119,7 +119,7 @@ def train_together(
                 "scale the data instead."
             )
     trainers: list[SAETrainer[Any, Any]] = [
-        SAETrainer(_trainer_config(settings), sae, data) for sae in saes
+        SAETrainer(trainer_config(settings), sae, data) for sae in saes
     ]
     seconds = [0.0] * len(saes)
     for step in trange(1, settings.steps + 1, desc="steps", leave=False):
@@ -134,7 +134,7 @@ def train_together(
     return seconds
 
 
-def _trainer_config(settings: TrainingSettings) -> SAETrainerConfig:
+def trainer_config(settings: TrainingSettings) -> SAETrainerConfig:
     return SAETrainerConfig(
         total_training_samples=settings.steps * settings.batch_size,
         train_batch_size_samples=settings.batch_size,

@@ -1,0 +1,210 @@
+"""Thresholds at which groups of latents fire exactly as often as asked, on given samples.
+
+The margin of latent m on a sample is how far its pre-activation lies above its threshold, in a
+unit of its own (the norm of its encoder column):
+
+    u_m = (h_m - threshold_m) / unit_m        active iff u_m > 0 and h_m > 0
+
+Moving the thresholds of a group by ``offset * unit_m`` makes all pairs with u > offset active,
+so the offset for a wanted number of active pairs lies between two order statistics of the
+group's margins: exact on these samples, with no iteration. This file is pure functions.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+_FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
+_BISECTION_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Margins:
+    """The pairs of sample and latent that fire, or would with lower thresholds.
+
+    Attributes:
+        value: u of each pair, highest first within a group, float64, shape (n_pairs,).
+        latent: which latent, int64, shape (n_pairs,).
+        starts: where each group's pairs begin, and the end; length n_groups + 1.
+        n_samples: samples looked at.
+        is_complete: whether every pair with h > 0 is there.
+    """
+
+    value: torch.Tensor
+    latent: torch.Tensor
+    starts: tuple[int, ...]
+    n_samples: int
+    is_complete: bool
+
+    def available(self, group: int) -> int:
+        return self.starts[group + 1] - self.starts[group]
+
+    def offset(self, group: int, n_active: int) -> float:
+        """Midway between the last pair that is to fire and the first that is not."""
+        begin, end = self.starts[group], self.starts[group + 1]
+        if begin == end:
+            return 0.0
+        above = self.value[min(max(begin + n_active - 1, begin), end - 1)]
+        below = self.value[min(begin + n_active, end - 1)]
+        if n_active == 0:  # just above the strongest
+            return float(above + above.abs() * 1e-3)
+        if begin + n_active >= end:  # just below the weakest
+            return float(below - below.abs().clamp(min=1e-12) * 1e-6)
+        return float((above + below) / 2)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds for one L0.
+
+    Attributes:
+        offset: by group, in units; a threshold moves by ``offset[group] * unit``. Float64.
+        frequency: share of the samples on which each latent is active then, (d_sae,).
+        n_samples: samples looked at.
+    """
+
+    offset: torch.Tensor
+    frequency: torch.Tensor
+    n_samples: int
+
+    @property
+    def l0(self) -> float:
+        """Active latents a sample."""
+        return float(self.frequency.sum())
+
+
+class RecentSamples:
+    """The last batches that were trained on, as long as they are needed for ``capacity`` samples.
+
+    They are held, not copied: memory is that of ``capacity`` samples, rounded up to batches.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.batches: deque[torch.Tensor] = deque()
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    def add(self, batch: torch.Tensor) -> None:
+        """Take in a batch of shape (n, d_in); the oldest that are not needed any more go."""
+        self.batches.append(batch)
+        while len(self) - len(self.batches[0]) >= self.capacity:
+            self.batches.popleft()
+
+
+class UnreachableL0(ValueError):
+    """An L0 that no thresholds give; ``nearest`` can be had."""
+
+    def __init__(self, l0: float, nearest: float):
+        super().__init__(
+            f"target_l0={l0:g} can't be had on these samples: with all thresholds at 0 only "
+            f"{nearest:.4g} latents are active a sample; ask for that or less."
+        )
+        self.nearest = nearest
+
+
+def collect_margins(
+    pre_activations: Iterable[torch.Tensor],
+    threshold: torch.Tensor,
+    unit: torch.Tensor,
+    group: torch.Tensor,
+    n_groups: int,
+    depth: float,
+) -> Margins:
+    """Margins of all pairs with ``h > 0`` and ``u > -depth``.
+
+    Args:
+        pre_activations: h, in chunks of shape (n, d_sae).
+        threshold: shape (d_sae,).
+        unit: above 0, shape (d_sae,).
+        group: group of each latent, int64, shape (d_sae,).
+        n_groups: number of groups.
+        depth: in units.
+    """
+    lowest = (threshold - depth * unit).clamp(min=0)
+    values, latents, n_samples = [], [], 0
+    for h in pre_activations:
+        latent = (h > lowest).nonzero()[:, 1]
+        above = h[h > lowest] - threshold[latent]
+        values.append((above / unit[latent]).double())
+        latents.append(latent)
+        n_samples += h.shape[0]
+    value, latent = torch.cat(values), torch.cat(latents)
+    order = value.argsort(descending=True)
+    order = order[group[latent[order]].argsort(stable=True)]
+    value, latent = value[order], latent[order]
+    sizes = torch.bincount(group[latent], minlength=n_groups)
+    starts = (0, *sizes.cumsum(0).tolist())
+    return Margins(value, latent, starts, n_samples, bool((lowest == 0).all()))
+
+
+def calibrate_groups(
+    pre_activations: Callable[[], Iterable[torch.Tensor]],
+    threshold: torch.Tensor,
+    unit: torch.Tensor,
+    group: torch.Tensor,
+    group_frequency: torch.Tensor,
+    l0s: list[float],
+) -> list[Calibration]:
+    """Thresholds for each of several L0s, from as few passes over the samples as it takes.
+
+    Each group's mean frequency becomes ``group_frequency`` with its odds multiplied by one
+    factor for all groups, which is 1 when ``l0`` is what the frequencies add up to. A group
+    that can't fire as often as that leaves the rest to the others.
+
+    Args:
+        pre_activations: gives h in chunks of shape (n, d_sae), the same on every call.
+        threshold: shape (d_sae,).
+        unit: above 0, shape (d_sae,).
+        group: group of each latent, int64, shape (d_sae,).
+        group_frequency: shares of samples, float64, shape (n_groups,).
+        l0s: active latents a sample.
+
+    Raises:
+        UnreachableL0: more is asked than there is with all thresholds at 0.
+    """
+    n_groups = len(group_frequency)
+    sizes = torch.bincount(group, minlength=n_groups).double().cpu()
+    depth = _FIRST_DEPTH
+    while True:
+        margins = collect_margins(pre_activations(), threshold, unit, group, n_groups, depth)
+        available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
+        most = available / margins.n_samples
+        found = [_expected(group_frequency.cpu(), sizes, most, l0) for l0 in l0s]
+        if margins.is_complete or all((e <= most - 1e-9).all() for e in found):
+            break
+        depth *= 4
+    for l0, expected in zip(l0s, found, strict=True):
+        if float(expected.sum()) < l0 * (1 - 1e-3):
+            raise UnreachableL0(l0, float(most.sum()))
+    return [_calibration(margins, expected, group, len(threshold)) for expected in found]
+
+
+def _expected(
+    frequency: torch.Tensor, sizes: torch.Tensor, most: torch.Tensor, l0: float
+) -> torch.Tensor:
+    """Active latents a sample by group, ``l0`` in all, at most ``most`` of each."""
+
+    def at(log_factor: float) -> torch.Tensor:
+        odds = frequency / (1 - frequency) * torch.tensor(log_factor).double().exp()
+        return torch.minimum(sizes * odds / (1 + odds), most)
+
+    low, high = -40.0, 40.0
+    for _ in range(_BISECTION_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(at(middle).sum()) < l0 else (low, middle)
+    return at(high)
+
+
+def _calibration(
+    margins: Margins, expected: torch.Tensor, group: torch.Tensor, d_sae: int
+) -> Calibration:
+    wanted = (expected * margins.n_samples).round().long().tolist()
+    offset = torch.tensor([margins.offset(k, n) for k, n in enumerate(wanted)]).double()
+    offset = offset.to(margins.value.device)
+    fires = margins.value > offset[group[margins.latent]]
+    counts = torch.bincount(margins.latent[fires], minlength=d_sae)
+    return Calibration(offset, counts.double() / margins.n_samples, margins.n_samples)
