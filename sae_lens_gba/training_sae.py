@@ -553,10 +553,17 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Inputs are 1 / scaling_factor as large from here on; nothing else changes."""
+        """As SAELens': same activations from raw inputs, in whose units input_scale is then.
+
+        The decoder's part goes to output_scale: its rows stay unit norm.
+        """
         self._settle()
         if not self._has_started():
-            self.adapter.input_norm.fill_(math.sqrt(self.cfg.d_in))
+            self.adapter.input_norm.fill_(math.sqrt(self.cfg.d_in))  # input_scale 1, as it was
+        self._free_encoder()
+        for encoder_side in (self.W_enc, *self._encoder_biases()):
+            encoder_side.data.mul_(scaling_factor)
+        self.output_scale.data.div_(scaling_factor)
         self.adapter.input_norm /= scaling_factor
         self.cfg.normalize_activations = "none"
 

@@ -20,14 +20,25 @@ RATES = AdaptationRates(decrease=0.01, increase=0.01, dead_frequency=1e-3, frequ
 
 
 def apply_rule(
-    name, bias, frequency, peak, group, target, c=1.0, rates=RATES, silent_samples=10**6
+    name,
+    bias,
+    frequency,
+    peak,
+    group,
+    target,
+    c=1.0,
+    rates=RATES,
+    silent_samples=10**6,
+    near=0.0,
+    band=0.0,
 ):
     tensors = [torch.tensor(v, dtype=torch.float64) for v in (bias, frequency, peak, target)]
     bias_, frequency_, peak_, target_ = tensors
     targets = Targets(torch.tensor(group), target_, max(group) + 1)
     c_ = torch.full_like(bias_, c)
     silent = torch.where(frequency_ > 0, 0, silent_samples)
-    seen = Observation(frequency_, peak_, silent)
+    near_, band_ = (torch.as_tensor(v).double().expand_as(bias_) for v in (near, band))
+    seen = Observation(frequency_, peak_, silent, near_, band_)
     return UPDATE_RULES[name](bias_, seen, targets, rates, c_).tolist()
 
 
@@ -70,6 +81,31 @@ def test_group_mean_rule_by_hand() -> None:
             -0.2 - 0.006 * math.log(6) + 0.02,
         ]
     )
+
+
+def test_group_newton_rule_by_hand() -> None:
+    # group 0: p = 0.1, 0.3 of 0.1 -> e = log 2. Of 0.4 (sum of p), 0.08 fire within 0.02 of their
+    #          threshold, 0.01 c: relative slope h = 0.08 / (0.4 * 0.01) = 20 per c
+    #          step log 2 / 20 = 0.0347 is limited to 2 * 0.01 (decrease): 0.02 c = 0.04
+    # group 1: p = 0.01, 0.01 of 0.008 -> e = log 1.25; slope 0.01 / (0.02 * 0.01) = 50 per c
+    #          step log 1.25 / 50 = 0.00446 c
+    rule = {"group": [0, 0, 1, 1], "target": [0.1, 0.1, 0.008, 0.008], "peak": [1.0] * 4, "c": 2.0}
+    new = apply_rule(
+        "group_newton",
+        bias=[-0.5, -0.4, -0.3, -0.2],
+        frequency=[0.1, 0.3, 0.01, 0.01],
+        near=torch.tensor([0.02, 0.06, 0.005, 0.005]),
+        band=0.02,
+        **rule,
+    )
+    small = 2 * math.log(1.25) / 50
+    assert new == pytest.approx([-0.54, -0.44, -0.3 - small, -0.2 - small])
+
+
+def test_without_a_known_slope_group_newton_is_group_mean() -> None:
+    args = {"bias": [-0.5, -0.4], "frequency": [0.1, 0.3], "peak": [1.0, 1.0], "group": [0, 0],
+            "target": [0.1, 0.1]}  # fmt: skip
+    assert apply_rule("group_newton", **args) == pytest.approx(apply_rule("group_mean", **args))
 
 
 def test_group_mean_takes_a_rare_neuron_for_dead_only_when_it_is_overdue() -> None:
@@ -130,7 +166,7 @@ def test_rules_do_not_depend_on_the_unit_of_the_activations(name: str) -> None:
     assert large == pytest.approx([100 * b for b in small])
 
 
-@pytest.mark.parametrize("rule", ["paper", "group_mean"])
+@pytest.mark.parametrize("rule", ["paper", "group_mean", "group_newton"])
 def test_streaming_statistics_equal_the_buffered_reference_step_by_step(rule: str) -> None:
     torch.manual_seed(3)
     d_sae, period = 12, 4
@@ -162,6 +198,8 @@ def test_streaming_statistics_equal_the_buffered_reference_step_by_step(rule: st
             moved += int((new != bias).sum())
             bias = new
             assert adapter.silent_samples.tolist() == reference.silent
+            if rule == "group_newton":
+                assert adapter.band.tolist() == pytest.approx(reference.band, rel=1e-12)
         rounding = (
             0.0 if rule == "paper" else 1e-13
         )  # of a mean whose terms add up in another order
@@ -192,7 +230,7 @@ class GaussianPlant:
         return torch.randn(2000, self.d_sae, generator=self.generator) + bias
 
 
-@pytest.mark.parametrize("rule", ["log_proportional", "group_mean"])
+@pytest.mark.parametrize("rule", ["log_proportional", "group_mean", "group_newton"])
 @pytest.mark.parametrize("start", [0.0, -4.0], ids=["from above", "from below"])
 def test_the_closed_loop_reaches_its_targets(rule: str, start: float) -> None:
     spectrum = FrequencySpectrum((0.2, 0.02), (8, 24))

@@ -127,7 +127,7 @@ def test_counters_are_those_of_the_activations(activation: str) -> None:
     output = sae.training_forward_pass(step_input=step_input(x))
     acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
     assert torch.equal(sae.adapter.fire_counts, (acts > 0).sum(dim=0))
-    above = acts + (sae.bias if activation == "jumprelu" else 0.0)
+    above = acts / sae.input_scale + (sae.bias if activation == "jumprelu" else 0.0)
     torch.testing.assert_close(sae.adapter.peak, above.amax(dim=0).clamp(min=0))
 
 
@@ -173,7 +173,7 @@ def test_b_dec_starts_at_the_mean_of_the_first_batch() -> None:
     sae = GBATrainingSAE(tiny_config())
     x = next(mixture(0))
     sae.training_forward_pass(step_input=step_input(x))
-    torch.testing.assert_close(sae.b_dec.detach(), x.mean(dim=0))
+    torch.testing.assert_close(sae.in_input_units(sae.b_dec.detach()), x.mean(dim=0))
     torch.testing.assert_close(sae.adapter.input_norm, (x - x.mean(dim=0)).norm(dim=1).median())
 
 
@@ -189,7 +189,7 @@ def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
     errors = [
         (sae.decode(acts * (group <= last)) - x).square().sum(dim=1).mean() for last in range(3)
     ]
-    alone = cfg.nested_weight * torch.stack(errors).mean()
+    alone = cfg.nested_weight * torch.stack(errors).mean() / sae.input_scale**2
     torch.testing.assert_close(output.losses["nested_mse_loss"], alone, rtol=1e-4, atol=1e-4)
     whole = output.losses["mse_loss"] + output.losses["nested_mse_loss"]
     torch.testing.assert_close(output.loss, whole)
@@ -215,7 +215,8 @@ def test_b_dec_gets_its_gradient_from_the_output_alone() -> None:
     x = next(mixture(0))
     output = sae.training_forward_pass(step_input=step_input(x))
     output.loss.backward()
-    torch.testing.assert_close(sae.b_dec.grad, (2 * (output.sae_out - x)).mean(dim=0).detach())
+    error = (2 * (output.sae_out - x)).mean(dim=0).detach()  # in units of the input, its square
+    torch.testing.assert_close(sae.b_dec.grad, error / sae.input_scale)
 
 
 def test_a_relu_sae_can_not_undo_the_feedback_by_moving_b_dec() -> None:
