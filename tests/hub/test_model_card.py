@@ -17,7 +17,7 @@ from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.card_update import BEGIN, END, split_front_matter, update_card
 from sae_lens_gba.hub.frequency_plot import save_frequency_plot
-from sae_lens_gba.hub.model_card import CardEntry, card_body, find_metric, front_matter, number
+from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter, number
 from sae_lens_gba.hub.publishing import publish
 
 REPO = "user/gpt2-gba-saes"
@@ -145,22 +145,6 @@ def test_an_evaluation_goes_before_the_trainers_figures() -> None:
     content["metadata"]["gba"]["evaluation"] = {"sparsity": {"l0": 0.9}, "dead": 0}
     entry = CardEntry.from_cfg("a", content, None)
     assert (entry.l0_measured, entry.dead) == (0.9, 0)
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "expected"),
-    [
-        ({"l0": 3}, 3),
-        ({"metrics/l0": 3.5}, 3.5),
-        ({"sparsity": {"l0": 2.0}}, 2.0),
-        ({"l0_like": 1.0, "l0": True}, None),
-        ({}, None),
-    ],
-)
-def test_a_figure_is_found_under_saelens_names(
-    evaluation: dict[str, Any], expected: float | None
-) -> None:
-    assert find_metric(evaluation, "l0") == expected
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import D_IN, D_SAE, HOOK, REPO, activations, contents, edit, publish_to, trainer
 from huggingface_hub import HfApi, constants
 from local_hub import LocalHub
-from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, edit, publish_to, trainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.errors import (

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_fixtures import REPO, activations, edit
 from huggingface_hub import constants
 from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
-from tiny_training import REPO, activations, edit
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.errors import (
