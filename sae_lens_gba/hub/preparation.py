@@ -1,10 +1,7 @@
 """From what the user passed to a folder that is laid out as the repo will be, checked."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from sae_lens_gba.hub.validation import (
     check_sae_id,
 )
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
+from sae_lens_gba.saved.files import PLOT_FILENAME
 from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, read_saved
 from sae_lens_gba.training_sae import GBATrainingSAE
 
@@ -42,46 +39,6 @@ _PLACES = (
 )
 
 
-@dataclass
-class StagedSAEs:
-    """SAEs that are ready to go: a folder laid out as the repo will be."""
-
-    folder: Path
-    entries: list[CardEntry] = field(default_factory=list)
-
-    def paths(self) -> dict[str, Path]:
-        ids = [entry.sae_id for entry in self.entries]
-        candidates = ((f"{id}/{name}", self.folder / id / name) for id in ids for name in ALL_FILES)
-        return {name: path for name, path in candidates if path.is_file()}
-
-
-@contextmanager
-def working_folder(folder: str | Path | None, keep: bool) -> Iterator[Path]:
-    if folder is None:
-        path, new = Path(tempfile.mkdtemp(prefix="sae-lens-gba-")), True
-    else:
-        path = Path(folder).expanduser()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InvalidPublicationError(
-                f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
-            )
-        new, keep = not path.exists(), True
-        path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield path
-    except BaseException:
-        keep = False
-        raise
-    finally:
-        if not keep:
-            # an empty folder that was there before is the user's own, and stays
-            for written in [path] if new else list(path.iterdir()):
-                if written.is_dir():
-                    shutil.rmtree(written, ignore_errors=True)
-                else:
-                    written.unlink(missing_ok=True)
-
-
 def prepare(
     saes: Sources,
     work: Path,
@@ -89,16 +46,17 @@ def prepare(
     evaluations: Mapping[str, Mapping[str, Any]],
     neuronpedia_ids: Mapping[str, str],
     show_progress: bool,
-) -> StagedSAEs:
+) -> list[CardEntry]:
+    """Write the SAEs into ``work``, each into a folder named by its id; see `publish`."""
     sources = _with_ids(saes)
     for sae_id, _ in sources:
         if sae_id is not None:
             check_sae_id(sae_id)
-    staged = StagedSAEs(work)
+    entries: dict[str, CardEntry] = {}
     for given_id, source in tqdm(sources, desc="Preparing SAEs", disable=not show_progress):
         saved = _saved(source, given_id)
-        sae_id = given_id or _default_id({**saved.cfg["metadata"], **metadata}, saved)
-        if any(entry.sae_id == sae_id for entry in staged.entries):
+        sae_id = given_id or _default_id({**(saved.cfg.get("metadata") or {}), **metadata}, saved)
+        if sae_id in entries:
             raise InvalidPublicationError(
                 f"two of the SAEs have the same id {sae_id!r}: pass a dict with ids of your own, "
                 "such as {'seed_0': ..., 'seed_1': ...}."
@@ -106,10 +64,18 @@ def prepare(
         named = {"neuronpedia_id": neuronpedia_ids[sae_id]} if sae_id in neuronpedia_ids else {}
         saved = _annotated(saved, {**metadata, **named}, evaluations.get(sae_id))
         check_publishable(saved, sae_id)
-        staged.entries.append(_write(saved, work, sae_id))
-    _check_all_ids_known(staged, "evaluations", evaluations)
-    _check_all_ids_known(staged, "neuronpedia_ids", neuronpedia_ids)
-    return staged
+        saved.save(work / sae_id)
+        plot = f"{sae_id}/{PLOT_FILENAME}"
+        drawn = save_frequency_plot(_groups(saved), work / plot, sae_id)
+        entries[sae_id] = CardEntry.from_cfg(sae_id, saved.cfg, plot if drawn else None)
+    for name, by_id in (("evaluations", evaluations), ("neuronpedia_ids", neuronpedia_ids)):
+        unknown = [sae_id for sae_id in by_id if sae_id not in entries]
+        if unknown:
+            raise InvalidPublicationError(
+                f"{name} has {unknown}, but the SAEs to publish are {list(entries)}: use their ids."
+            )
+        check_no_private_values(by_id, name)
+    return list(entries.values())
 
 
 def _with_ids(saes: Sources) -> list[tuple[str | None, Source]]:
@@ -187,20 +153,3 @@ def _annotated(
         changes = {**dict.fromkeys(_PLACES), **metadata}
         runner_cfg = {name: changes.get(name, value) for name, value in runner_cfg.items()}
     return replace(saved, cfg=cfg, runner_cfg=runner_cfg)
-
-
-def _write(saved: SavedSAE, work: Path, sae_id: str) -> CardEntry:
-    """Write a checked SAE and its plot, and say what the card needs of it."""
-    saved.save(work / sae_id)
-    drawn = save_frequency_plot(_groups(saved), work / sae_id / PLOT_FILENAME, sae_id)
-    return CardEntry.from_cfg(sae_id, saved.cfg, f"{sae_id}/{PLOT_FILENAME}" if drawn else None)
-
-
-def _check_all_ids_known(staged: StagedSAEs, name: str, by_id: Mapping[str, Any]) -> None:
-    known = [entry.sae_id for entry in staged.entries]
-    unknown = [sae_id for sae_id in by_id if sae_id not in known]
-    if unknown:
-        raise InvalidPublicationError(
-            f"{name} has {unknown}, but the SAEs to publish are {known}: use their ids."
-        )
-    check_no_private_values(dict(by_id), name)

@@ -67,10 +67,12 @@ class CommitOutcome:
 
     Attributes:
         info: as `HfApi.create_commit` gives it.
+        state: what it was built on.
         changed: False when the remote held identical files already.
     """
 
     info: CommitInfo
+    state: RemoteState
     changed: bool
 
 
@@ -102,7 +104,7 @@ def commit_all(
             with attempt:
                 state = place.state_to_build_on()
                 info = _commit(api, target, operations(state), message, state.sha)
-        return CommitOutcome(info, changed=info.oid != place.first_sha)
+        return CommitOutcome(info, state, changed=info.oid != place.first_sha)
     except Exception as error:
         explained = error if isinstance(error, GBAError) else explain(error, target.repo_id)
         # after a 404 it is gone, and what was made here with it

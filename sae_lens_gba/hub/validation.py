@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def check_no_private_values(content: object, name: str) -> None:
 
 def _leaves(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     items: Iterable[tuple[object, object]]
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         items = content.items()
     elif isinstance(content, list):
         items = enumerate(content)

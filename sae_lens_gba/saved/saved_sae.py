@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
-from sae_lens.registry import get_sae_class, get_sae_training_class
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.util import str_to_dtype
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -25,7 +25,6 @@ from sae_lens_gba.errors import (
     DamagedFileError,
     GBAError,
     MissingFileError,
-    NewerFormatError,
     NotAGBASAEError,
 )
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME, NeuronGroups
@@ -37,6 +36,7 @@ from sae_lens_gba.saved.files import (
     read_weights,
 )
 from sae_lens_gba.saved.stock_form import fold_activation_scaler, stock_form
+from sae_lens_gba.saved.training_form import training_config, training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 
@@ -99,9 +99,13 @@ class SavedSAE:
         b_enc = getattr(self.sae, "b_enc", None)
         return -b_enc.detach().float().cpu() if isinstance(b_enc, torch.Tensor) else None
 
+    def to_training_sae(self, **changes: Any) -> GBATrainingSAE:
+        """A training SAE to go on from; see `sae_lens_gba.to_training_sae`."""
+        return training_form(self.sae, self.groups, changes)
+
     def save(self, folder: Path) -> None:
         """Write its files, so that `read_saved` and SAELens read them, into a new folder."""
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # of an id that goes on below it
         write_json(folder / SAE_CFG_FILENAME, self.cfg)
         weights = {name: weight.contiguous() for name, weight in self.sae.state_dict().items()}
         save_file(weights, folder / SAE_WEIGHTS_FILENAME)
@@ -207,16 +211,21 @@ def _read_checkpoint(folder: Path) -> SavedSAE:
 
 
 def _read_stock(folder: Path, cfg: dict[str, Any], groups_required: bool) -> SavedSAE:
-    groups = None
+    groups, architecture = None, cfg.get("architecture", "standard")
     if groups_required or (folder / GROUPS_FILENAME).is_file():
         groups = _read_groups(folder, cfg.get("d_sae"))
         weights = read_weights(folder, cfg)
         settings = {**cfg, "device": "cpu"}
         sae: SAE[Any] = SAE.load_from_disk(folder, converter=lambda *_, **__: (settings, weights))
-    elif _is_registered(cfg.get("architecture", "standard")):
+    elif architecture in SAE_CLASS_REGISTRY:
         sae = SAE.load_from_disk(folder)
-    else:
+    elif architecture in SAE_TRAINING_CLASS_REGISTRY:
         return _read_checkpoint(folder)
+    else:
+        raise DamagedFileError(
+            f"{folder} has architecture={architecture!r}, which this SAELens does not know: import "
+            "the package that registers it, or upgrade sae-lens."
+        )
     fold_activation_scaler(sae, folder)
     if groups_required:
         training_config(cfg)  # a newer version's is refused here, not where it is used
@@ -229,24 +238,6 @@ def _read_stock(folder: Path, cfg: dict[str, Any], groups_required: bool) -> Sav
     )
 
 
-def _is_registered(architecture: str) -> bool:
-    """Whether it is one of SAELens' stock architectures, rather than of a training run.
-
-    Raises:
-        DamagedFileError: it is neither.
-    """
-    for find in (get_sae_class, get_sae_training_class):
-        try:
-            find(architecture)
-        except KeyError:
-            continue
-        return find is get_sae_class
-    raise DamagedFileError(
-        f"cfg.json has architecture={architecture!r}, which this SAELens does not know: import "
-        "the package that registers it, or upgrade sae-lens."
-    )
-
-
 def _read_groups(folder: Path, d_sae: int | None) -> NeuronGroups:
     try:
         return NeuronGroups.load(folder, d_sae)
@@ -255,24 +246,3 @@ def _read_groups(folder: Path, d_sae: int | None) -> NeuronGroups:
             f"{folder} has no {GROUPS_FILENAME}: this SAE was not trained with GBA, or not saved "
             "by sae-lens-gba. SAELens itself loads it: SAE.from_pretrained or SAE.load_from_disk."
         ) from error
-
-
-def training_config(cfg: dict[str, Any]) -> GBATrainingSAEConfig | None:
-    """Settings a stock SAE was trained with, from its cfg.json; None if not with GBA.
-
-    Raises:
-        NewerFormatError: it has settings that this version does not know.
-    """
-    metadata = cfg.get("metadata") or {}
-    if metadata.get("training_architecture") != "gba":
-        return None
-    details = metadata.get("training_architecture_details") or {}
-    names = {f.name for f in fields(GBATrainingSAEConfig)}
-    unknown = sorted(set(details) - names)
-    if unknown:
-        raise NewerFormatError(
-            f"the training config has settings this version does not know, {unknown}: "
-            "pip install --upgrade sae-lens-gba."
-        )
-    settings = {name: value for name, value in {**cfg, **details}.items() if name in names}
-    return GBATrainingSAEConfig.from_dict({**settings, "architecture": "gba", "metadata": metadata})
