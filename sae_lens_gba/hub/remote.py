@@ -199,14 +199,13 @@ def read_state(api: HfApi, repo_id: str, sha: str) -> RemoteState:
     """Files, card and SAE configurations of one commit; no weights are downloaded."""
     files = frozenset(api.list_repo_files(repo_id, revision=sha))
     wanted = ["README.md", "cfg.json", "*/cfg.json"]
-    card, configs = None, {}
-    if "README.md" in files or any(name.endswith("/cfg.json") for name in files):
-        folder = Path(api.snapshot_download(repo_id, revision=sha, allow_patterns=wanted))
-        if "README.md" in files:
-            card = (folder / "README.md").read_text(encoding="utf-8")
-        for name in sorted(files):
-            if name.endswith("/cfg.json"):
-                configs[name.removesuffix("/cfg.json")] = read_json(folder / name)
+    folder = Path(api.snapshot_download(repo_id, revision=sha, allow_patterns=wanted))
+    configs = {
+        name.removesuffix("/cfg.json"): read_json(folder / name)
+        for name in sorted(files)
+        if name.endswith("/cfg.json")
+    }
+    card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in files else None
     return RemoteState(sha, files, card, configs)
 
 

@@ -93,32 +93,32 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
                 f"SAE {sae_id!r} has no {name} in its metadata, so nobody could use it: pass "
                 f"metadata={{{name!r}: {example!r}}}."
             )
-    model_name = metadata["model_name"]
-    if not is_hub_name(model_name) or (Path(model_name) / "config.json").is_file():
-        raise InvalidPublicationError(
-            f"SAE {sae_id!r} has model_name={model_name!r}, which is a local path or no name at "
-            "all: pass its name on the Hub, metadata={'model_name': 'user/model'}."
-        )
-    dataset = metadata.get("dataset_path")
-    if isinstance(dataset, str) and Path(dataset).exists():
-        raise InvalidPublicationError(
-            f"SAE {sae_id!r} has dataset_path={dataset!r}, which is a folder or file here: pass "
-            "its name on the Hub, metadata={'dataset_path': 'user/data'}, or a description."
-        )
-    normalisation = cfg.get("normalize_activations")
-    if normalisation in ("expected_average_only_in", "covariance_whitening"):
-        raise InvalidPublicationError(
-            f"SAE {sae_id!r} has normalize_activations={normalisation!r} that is not folded into "
-            "its weights: publish a finished run, or a checkpoint with its activation_scaler.json."
-        )
+    model, dataset = metadata["model_name"], metadata.get("dataset_path")
     neuronpedia_id = metadata.get("neuronpedia_id")
-    if neuronpedia_id is not None and not (
-        isinstance(neuronpedia_id, str) and _NEURONPEDIA_ID.fullmatch(neuronpedia_id)
-    ):
-        raise InvalidPublicationError(
-            f"SAE {sae_id!r} has neuronpedia_id={neuronpedia_id!r}: Neuronpedia's ids look like "
+    normalisation = cfg.get("normalize_activations")
+    if not is_hub_name(model) or (Path(model) / "config.json").is_file():
+        fault = (
+            f"model_name={model!r}, which is a local path or no name at all: pass its name on the "
+            "Hub, metadata={'model_name': 'user/model'}."
+        )
+    elif isinstance(dataset, str) and Path(dataset).exists():
+        fault = (
+            f"dataset_path={dataset!r}, which is a folder or file here: pass its name on the Hub, "
+            "metadata={'dataset_path': 'user/data'}, or a description."
+        )
+    elif normalisation in ("expected_average_only_in", "covariance_whitening"):
+        fault = (
+            f"normalize_activations={normalisation!r} that is not folded into its weights: publish "
+            "a finished run, or a checkpoint with its activation_scaler.json."
+        )
+    elif not (neuronpedia_id is None or _NEURONPEDIA_ID.fullmatch(str(neuronpedia_id))):
+        fault = (
+            f"neuronpedia_id={neuronpedia_id!r}: Neuronpedia's ids look like "
             "'gemma-2-2b/12-gemmascope-res-16k' (model/layer-source)."
         )
+    else:
+        return
+    raise InvalidPublicationError(f"SAE {sae_id!r} has {fault}")
 
 
 def check_no_private_values(content: object, name: str) -> None:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from sae_lens.constants import (
@@ -88,19 +87,16 @@ def load(
         return read_saved(folder, device, dtype, sae_id=sae_id, source=str(source))
     repo_id = str(source)
     api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
-    options: dict[str, Any] = {
-        "revision": revision,
-        "cache_dir": cache_dir,
-        "local_files_only": local_files_only,
-    }
+    options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    commit = revision
     if sae_id is None:
-        snapshot = download(api, repo_id, _CFG_PATTERNS, **options)
+        snapshot = download(api, repo_id, _CFG_PATTERNS, revision=revision, **options)
         sae_id = _choose(snapshot, None, repo_id)
-        # the same commit, whatever is published in between
-        options["revision"] = snapshot.name
+        commit = snapshot.name  # the same, whatever is published in between
     prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
     wanted = [f"{prefix}{name}" for name in _FILES]
-    snapshot = download(api, repo_id, wanted, force_download=force_download, **options)
+    options["force_download"] = force_download
+    snapshot = download(api, repo_id, wanted, revision=commit, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(
             f"{source} has no SAE {sae_id!r} at {revision or 'main'}: "
@@ -131,14 +127,9 @@ def list_published(
     """
     folder = _folder(source)
     if folder is None:
-        folder = download(
-            HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba"),
-            str(source),
-            _CFG_PATTERNS,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
+        options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = download(api, str(source), _CFG_PATTERNS, revision=revision, **options)
     return [_describe(folder, sae_id) for sae_id in _ids(folder)]
 
 

@@ -47,7 +47,7 @@ class SavedSAE:
     Attributes:
         sae: the SAE as SAELens itself loads it.
         cfg: content of its cfg.json.
-        source: the repo or folder it comes from.
+        source: the repo or folder it comes from; "" of a live SAE.
         label: short name for people; its folder's, unless given.
         groups: group, target and measured frequency of each latent, (d_sae,) each; None for an
             SAE of others, which `load` does not give.
@@ -59,8 +59,8 @@ class SavedSAE:
 
     sae: SAE[Any] = field(repr=False)
     cfg: dict[str, Any] = field(repr=False)
-    source: str
-    label: str
+    source: str = ""
+    label: str = ""
     groups: NeuronGroups | None = field(default=None, repr=False)
     log_sparsity: torch.Tensor | None = field(default=None, repr=False)
     runner_cfg: dict[str, Any] | None = field(default=None, repr=False)
@@ -130,7 +130,7 @@ def as_saved(training_sae: TrainingSAE[Any], source: str = "the SAE") -> SavedSA
     sae = stock_form(training_sae)
     check_finite(sae.state_dict(), source)
     cfg = json.loads(json.dumps(sae.cfg.to_dict()))  # tuples as a reader of the file sees them
-    saved = SavedSAE(sae, cfg, source, Path(source).name)
+    saved = SavedSAE(sae, cfg)
     if not isinstance(training_sae, GBATrainingSAE):
         return saved
     groups = training_sae.groups()
@@ -176,8 +176,13 @@ def read_saved(
         saved,
         log_sparsity=saved.log_sparsity if log_sparsity is None else log_sparsity,
         runner_cfg=read_json(runner_cfg) if runner_cfg.is_file() else None,
-        **origin,
+        **{"source": str(folder), "label": folder.resolve().name, **origin},
     )
+
+
+_OF_UNREADABLE_FILES = (
+    AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError
+)  # fmt: skip
 
 
 @contextmanager
@@ -189,15 +194,7 @@ def _own_errors(folder: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise MissingFileError(f"{folder} is not a whole SAE: {error}.") from error
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _OF_UNREADABLE_FILES as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DamagedFileError(
             f"the SAE in {folder} can't be loaded ({reason}): copy or download it again."
@@ -232,8 +229,6 @@ def _read_stock(folder: Path, cfg: dict[str, Any], groups_required: bool) -> Sav
     return SavedSAE(
         sae.eval(),
         {**cfg, "normalize_activations": sae.cfg.normalize_activations},
-        source=str(folder),
-        label=folder.resolve().name,
         groups=groups,
     )
 
