@@ -1,6 +1,6 @@
 """Which group each latent of a trained SAE belongs to: the file that travels with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ class NeuronGroups:
         except SafetensorError as error:
             raise _damaged(path, f"is corrupt or truncated ({error})") from error
         groups._check(path, d_sae)
-        return groups
+        return replace(groups, group=groups.group.long())
 
     def _check(self, path: Path, d_sae: int | None) -> None:
         expected = (len(self.group) if d_sae is None and self.group.ndim else d_sae,)
@@ -98,14 +98,13 @@ class NeuronGroups:
                     f"{path} has {name} of shape {shape}, by cfg.json it should be {expected}: "
                     "the two files do not belong together."
                 )
-        target, measured = self.target_frequency, self.measured_frequency
-        if not (target.is_floating_point() and bool(((target > 0) & (target <= 1)).all())):
-            raise _damaged(path, "has target frequencies that are not between 0 and 1")
-        if not (measured.is_floating_point() and bool(((measured >= 0) & (measured <= 1)).all())):
-            raise _damaged(path, "has measured frequencies that are not between 0 and 1")
+        for name, least in (("target_frequency", torch.finfo().tiny), ("measured_frequency", 0.0)):
+            values = getattr(self, name).double()
+            if not bool(((values >= least) & (values <= 1)).all()):
+                raise _damaged(path, f"has values of {name} that are not shares of samples")
         # no group is empty, so that there are at most as many as latents
-        found = self.group.unique() if self.group.dtype == torch.int64 else torch.tensor([-1])
-        if not torch.equal(found, torch.arange(len(found))):
+        found = self.group.double().unique()
+        if not torch.equal(found, torch.arange(len(found)).double()):
             raise _damaged(path, "has groups that are not numbered 0, 1, 2, ... without a gap")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from sae_lens_gba.errors import InvalidPublicationError
+from sae_lens_gba.errors import GBAError, InvalidPublicationError
 from sae_lens_gba.hub.card_update import split_front_matter, update_card
 from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter
 from sae_lens_gba.hub.preparation import Sources, prepare
@@ -20,6 +20,7 @@ from sae_lens_gba.hub.validation import check_target
 from sae_lens_gba.saved.description import group_rows
 from sae_lens_gba.saved.downloading import check_repo_id
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
+from sae_lens_gba.saved.saved_sae import own_errors
 
 CARD_FILENAME = "README.md"
 
@@ -188,12 +189,16 @@ class _Contents:
     def card(self, state: RemoteState) -> str:
         """README.md for these SAEs and those that the repo has already."""
         ours = {entry.sae_id: entry for entry in self.entries}
-        others = {
-            sae_id: CardEntry.from_cfg(sae_id, cfg, plot if plot in state.files else None)
-            for sae_id, cfg in state.configs.items()
-            if sae_id not in ours and group_rows(cfg.get("metadata") or {}) is not None
-            for plot in [f"{sae_id}/{PLOT_FILENAME}"]
-        }
+        others = {}
+        for sae_id, cfg in state.configs.items():
+            plot = f"{sae_id}/{PLOT_FILENAME}"
+            try:
+                with own_errors(sae_id):
+                    if group_rows(cfg.get("metadata") or {}) is not None:
+                        found = plot if plot in state.files else None
+                        others[sae_id] = CardEntry.from_cfg(sae_id, cfg, found)
+            except GBAError as error:
+                logger.warning("publishing: the card leaves out %s (%s)", sae_id, error)
         entries = [entry for _, entry in sorted({**others, **ours}.items())]
         known = split_front_matter(state.card)[0] if state.card else {}
         license = self.license or known.get("license")

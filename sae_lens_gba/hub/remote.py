@@ -17,7 +17,7 @@ from tenacity.wait import wait_exponential
 
 from sae_lens_gba.errors import GBAError, PublishError
 from sae_lens_gba.hub.remote_errors import GONE, PERHAPS_OPENED, explain, retry_after
-from sae_lens_gba.saved.files import read_json
+from sae_lens_gba.saved.files import read_cfg
 from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
 MAX_ATTEMPTS = 5
@@ -200,11 +200,12 @@ def read_state(api: HfApi, repo_id: str, sha: str) -> RemoteState:
     files = frozenset(api.list_repo_files(repo_id, revision=sha))
     wanted = ["README.md", "cfg.json", "*/cfg.json"]
     folder = Path(api.snapshot_download(repo_id, revision=sha, allow_patterns=wanted))
-    configs = {
-        name.removesuffix("/cfg.json"): read_json(folder / name)
-        for name in sorted(files)
-        if name.endswith("/cfg.json")
-    }
+    configs = {}
+    for name in sorted(name for name in files if name.endswith("/cfg.json")):
+        try:
+            configs[name.removesuffix("/cfg.json")] = read_cfg((folder / name).parent)
+        except GBAError as error:  # of others, perhaps
+            logger.warning("publishing: the card leaves out %s (%s)", name, error)
     card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in files else None
     return RemoteState(sha, files, card, configs)
 

@@ -11,7 +11,8 @@ Only safetensors and JSON are ever read; a pickle beside them is not opened.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,30 +82,29 @@ def read_cfg(folder: Path) -> dict[str, Any]:
     return cfg
 
 
-def read_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, by name.
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise MissingFileError(f"{path.name} is missing in {path.parent}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is corrupt or truncated ({error}): {_DAMAGED}.") from error
 
-    Args:
-        shapes: which tensors it must hold; compared before any of them is read.
+
+def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; their ``shapes`` are compared before any is read.
 
     Raises:
         MissingFileError: there is no such file.
         DamagedFileError: it is not a whole safetensors file.
         WrongShapeError: a tensor is missing, unknown or of another shape.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path.name} is missing in {path.parent}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if shapes is not None:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-                _check_shapes(path, found, shapes)
-            return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is corrupt or truncated ({error}): {_DAMAGED}.") from error
+    with _opened(path) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _check_shapes(path, found, shapes)
+        return {name: file.get_tensor(name) for name in found}
 
 
 def _check_shapes(
@@ -123,25 +123,43 @@ def _check_shapes(
         )
 
 
+def _dimensions(cfg: Mapping[str, Any]) -> tuple[int, int]:
+    for name in ("d_in", "d_sae"):
+        value = cfg.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise DamagedFileError(f"cfg.json has {name}={value!r}: a positive integer is needed.")
+    return cfg["d_in"], cfg["d_sae"]
+
+
+def check_size(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """That a checkpoint is as large as its cfg.json says, before anything that large is made.
+
+    Raises:
+        MissingFileError, DamagedFileError, WrongShapeError: see `read_weights`.
+    """
+    d_in, d_sae = _dimensions(cfg)
+    with _opened(folder / SAE_WEIGHTS_FILENAME) as file:
+        found = {"W_dec": tuple(file.get_slice("W_dec").get_shape())}
+    _check_shapes(folder / SAE_WEIGHTS_FILENAME, found, {"W_dec": (d_sae, d_in)})
+
+
 def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The parameters of the stock SAE that cfg.json describes.
 
     Raises:
         NotAGBASAEError: GBA SAEs are never saved as this architecture.
-        MissingFileError, DamagedFileError, WrongShapeError: see `read_tensors`.
-        DamagedFileError: d_in or d_sae is not a positive integer, or a value is NaN or infinite.
+        MissingFileError: there is no weights file.
+        DamagedFileError: it is corrupt or truncated, or d_in or d_sae is no positive integer.
+        WrongShapeError: a parameter is missing, unknown or of another shape than cfg.json says.
+        DamagedFileError: a value is NaN or infinite.
     """
-    for name in ("d_in", "d_sae"):
-        value = cfg.get(name)
-        if not isinstance(value, int) or value < 1:
-            raise DamagedFileError(f"cfg.json has {name}={value!r}: a positive integer is needed.")
+    d_in, d_sae = _dimensions(cfg)
     architecture = cfg.get("architecture")
     if architecture not in ("jumprelu", "standard"):
         raise NotAGBASAEError(
             f"cfg.json has architecture={architecture!r}, a GBA SAE is saved as 'jumprelu' or "
             "'standard': load it with SAELens itself, SAE.from_pretrained or SAE.load_from_disk."
         )
-    d_in, d_sae = cfg["d_in"], cfg["d_sae"]
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
         "b_enc": (d_sae,),
@@ -150,18 +168,20 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
     }
     if architecture == "jumprelu":
         shapes["threshold"] = (d_sae,)
-    weights = read_tensors(folder / SAE_WEIGHTS_FILENAME, shapes)
+    weights = _read_tensors(folder / SAE_WEIGHTS_FILENAME, shapes)
     check_finite(weights, folder / SAE_WEIGHTS_FILENAME)
     return weights
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: object) -> None:
-    """That weights are numbers.
+    """That weights are real numbers.
 
     Raises:
-        DamagedFileError: a value is NaN or infinite.
+        DamagedFileError: a tensor is complex or of integers, or a value is NaN or infinite.
     """
     for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise DamagedFileError(f"{source} has {tensor.dtype} in {name}: weights are floats.")
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(
                 f"{source} has NaN or Inf in {name}: the SAE diverged in training; use an earlier "
@@ -173,7 +193,7 @@ def read_sparsity(folder: Path, d_sae: int) -> torch.Tensor | None:
     """log10 of each latent's frequency, shape (d_sae,), or None without the file.
 
     Raises:
-        DamagedFileError, WrongShapeError: see `read_tensors`.
+        DamagedFileError, WrongShapeError: see `read_weights`.
     """
     path = folder / SPARSITY_FILENAME
-    return read_tensors(path, {"sparsity": (d_sae,)})["sparsity"] if path.is_file() else None
+    return _read_tensors(path, {"sparsity": (d_sae,)})["sparsity"] if path.is_file() else None

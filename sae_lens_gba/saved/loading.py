@@ -1,5 +1,6 @@
 """Loading published GBA SAEs, from the Hub, a folder or a training checkpoint."""
 
+import logging
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -11,17 +12,19 @@ from sae_lens.constants import (
     SAE_CFG_FILENAME,
 )
 
-from sae_lens_gba.errors import MissingFileError
+from sae_lens_gba.errors import GBAError, MissingFileError
 from sae_lens_gba.saved.description import group_rows, measured_l0
 from sae_lens_gba.saved.downloading import download
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
-from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
+from sae_lens_gba.saved.saved_sae import SavedSAE, own_errors, read_saved
 
 _CFG_PATTERNS = [SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
 # a training checkpoint put there by hand has a normalisation that is not folded in yet
 _FILES = sorted(
     {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,19 +121,28 @@ def list_published(
 ) -> list[PublishedSAE]:
     """The SAEs in a repo or folder, sorted by id. Downloads their cfg.json files only.
 
+    One that can't be described is left out, with a warning in the log.
+
     Args:
         source: ``user/repo`` on the Hub, or a folder.
         revision, token, cache_dir, local_files_only, endpoint: as in `load`.
 
     Raises:
-        MissingFileError, AccessError, ConnectionFailedError, DamagedFileError: as in `load`.
+        MissingFileError, AccessError, ConnectionFailedError: as in `load`.
     """
     folder = _folder(source)
     if folder is None:
         api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
         options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         folder = download(api, str(source), _CFG_PATTERNS, revision=revision, **options)
-    return [_describe(folder, sae_id) for sae_id in _ids(folder)]
+    listed = []
+    for sae_id in _ids(folder):
+        try:
+            with own_errors(f"{source}/{sae_id}"):
+                listed.append(_describe(folder, sae_id))
+        except GBAError as error:  # must not hide the others
+            logger.warning("%s is left out of the list: %s", sae_id, error)
+    return listed
 
 
 def _folder(source: str | Path) -> Path | None:

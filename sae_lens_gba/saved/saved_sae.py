@@ -30,6 +30,7 @@ from sae_lens_gba.errors import (
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME, NeuronGroups
 from sae_lens_gba.saved.files import (
     check_finite,
+    check_size,
     read_cfg,
     read_json,
     read_sparsity,
@@ -164,8 +165,9 @@ def read_saved(
             see `load`.
     """
     cfg = read_cfg(folder)
-    with _own_errors(folder):
+    with own_errors(folder):
         if cfg.get("architecture") == "gba":
+            check_size(folder, cfg)
             saved = _read_checkpoint(folder)
         else:
             saved = _read_stock(folder, cfg, groups_required)
@@ -186,18 +188,18 @@ _OF_UNREADABLE_FILES = (
 
 
 @contextmanager
-def _own_errors(folder: Path) -> Iterator[None]:
-    """Whatever SAELens raises on a folder it can't read comes out as an error of ours."""
+def own_errors(source: object) -> Iterator[None]:
+    """Whatever SAELens raises on what it can't read comes out as an error of ours."""
     try:
         yield
     except GBAError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError(f"{folder} is not a whole SAE: {error}.") from error
+        raise MissingFileError(f"{source} is not a whole SAE: {error}.") from error
     except _OF_UNREADABLE_FILES as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DamagedFileError(
-            f"the SAE in {folder} can't be loaded ({reason}): copy or download it again."
+            f"the SAE in {source} can't be loaded ({reason}): copy or download it again."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """From a training SAE to the stock SAE that its user gets, in memory."""
 
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 
@@ -28,13 +30,21 @@ def stock_form(training_sae: TrainingSAE[Any]) -> SAE[Any]:
 
 
 def fold_activation_scaler(sae: SAE[Any], checkpoint: Path) -> None:
-    """Fold a checkpoint's normalisation of activations into ``sae``, as a run does at its end."""
+    """Fold a checkpoint's normalisation of activations into ``sae``, as a run does at its end.
+
+    Raises:
+        DamagedFileError: the scaling factor is not a number above 0.
+    """
     path = checkpoint / ACTIVATION_SCALER_CFG_FILENAME
     if not path.is_file():
         return
     scaler = ActivationScaler()
     scaler.load(path)
     if scaler.scaling_factor is not None:
+        if not 0 < scaler.scaling_factor < math.inf:
+            raise DamagedFileError(
+                f"{path} has scaling_factor={scaler.scaling_factor}: a number above 0 is needed."
+            )
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
     if scaler.whitening is not None:
         w = scaler.whitening

@@ -1,11 +1,13 @@
 """How `load` and `list_published` fail: each fault its own error, in one sentence."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import REPO, activations, edit
+from hub_fixtures import D_SAE, GROUPS, REPO, WEIGHTS, activations
 from huggingface_hub import constants
 from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
@@ -24,89 +26,153 @@ from sae_lens_gba.errors import (
 )
 from sae_lens_gba.saved.loading import list_published, load
 
-WEIGHTS = "sae_weights.safetensors"
-GROUPS = "gba_groups.safetensors"
+Damage = Callable[[Path], object]
+
+SPARSITY = "sparsity.safetensors"
+SCALER = "activation_scaler.json"
+NESTED = b'{"a":' * 100_000
 
 
-def _damaged(tensors: dict[str, torch.Tensor], path: Path, version: str = "1") -> bytes:
-    save_file(tensors, path, metadata={"format_version": version})
-    return path.read_bytes()
+def content(name: str, data: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, GROUPS, "sparsity.safetensors"])
-def test_a_truncated_safetensors_file_is_named(published: LocalHub, name: str) -> None:
-    hub = published
-    content = hub.repos[REPO].files()[f"a/jumprelu/{name}"]
-    edit(hub, **{name: content[:-9]})
-    with pytest.raises(DamagedFileError, match=f"{name} is corrupt or truncated"):
-        load(REPO, "a/jumprelu", endpoint=hub.endpoint)
+def truncated(name: str) -> Damage:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-9])
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
-def test_a_cfg_that_is_no_json_object_is_named(published: LocalHub, content: bytes) -> None:
-    edit(published, **{"cfg.json": content})
-    with pytest.raises(DamagedFileError, match=r"cfg\.json"):
-        load(REPO, "a/jumprelu", endpoint=published.endpoint)
+def missing(name: str) -> Damage:
+    return lambda folder: (folder / name).unlink()
 
 
-def test_a_missing_weights_file_is_named(published: LocalHub) -> None:
-    edit(published, **{WEIGHTS: None})
-    with pytest.raises(MissingFileError, match=f"{WEIGHTS} is missing"):
-        load(REPO, "a/jumprelu", endpoint=published.endpoint)
+def cfg(**changes: Any) -> Damage:
+    def write(folder: Path) -> None:
+        path = folder / "cfg.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return write
 
 
-def test_an_sae_without_groups_is_not_a_gba_sae(published: LocalHub) -> None:
-    edit(published, **{GROUPS: None})
-    with pytest.raises(NotAGBASAEError, match="SAELens itself loads it"):
-        load(REPO, "a/jumprelu", endpoint=published.endpoint)
+def tensors(name: str, version: str = "1", **changes: torch.Tensor | None) -> Damage:
+    """Other tensors in a safetensors file; None leaves one out, _ stands for a dot."""
+
+    def write(folder: Path) -> None:
+        new = {key.replace("adapter_", "adapter."): value for key, value in changes.items()}
+        kept = {**load_file(folder / name), **new}
+        save = {key: value for key, value in kept.items() if value is not None}
+        save_file(save, folder / name, metadata={"format_version": version})
+
+    return write
 
 
-def test_a_newer_groups_format_asks_for_an_upgrade(published: LocalHub, tmp_path: Path) -> None:
-    groups = load(REPO, "a/jumprelu", endpoint=published.endpoint).groups
-    newer = _damaged({"shares": groups.target_frequency}, tmp_path / "g", version="2")
-    edit(published, **{GROUPS: newer})
-    with pytest.raises(NewerFormatError, match=r"format version 2, .* --upgrade"):
-        load(REPO, "a/jumprelu", endpoint=published.endpoint)
+def full(value: float) -> torch.Tensor:
+    return torch.full((D_SAE,), value)
 
 
-def test_a_newer_training_config_asks_for_an_upgrade(sae_folder: Path) -> None:
-    cfg = json.loads((sae_folder / "cfg.json").read_text())
-    cfg["metadata"]["training_architecture_details"]["resonance"] = 3
-    (sae_folder / "cfg.json").write_text(json.dumps(cfg))
-    with pytest.raises(NewerFormatError, match=r"\['resonance'\]: pip install --upgrade"):
-        load(sae_folder)
-
-
-def test_groups_of_another_sae_do_not_fit(published: LocalHub, tmp_path: Path) -> None:
-    half = {
-        "group": torch.zeros(16, dtype=torch.long),
-        "target_frequency": torch.full((16,), 0.1),
-        "measured_frequency": torch.full((16,), 0.1),
+NEWER_SETTING = {
+    "metadata": {
+        "training_architecture": "gba",
+        "training_architecture_details": {"resonance": 3},
     }
-    edit(published, **{GROUPS: _damaged(half, tmp_path / "g")})
-    with pytest.raises(WrongShapeError, match=r"group of shape \(16,\), .* \(32,\)"):
-        load(REPO, "a/jumprelu", endpoint=published.endpoint)
+}
 
 
-def test_weights_of_another_shape_do_not_fit(sae_folder: Path) -> None:
-    weights = load_file(sae_folder / WEIGHTS)
-    save_file({**weights, "b_dec": torch.zeros(3)}, sae_folder / WEIGHTS)
-    with pytest.raises(WrongShapeError, match=r"b_dec of shape \(3,\), .* \(16,\)"):
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        # cfg.json
+        (content("cfg.json", b"{"), DamagedFileError, r"cfg\.json is not valid JSON"),
+        (content("cfg.json", b"[]"), DamagedFileError, r"cfg\.json holds a list"),
+        (content("cfg.json", b"\xff\xfe"), DamagedFileError, r"cfg\.json is not valid JSON"),
+        (content("cfg.json", NESTED), DamagedFileError, r"cfg\.json is not valid JSON"),
+        (cfg(metadata="GBA"), DamagedFileError, "metadata='GBA', not an object"),
+        (cfg(metadata={"gba": "yes"}), DamagedFileError, r"metadata\.gba='yes', not an object"),
+        (cfg(**NEWER_SETTING), NewerFormatError, r"\['resonance'\]: pip install --upgrade"),
+        (cfg(architecture="topk"), NotAGBASAEError, "architecture='topk'"),
+        (cfg(d_in="16"), DamagedFileError, "d_in='16': a positive integer is needed"),
+        (cfg(d_sae=10**12), WrongShapeError, r"by cfg.json it should be \(1000000000000,\)"),
+        (cfg(normalize_activations=3), DamagedFileError, "can't be loaded"),
+        # weights
+        (missing(WEIGHTS), MissingFileError, f"{WEIGHTS} is missing"),
+        (truncated(WEIGHTS), DamagedFileError, f"{WEIGHTS} is corrupt or truncated"),
+        (tensors(WEIGHTS, b_dec=torch.zeros(3)), WrongShapeError, r"b_dec of shape \(3,\), .*16"),
+        (tensors(WEIGHTS, b_enc=full(1j)), DamagedFileError, "complex64 in b_enc"),
+        (
+            tensors(WEIGHTS, b_enc=full(0.0).to(torch.float8_e4m3fn)),
+            DamagedFileError,
+            "can't be loaded",
+        ),
+        # groups
+        (missing(GROUPS), NotAGBASAEError, "SAELens itself loads it"),
+        (truncated(GROUPS), DamagedFileError, f"{GROUPS} is corrupt or truncated"),
+        (tensors(GROUPS, "2", group=None), NewerFormatError, "format version 2, .* --upgrade"),
+        (tensors(GROUPS, "abc"), DamagedFileError, "format_version='abc', not a number"),
+        (
+            tensors(GROUPS, group=torch.zeros(16, dtype=torch.long)),
+            WrongShapeError,
+            r"group of shape \(16,\), .* \(32,\)",
+        ),
+        (tensors(GROUPS, group=torch.arange(D_SAE) + 1), DamagedFileError, "without a gap"),
+        (tensors(GROUPS, group=torch.arange(D_SAE) - 1), DamagedFileError, "without a gap"),
+        (tensors(GROUPS, target_frequency=full(0.0)), DamagedFileError, "shares of samples"),
+        (tensors(GROUPS, target_frequency=full(1.5)), DamagedFileError, "shares of samples"),
+        (tensors(GROUPS, measured_frequency=full(torch.nan)), DamagedFileError, "of samples"),
+        # what else may be there
+        (content(SPARSITY, b"12345678"), DamagedFileError, f"{SPARSITY} is corrupt or truncated"),
+        (content("runner_cfg.json", NESTED), DamagedFileError, "runner_cfg.json is not valid"),
+        (content(SCALER, b"[]"), DamagedFileError, "can't be loaded"),
+        (content(SCALER, b'{"scaling_factor": 0}'), DamagedFileError, "scaling_factor=0"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(
+    sae_folder: Path, damage: Damage, error: type[Exception], message: str
+) -> None:
+    damage(sae_folder)
+    with pytest.raises(error, match=message) as caught:
         load(sae_folder)
+    assert isinstance(caught.value, GBAError)
+    assert "\n" not in str(caught.value)
 
 
-def test_another_architecture_is_left_to_saelens(sae_folder: Path) -> None:
-    cfg = json.loads((sae_folder / "cfg.json").read_text())
-    (sae_folder / "cfg.json").write_text(json.dumps({**cfg, "architecture": "topk"}))
-    with pytest.raises(NotAGBASAEError, match="architecture='topk'"):
-        load(sae_folder)
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (missing(WEIGHTS), MissingFileError, f"{WEIGHTS} is missing"),
+        (truncated(WEIGHTS), DamagedFileError, "corrupt or truncated"),
+        (cfg(d_sae=10**12), WrongShapeError, r"W_dec of shape \(32, 16\)"),
+        (cfg(n_groups="many"), DamagedFileError, "n_groups='many'"),
+        (tensors(WEIGHTS, adapter_group=None), DamagedFileError, r"adapter\.group"),
+        (tensors(WEIGHTS, adapter_group=torch.arange(32) - 9), DamagedFileError, "can't be load"),
+        (tensors(WEIGHTS, b_dec=torch.full((16,), torch.inf)), DamagedFileError, "Inf in b_dec"),
+        (content(SCALER, b"{"), DamagedFileError, "can't be loaded"),
+        (content(SCALER, b'{"scaling_factor": NaN}'), DamagedFileError, "scaling_factor=nan"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(
+    mid_run_checkpoint: Path, damage: Damage, error: type[Exception], message: str
+) -> None:
+    damage(mid_run_checkpoint)
+    with pytest.raises(error, match=message) as caught:
+        load(mid_run_checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "broken", ["{", '{"metadata": 3}', '{"metadata": {"gba": {"groups": [{"size": 3}]}}}']
+)
+def test_a_broken_entry_does_not_hide_the_others(
+    sae_folder: Path, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    (sae_folder / "other").mkdir()
+    (sae_folder / "other" / "cfg.json").write_text(broken)
+    assert [listed.sae_id for listed in list_published(sae_folder)] == ["."]
+    assert "other is left out of the list" in caplog.text
 
 
 def test_a_folder_or_repo_that_does_not_exist_is_named(hub: LocalHub, tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="does not exist: pass a folder"):
-        load(tmp_path / "nowhere")
-    with pytest.raises(MissingFileError, match="does not exist: pass a folder"):
-        load("./nowhere")
+    for nowhere in (tmp_path / "nowhere", "./nowhere"):
+        with pytest.raises(MissingFileError, match="does not exist: pass a folder"):
+            load(nowhere)
     with pytest.raises(MissingFileError, match="there is no SAE in it"):
         load(tmp_path)
     with pytest.raises(MissingFileError, match="user/nothing does not exist on the Hub"):
