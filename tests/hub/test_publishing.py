@@ -10,7 +10,7 @@ from hub_fixtures import D_IN, D_SAE, HOOK, REPO, MakeSAE, activations, contents
 from local_hub import LocalHub
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 
-from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE, to_training_sae
+from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
 from sae_lens_gba.errors import AccessError, InvalidPublicationError, PublishError
 from sae_lens_gba.saved.loading import load
 
@@ -192,8 +192,9 @@ def test_an_sae_trained_with_the_hook_is_published_with_its_groups(
     publish_to(hub, {"hooked": tmp_path / "run"})
     loaded = load(REPO, endpoint=hub.endpoint)
     assert loaded.training_config is None
+    assert loaded.groups is not None
     assert torch.equal(loaded.groups.target_frequency, hook.groups().target_frequency)
-    assert to_training_sae(loaded).cfg.n_groups == 4
+    assert loaded.to_training_sae().cfg.n_groups == 4
 
 
 def test_a_bfloat16_sae_keeps_its_dtype(hub: LocalHub, make_sae: MakeSAE) -> None:
@@ -259,3 +260,12 @@ def test_without_matplotlib_all_but_the_plot_is_published(
     assert "sae/frequencies.png" not in hub.repos[REPO].files()
     assert "![" not in result.card
     assert "pip install 'sae-lens-gba[plots]'" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["{", '{"metadata": {"gba": {"groups": [{"size": 3}]}}}'])
+def test_a_broken_sae_of_others_in_the_repo_is_left_out_of_the_card(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    hub.create(REPO).commit("main", {"other/cfg.json": broken.encode()}, "broken")
+    assert "`other`" not in publish_to(hub, {"sae": jumprelu_sae}).card
+    assert "the card leaves out other" in caplog.text

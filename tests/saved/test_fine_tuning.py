@@ -1,6 +1,7 @@
 """From a stock SAE back to a training SAE."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,10 +75,11 @@ def test_training_goes_on_where_it_was(sae_folder: Path) -> None:
 
 def test_a_new_l0_gives_the_rarest_targets_to_the_least_active_latents(sae_folder: Path) -> None:
     loaded = load(sae_folder)
-    sae = to_training_sae(loaded, target_l0=5.0)
+    sae = loaded.to_training_sae(target_l0=5.0)
     targets = sae.groups().target_frequency
     assert float(targets.sum()) == pytest.approx(5.0, rel=1e-4)
-    most_active_first = loaded.groups.measured_frequency.sort(descending=True, stable=True).indices
+    measured = NeuronGroups.load(sae_folder).measured_frequency
+    most_active_first = measured.sort(descending=True, stable=True).indices
     assert (targets[most_active_first].diff() <= 0).all()
     x = activations(8)
     torch.testing.assert_close(sae(x), loaded.sae(x), rtol=1e-5, atol=1e-5)
@@ -90,7 +92,7 @@ def test_a_saved_training_sae_is_what_from_pretrained_path_reads(
     sae = to_training_sae(sae_folder, target_l0=5.0)
     assert (sae.groups().group.diff() < 0).any()
     sae.save_model(tmp_path / "start")
-    again = TrainingSAE.load_from_disk(tmp_path / "start")
+    again: TrainingSAE[Any] = TrainingSAE.load_from_disk(tmp_path / "start")
     assert isinstance(again, GBATrainingSAE)
     x = activations(8)
     assert torch.equal(again(x), sae(x))
@@ -115,7 +117,7 @@ def test_biases_above_zero_come_with_a_warning(caplog: pytest.LogCaptureFixture)
 
 
 def test_groups_alone_give_the_targets_whatever_the_order_of_latents(sae_folder: Path) -> None:
-    ordered = load(sae_folder).groups
+    ordered = NeuronGroups.load(sae_folder)
     order = torch.randperm(D_SAE)
     groups = NeuronGroups(
         ordered.group[order], ordered.target_frequency[order], ordered.measured_frequency[order]
