@@ -15,7 +15,7 @@ from sae_lens_gba.hub.card_update import split_front_matter, update_card
 from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter
 from sae_lens_gba.hub.preparation import Sources, prepare
 from sae_lens_gba.hub.release_entry import release_entry
-from sae_lens_gba.hub.remote import Operation, RemoteState, Target, commit_all
+from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
 from sae_lens_gba.hub.validation import check_target
 from sae_lens_gba.saved.description import group_rows
 from sae_lens_gba.saved.downloading import check_repo_id
@@ -140,18 +140,16 @@ def publish(
         if not dry_run:
             if license is None:
                 logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
-            outcome = commit_all(
-                HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba"),
-                Target(repo_id, revision, create_pr, private),
-                contents.operations,
-                commit_message or _default_message(publication.sae_ids),
-            )
+            api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
+            remote = Remote(api, repo_id, revision, create_pr, private)
+            message = commit_message or _default_message(publication.sae_ids)
+            info = remote.commit(contents.operations, message)
             publication = replace(
-                contents.publication(outcome.state),
-                commit_oid=outcome.info.oid,
-                commit_url=outcome.info.commit_url,
-                pull_request_url=outcome.info.pr_url,
-                changed=outcome.changed,
+                contents.publication(remote.state),
+                commit_oid=info.oid,
+                commit_url=info.commit_url,
+                pull_request_url=info.pr_url,
+                changed=info.oid != remote.first_sha,
             )
         if not dry_run and folder is None:
             return publication
