@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from sae_lens_gba.neuron_groups import NeuronGroups
 
@@ -26,27 +27,19 @@ def save_frequency_plot(groups: NeuronGroups, path: Path, title: str) -> bool:
         )
         return False
     # measured frequencies sorted inside each group: the shape of the spectrum is what is read
-    order = sorted(
-        range(len(groups.group)),
-        key=lambda m: (int(groups.group[m]), -float(groups.measured_frequency[m])),
-    )
+    by_frequency = groups.measured_frequency.sort(descending=True, stable=True).indices
+    order = by_frequency[groups.group[by_frequency].sort(stable=True).indices]
     measured = groups.measured_frequency[order].double()
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    alive = measured > 0
-    latents = range(len(order))
-    if bool(alive.any()):
-        axes.plot(
-            [m for m in latents if alive[m]],
-            measured[alive].tolist(),
-            ".",
-            markersize=3,
-            color="#3b76af",
-            label="measured",
-        )
+    alive = measured.nonzero().flatten()
+    if len(alive):
+        points: dict[str, Any] = {"markersize": 3, "color": "#3b76af", "label": "measured"}
+        axes.plot(alive.tolist(), measured[alive].tolist(), ".", **points)
     target = groups.target_frequency[order].double().tolist()
-    axes.step(latents, target, where="mid", color="#d1603d", linewidth=2, label="target")
+    line: dict[str, Any] = {"where": "mid", "color": "#d1603d", "linewidth": 2, "label": "target"}
+    axes.step(range(len(target)), target, **line)
     axes.set_yscale("log")
     axes.set_xlabel("latent, by group, then by measured frequency")
     axes.set_ylabel("share of tokens on which it is active")

@@ -1,6 +1,8 @@
 """Publishing GBA SAEs on the Hugging Face Hub."""
 
 import logging
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +10,17 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from sae_lens_gba.errors import GBAError, InvalidPublicationError
 from sae_lens_gba.hub.card_update import split_front_matter, update_card
 from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter
-from sae_lens_gba.hub.preparation import Sources, StagedSAEs, prepare, working_folder
+from sae_lens_gba.hub.preparation import Sources, prepare
 from sae_lens_gba.hub.release_entry import release_entry
-from sae_lens_gba.hub.remote import Operation, RemoteState, Target, commit_all
-from sae_lens_gba.hub.validation import check_repo_id, check_target
+from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
+from sae_lens_gba.hub.validation import check_target
+from sae_lens_gba.saved.description import group_rows
+from sae_lens_gba.saved.downloading import check_repo_id
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
+from sae_lens_gba.saved.saved_sae import own_errors
 
 CARD_FILENAME = "README.md"
 
@@ -62,18 +68,6 @@ class Publication:
         return "\n".join([head, *lines])
 
 
-@dataclass(frozen=True)
-class CardSettings:
-    """What the card needs beside the SAEs' own configurations."""
-
-    license: str | None = None
-    base_model: str | None = None
-
-    @property
-    def explicit(self) -> tuple[str, ...]:
-        return tuple(name for name in ("license", "base_model") if getattr(self, name))
-
-
 def publish(
     saes: Sources,
     repo_id: str,
@@ -98,7 +92,7 @@ def publish(
     Each is converted to its stock form first, so that ``SAE.from_pretrained(repo_id, sae_id)``
     of SAELens loads it without this package. Everything is checked before the first network
     call. All files and the model card go in one commit: an upload that fails leaves the
-    repo as it was. Identical files make no commit.
+    files of the repo as they were. Identical files make no commit.
 
     Args:
         saes: a GBATrainingSAE, the output folder of a run or a training checkpoint; a list of
@@ -123,131 +117,113 @@ def publish(
         show_progress: progress bar while SAEs are converted.
 
     Raises:
-        InvalidPublicationError: something must not be published as it is.
-        MissingFileError, DamagedFileError, NotAGBASAEError: a source can't be read.
+        InvalidPublicationError: something must not be published as it is, or is damaged.
+        MissingFileError, NotAGBASAEError, NewerFormatError: a source can't be read.
         AccessError: the token is refused or may not write there.
         PublishError: the upload failed otherwise; the message says what to do.
     """
     check_repo_id(repo_id)
     check_target(revision, create_pr)
-    card_settings = CardSettings(license, base_model)
-    with working_folder(folder, keep=dry_run) as work:
-        staged = prepare(
+    if folder is not None:
+        _require_empty(Path(folder).expanduser())
+    with tempfile.TemporaryDirectory(prefix="sae-lens-gba-") as work:
+        entries = prepare(
             saes,
-            work,
+            Path(work),
             metadata or {},
             evaluations or {},
             neuronpedia_ids or {},
             show_progress,
         )
-        card = _write_card(staged, repo_id, card_settings)
-        publication = _describe(staged, repo_id, card)
-        if dry_run or folder is not None:
-            publication = replace(publication, folder=work)
-        if dry_run:
+        contents = _Contents(repo_id, entries, Path(work), license, base_model)
+        publication = contents.publication(RemoteState(""))
+        if not dry_run:
+            if license is None:
+                logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
+            api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
+            remote = Remote(api, repo_id, revision, create_pr, private)
+            message = commit_message or _default_message(publication.sae_ids)
+            info = remote.commit(contents.operations, message)
+            publication = replace(
+                contents.publication(remote.state),
+                commit_oid=info.oid,
+                commit_url=info.commit_url,
+                pull_request_url=info.pr_url,
+                changed=info.oid != remote.first_sha,
+            )
+        if not dry_run and folder is None:
             return publication
-        if license is None:
-            logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
-        target = Target(repo_id, revision, create_pr, private)
-        return _upload(
-            HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba"),
-            target,
-            staged,
-            publication,
-            card_settings,
-            commit_message or _default_message(publication.sae_ids),
+        kept = Path(folder or tempfile.mkdtemp(prefix="sae-lens-gba-")).expanduser()
+        shutil.copytree(work, kept, dirs_exist_ok=True)
+        (kept / CARD_FILENAME).write_text(publication.card, encoding="utf-8")
+        return replace(publication, folder=kept)
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidPublicationError(
+            f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
         )
-
-
-def _describe(staged: StagedSAEs, repo_id: str, card: str) -> Publication:
-    return Publication(
-        repo_id,
-        tuple(entry.sae_id for entry in staged.entries),
-        _sizes(staged, card),
-        card,
-        _release_entry(repo_id, staged.entries),
-    )
-
-
-def _write_card(
-    staged: StagedSAEs, repo_id: str, settings: CardSettings, state: RemoteState | None = None
-) -> str:
-    """README.md for the staged SAEs and those that the repo has already."""
-    state = state or RemoteState("")
-    ours = {entry.sae_id: entry for entry in staged.entries}
-    others = {
-        sae_id: CardEntry.from_cfg(sae_id, cfg, _remote_plot(sae_id, state))
-        for sae_id, cfg in state.configs.items()
-        if sae_id not in ours and "groups" in ((cfg.get("metadata") or {}).get("gba") or {})
-    }
-    entries = [entry for _, entry in sorted({**others, **ours}.items())]
-    known = split_front_matter(state.card)[0] if state.card else {}
-    license = settings.license or known.get("license")
-    card = update_card(
-        state.card,
-        front_matter(repo_id, entries, license, settings.base_model),
-        card_body(repo_id, entries, license),
-        settings.explicit,
-    )
-    (staged.folder / CARD_FILENAME).write_text(card, encoding="utf-8")
-    return card
-
-
-def _remote_plot(sae_id: str, state: RemoteState) -> str | None:
-    path = f"{sae_id}/{PLOT_FILENAME}"
-    return path if path in state.files else None
-
-
-def _release_entry(repo_id: str, entries: Sequence[CardEntry]) -> str | None:
-    if len({entry.model_name for entry in entries}) > 1:
-        return None
-    return release_entry(repo_id, entries)
-
-
-def _sizes(staged: StagedSAEs, card: str) -> dict[str, int]:
-    sizes = {name: path.stat().st_size for name, path in staged.paths().items()}
-    return {CARD_FILENAME: len(card.encode()), **sizes}
 
 
 def _default_message(sae_ids: Sequence[str]) -> str:
     return f"Publish {sae_ids[0]}" if len(sae_ids) == 1 else f"Publish {len(sae_ids)} SAEs"
 
 
-def _upload(
-    api: HfApi,
-    target: Target,
-    staged: StagedSAEs,
-    publication: Publication,
-    settings: CardSettings,
-    message: str,
-) -> Publication:
-    cards: list[str] = []
+@dataclass(frozen=True)
+class _Contents:
+    """What goes into the commit: SAEs in a folder laid out as the repo, and their card."""
 
-    def operations(state: RemoteState) -> list[Operation]:
-        card = _write_card(staged, target.repo_id, settings, state)
-        cards.append(card)
-        files = staged.paths()
+    repo_id: str
+    entries: Sequence[CardEntry]
+    folder: Path
+    license: str | None
+    base_model: str | None
+
+    def files(self) -> dict[str, Path]:
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path for path in paths}
+
+    def card(self, state: RemoteState) -> str:
+        """README.md for these SAEs and those that the repo has already."""
+        ours = {entry.sae_id: entry for entry in self.entries}
+        others = {}
+        for sae_id, cfg in state.configs.items():
+            plot = f"{sae_id}/{PLOT_FILENAME}"
+            try:
+                with own_errors(sae_id):
+                    if group_rows(cfg.get("metadata") or {}) is not None:
+                        found = plot if plot in state.files else None
+                        others[sae_id] = CardEntry.from_cfg(sae_id, cfg, found)
+            except GBAError as error:
+                logger.warning("publishing: the card leaves out %s (%s)", sae_id, error)
+        entries = [entry for _, entry in sorted({**others, **ours}.items())]
+        known = split_front_matter(state.card)[0] if state.card else {}
+        license = self.license or known.get("license")
+        return update_card(
+            state.card,
+            front_matter(self.repo_id, entries, license, self.base_model),
+            card_body(self.repo_id, entries, license),
+            [name for name in ("license", "base_model") if getattr(self, name)],
+        )
+
+    def operations(self, state: RemoteState) -> list[Operation]:
+        files = self.files()
         # a file that an earlier version of the SAE had would be taken for this one's
-        stale = [
-            f"{entry.sae_id}/{name}"
-            for entry in staged.entries
-            for name in ALL_FILES
-            if f"{entry.sae_id}/{name}" in state.files and f"{entry.sae_id}/{name}" not in files
-        ]
+        possible = {f"{entry.sae_id}/{name}" for entry in self.entries for name in ALL_FILES}
         return [
-            CommitOperationAdd(CARD_FILENAME, card.encode()),
+            CommitOperationAdd(CARD_FILENAME, self.card(state).encode()),
             *(CommitOperationAdd(name, path) for name, path in files.items()),
-            *(CommitOperationDelete(name) for name in stale),
+            *(CommitOperationDelete(name) for name in sorted(possible & state.files - set(files))),
         ]
 
-    outcome = commit_all(api, target, operations, message)
-    card = cards[-1]
-    return replace(
-        publication,
-        files=_sizes(staged, card),
-        card=card,
-        commit_oid=outcome.info.oid,
-        commit_url=outcome.info.commit_url,
-        pull_request_url=outcome.info.pr_url,
-        changed=outcome.changed,
-    )
+    def publication(self, state: RemoteState) -> Publication:
+        card = self.card(state)
+        sizes = {name: path.stat().st_size for name, path in self.files().items()}
+        return Publication(
+            self.repo_id,
+            tuple(entry.sae_id for entry in self.entries),
+            {CARD_FILENAME: len(card.encode()), **sizes},
+            card,
+            release_entry(self.repo_id, self.entries),
+        )

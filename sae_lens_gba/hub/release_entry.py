@@ -8,26 +8,18 @@ import yaml
 from sae_lens_gba.hub.model_card import CardEntry
 
 
-def release_entry(repo_id: str, entries: Sequence[CardEntry], release: str | None = None) -> str:
+def release_entry(repo_id: str, entries: Sequence[CardEntry]) -> str | None:
     """YAML block that a user can contribute to SAELens, so that the release has a short name.
 
-    Args:
-        repo_id: where the SAEs are.
-        entries: the SAEs; they must all be of one model, as a release is.
-        release: name of the release; None takes the repo's.
-
-    Raises:
-        ValueError: the SAEs are of several models.
+    A release is of one model: None for SAEs of several.
     """
-    models = sorted({entry.model_name for entry in entries})
-    if len(models) != 1:
-        raise ValueError(
-            f"a SAELens release is of one model, these SAEs are of {models}: make one entry each."
-        )
+    models = {entry.model_name for entry in entries}
+    if len(models) > 1:
+        return None
     block = {
-        release or repo_id.split("/")[-1]: {
+        repo_id.split("/")[-1]: {
             "conversion_func": None,
-            "model": models[0],
+            "model": models.pop(),
             "repo_id": repo_id,
             "saes": [_sae(entry) for entry in entries],
         }

@@ -1,6 +1,7 @@
-"""The network part of publishing: one commit, or the remote as it was."""
+"""The network part of publishing: one commit, or none."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,43 +13,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
-from tenacity.wait import wait_exponential
 
-from sae_lens_gba.errors import HubError, PublishError
-from sae_lens_gba.hub.remote_errors import (
-    GONE,
-    HTTP_LIBRARY_ERROR,
-    PERHAPS_OPENED,
-    explain,
-    http_status,
-    is_connection_failure,
-    retry_after,
-)
-from sae_lens_gba.saved.files import read_json
+from sae_lens_gba.errors import GBAError, PublishError
+from sae_lens_gba.hub.remote_errors import GONE, PERHAPS_OPENED, explain, retry_after
+from sae_lens_gba.saved.files import read_cfg
+from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
 MAX_ATTEMPTS = 5
 
 Operation = CommitOperationAdd | CommitOperationDelete
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where to commit.
-
-    Attributes:
-        repo_id: user/name.
-        revision: a branch, created from main when new, or refs/pr/<n>; None is main.
-        create_pr: open a pull request instead of committing to the branch.
-        private: visibility of a repo that is created; None is the owner's default.
-    """
-
-    repo_id: str
-    revision: str | None = None
-    create_pr: bool = False
-    private: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -68,206 +43,158 @@ class RemoteState:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CommitOutcome:
-    """The commit that now holds the files.
+@dataclass
+class Remote:
+    """Where to commit; repo and branch are made where they do not exist.
 
     Attributes:
-        info: as `HfApi.create_commit` gives it.
-        changed: False when the remote held identical files already.
+        repo_id: user/name.
+        revision: a branch, created from main when new, or refs/pr/<n>; None is main.
+        create_pr: open a pull request instead of committing to the branch.
+        private: visibility of a repo that is created; None is the owner's default.
+        state: what the last attempt to commit was built on.
+        first_sha: last commit of the branch when it was first looked at.
+        made: "repo" or "branch ..." where it had to be made.
     """
 
-    info: CommitInfo
-    changed: bool
+    api: HfApi
+    repo_id: str
+    revision: str | None = None
+    create_pr: bool = False
+    private: bool | None = None
+    state: RemoteState = field(default_factory=lambda: RemoteState(""), init=False)
+    first_sha: str | None = field(default=None, init=False)
+    made: str | None = field(default=None, init=False)
 
+    def commit(
+        self, operations: Callable[[RemoteState], list[Operation]], message: str
+    ) -> CommitInfo:
+        """Commit ``operations(state of the remote)`` in one piece.
 
-def commit_all(
-    api: HfApi,
-    target: Target,
-    operations: Callable[[RemoteState], list[Operation]],
-    message: str,
-) -> CommitOutcome:
-    """Commit ``operations(state of the remote)`` in one piece.
+        Rate limits, server errors, dropped connections and other people's commits in between
+        are met by reading the remote's state again and trying again, at most MAX_ATTEMPTS
+        times. When it ends in an error, a repo or branch made for it stays, and the message
+        says so.
 
-    Rate limits, server errors, dropped connections and other people's commits in between are
-    met by reading the remote's state again and trying again, at most MAX_ATTEMPTS times.
-    When it ends in an error, a repo or branch created here is removed again.
+        Returns:
+            As of `HfApi.create_commit`; its ``oid`` is ``first_sha`` where the remote held
+            identical files already.
 
-    Raises:
-        AccessError: the token is refused, or may not write there.
-        PublishError: all else; in one sentence what to do.
-    """
-    created = _Created(api, target)
-    try:
-        for attempt in Retrying(
-            retry=retry_if_exception(_is_worth_retrying),
-            stop=stop_after_attempt(MAX_ATTEMPTS),
-            wait=_wait,
-            before_sleep=_log_retry,
-            reraise=True,
-        ):
-            with attempt:
-                state = created.state_to_build_on()
-                info = _commit(api, target, operations(state), message, state.sha)
-        return CommitOutcome(info, changed=info.oid != created.first_sha)
-    except BaseException as error:  # an interrupt leaves nothing half-made either
-        left_behind = created.undo()
-        if isinstance(error, HubError) or not isinstance(error, Exception):
-            raise
-        explained = explain(error, target.repo_id)
-        if explained is None:
-            raise
-        raise type(explained)(f"{explained}{left_behind}") from error
-
-
-def _commit(
-    api: HfApi, target: Target, operations: list[Operation], message: str, parent: str
-) -> CommitInfo:
-    try:
-        return api.create_commit(
-            target.repo_id,
-            operations,
-            commit_message=message,
-            revision=target.revision,
-            create_pr=target.create_pr,
-            parent_commit=parent,
-        )
-    except Exception as error:
-        # after a lost answer, the same files make no second commit; but a second pull request
-        status = http_status(error)
-        lost = is_connection_failure(error) if status is None else status >= 500
-        if target.create_pr and lost:
-            raise PublishError(PERHAPS_OPENED.format(repo_id=target.repo_id)) from error
-        raise
-
-
-class _Created:
-    """Makes sure that repo and branch exist, and removes what it made if need be."""
-
-    def __init__(self, api: HfApi, target: Target):
-        self.api, self.target = api, target
-        self.first_sha: str | None = None
-        self._made_repo = False
-        self._branch_at: str | None = None
-
-    def state_to_build_on(self) -> RemoteState:
-        target = self.target
+        Raises:
+            AccessError: the token is refused, or may not write there.
+            PublishError: all else; in one sentence what to do.
+        """
         try:
-            info = self.api.repo_info(target.repo_id, revision=target.revision)
+            return self._commit_patiently(operations, message)
+        except Exception as error:
+            explained = error if isinstance(error, GBAError) else explain(error, self.repo_id)
+            # after a 404 it is gone, and what was made here with it
+            left = self.made if http_status(error) != 404 else None
+            if explained is None or (explained is error and left is None):
+                raise
+            note = "" if left is None else f" The {left} that was made for it stays."
+            raise type(explained)(f"{explained}{note}") from error
+
+    def _commit_patiently(
+        self, operations: Callable[[RemoteState], list[Operation]], message: str
+    ) -> CommitInfo:
+        for attempt in range(MAX_ATTEMPTS - 1):
+            try:
+                return self._commit_once(operations, message)
+            except Exception as error:
+                if not _is_worth_retrying(error):
+                    raise
+                wanted = retry_after(error)
+                seconds = 2.0**attempt if wanted is None else wanted
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logger.warning("publishing: %s; trying again in %.0f s", reason, seconds)
+                time.sleep(seconds)
+        return self._commit_once(operations, message)
+
+    def _commit_once(
+        self, operations: Callable[[RemoteState], list[Operation]], message: str
+    ) -> CommitInfo:
+        self.state = self._state_to_build_on()
+        self.first_sha = self.first_sha or self.state.sha
+        try:
+            return self.api.create_commit(
+                self.repo_id,
+                operations(self.state),
+                commit_message=message,
+                revision=self.revision,
+                create_pr=self.create_pr,
+                parent_commit=self.state.sha,
+            )
+        except Exception as error:
+            # after a lost answer, the same files make no second commit; but a second pull request
+            status = http_status(error)
+            lost = is_connection_failure(error) if status is None else status >= 500
+            if self.create_pr and lost:
+                raise PublishError(PERHAPS_OPENED.format(repo_id=self.repo_id)) from error
+            raise
+
+    def _state_to_build_on(self) -> RemoteState:
+        try:
+            info = self.api.repo_info(self.repo_id, revision=self.revision)
         except RevisionNotFoundError:
-            self._branch_at = self._create_branch()
-            info = self.api.repo_info(target.repo_id, revision=target.revision)
+            self._create_branch()
+            info = self.api.repo_info(self.repo_id, revision=self.revision)
         except RepositoryNotFoundError as error:
-            if self.first_sha is not None or self._made_repo:
-                raise PublishError(GONE.format(repo_id=target.repo_id)) from error
+            if self.first_sha is not None or self.made:
+                raise PublishError(GONE.format(repo_id=self.repo_id)) from error
             self._create_repo()
-            return self.state_to_build_on()
-        if not self._made_repo and target.private and not info.private:
+            return self._state_to_build_on()
+        if self.made != "repo" and self.private and not info.private:
             raise PublishError(
-                f"{target.repo_id} exists and is public, but private=True: make it private in its "
+                f"{self.repo_id} exists and is public, but private=True: make it private in its "
                 "settings on the Hub, or choose another repo_id."
             )
-        state = read_state(self.api, target.repo_id, str(info.sha))
-        self.first_sha = self.first_sha or state.sha
-        return state
+        return read_state(self.api, self.repo_id, str(info.sha))
 
     def _create_repo(self) -> None:
-        target = self.target
-        if target.create_pr:
+        if self.create_pr:
             raise PublishError(
-                f"{target.repo_id} does not exist (or this token can't see it), so there is "
+                f"{self.repo_id} does not exist (or this token can't see it), so there is "
                 "nothing to open a pull request against: publish without create_pr."
             )
         try:
-            self.api.create_repo(target.repo_id, private=target.private)
+            self.api.create_repo(self.repo_id, private=self.private)
         except HfHubHTTPError as error:
             if error.response.status_code != 409:
                 raise
             return  # another publisher was faster
-        self._made_repo = True
+        self.made = "repo"
 
-    def _create_branch(self) -> str | None:
-        revision = str(self.target.revision)
+    def _create_branch(self) -> None:
+        revision = str(self.revision)
         if revision.startswith("refs/"):
             raise PublishError(
-                f"{self.target.repo_id} has no {revision}: open a pull request with create_pr."
+                f"{self.repo_id} has no {revision}: open a pull request with create_pr."
             )
-        self.api.create_branch(self.target.repo_id, branch=revision, exist_ok=True)
-        return self.api.repo_info(self.target.repo_id, revision=revision).sha
-
-    def undo(self) -> str:
-        """Remove a repo or branch made here, if nobody has committed to it since.
-
-        Returns what to add to the error message when that did not work.
-        """
-        repo_id, revision = self.target.repo_id, self.target.revision
-        try:
-            if self._made_repo:
-                self._delete_repo_unless_used(repo_id)
-            elif self._branch_at is not None and revision is not None:
-                self._delete_branch_unless_used(repo_id, revision, self._branch_at)
-        except RepositoryNotFoundError:
-            return ""  # gone already
-        except (HfHubHTTPError, HTTP_LIBRARY_ERROR, OSError):
-            made = "repo" if self._made_repo else f"branch {revision}"
-            return f" The empty {made} made for it could not be removed; it does no harm."
-        return ""
-
-    def _delete_repo_unless_used(self, repo_id: str) -> None:
-        if self._is_empty("main") and self._is_empty(self.target.revision or "main"):
-            self.api.delete_repo(repo_id, missing_ok=True)
-
-    def _is_empty(self, revision: str) -> bool:
-        """Whether a branch holds no more than what the Hub puts into a new repo."""
-        try:
-            files = self.api.list_repo_files(self.target.repo_id, revision=revision)
-        except RevisionNotFoundError:
-            return True
-        return set(files) <= {".gitattributes"}
-
-    def _delete_branch_unless_used(self, repo_id: str, branch: str, first_sha: str) -> None:
-        if self.api.repo_info(repo_id, revision=branch).sha == first_sha:
-            self.api.delete_branch(repo_id, branch=branch)
+        self.api.create_branch(self.repo_id, branch=revision, exist_ok=True)
+        self.made = self.made or f"branch {revision}"
 
 
 def read_state(api: HfApi, repo_id: str, sha: str) -> RemoteState:
     """Files, card and SAE configurations of one commit; no weights are downloaded."""
     files = frozenset(api.list_repo_files(repo_id, revision=sha))
     wanted = ["README.md", "cfg.json", "*/cfg.json"]
-    card, configs = None, {}
-    if "README.md" in files or any(name.endswith("/cfg.json") for name in files):
-        folder = Path(api.snapshot_download(repo_id, revision=sha, allow_patterns=wanted))
-        if "README.md" in files:
-            card = (folder / "README.md").read_text(encoding="utf-8")
-        for name in sorted(files):
-            if name.endswith("/cfg.json"):
-                configs[name.removesuffix("/cfg.json")] = read_json(folder / name)
+    folder = Path(api.snapshot_download(repo_id, revision=sha, allow_patterns=wanted))
+    configs = {}
+    for name in sorted(name for name in files if name.endswith("/cfg.json")):
+        try:
+            configs[name.removesuffix("/cfg.json")] = read_cfg((folder / name).parent)
+        except GBAError as error:  # of others, perhaps
+            logger.warning("publishing: the card leaves out %s (%s)", name, error)
+    card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in files else None
     return RemoteState(sha, files, card, configs)
 
 
-def _is_worth_retrying(error: BaseException) -> bool:
-    if isinstance(error, HubError):
+def _is_worth_retrying(error: Exception) -> bool:
+    if isinstance(error, GBAError):
         return False
     status = http_status(error)
     if status is not None:
         # 409 and 412: somebody committed between our reading and our commit
         return status in (409, 412, 429) or status >= 500
     return is_connection_failure(error)
-
-
-_exponential = wait_exponential(multiplier=1, max=30)
-
-
-def _wait(retry_state: RetryCallState) -> float:
-    error = retry_state.outcome.exception() if retry_state.outcome else None
-    wanted = retry_after(error)
-    return _exponential(retry_state) if wanted is None else wanted
-
-
-def _log_retry(retry_state: RetryCallState) -> None:
-    error = retry_state.outcome.exception() if retry_state.outcome else None
-    logger.warning(
-        "publishing: %s; trying again in %.0f s",
-        str(error).strip().splitlines()[0] if error else "failed",
-        retry_state.upcoming_sleep,
-    )

@@ -2,41 +2,38 @@
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from sae_lens_gba.errors import AccessError, PublishError
+from sae_lens_gba.errors import AccessError, GBAError, PublishError
+from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
-# huggingface_hub has changed from requests to httpx to httpx2: the base class of all errors
-# of the library below is the last of that library among the ancestors
-_LIBRARY = HfHubHTTPError.__bases__[0].__module__.partition(".")[0]
-HTTP_LIBRARY_ERROR: type[Exception] = [
-    ancestor
-    for ancestor in HfHubHTTPError.__mro__
-    if ancestor.__module__.partition(".")[0] == _LIBRARY
-][-1]
-
-
-def http_status(error: BaseException | None) -> int | None:
-    """Status of the HTTP answer that an error came from, directly or as its cause."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            return int(error.response.status_code)
-        error = error.__cause__
-    return None
-
-
-def is_connection_failure(error: BaseException | None) -> bool:
-    """Whether an error came from a connection that failed before there was a whole answer."""
-    while error is not None:
-        if isinstance(error, OSError) and "Consistency check failed" in str(error):
-            return True  # a download that arrived truncated
-        if not isinstance(error, HfHubHTTPError) and isinstance(
-            error, HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
-        ):
-            return True
-        error = error.__cause__
-    return False
+PERHAPS_OPENED = (
+    "the answer to the pull request for {repo_id} was lost: look whether it is there, under "
+    "Community, before you publish again."
+)
+GONE = (
+    "{repo_id} was deleted while it was being published to: nothing is there now; publish again "
+    "to create it anew, if that was not meant."
+)
+_CONFLICT = (
+    "others kept committing to {repo_id} while it was being published to ({status}): nothing was "
+    "published; try again when they are done."
+)
+_OF_STATUS = {
+    401: "the Hub refused the token for {repo_id} (401): log in with 'hf auth login', or pass a "
+    "valid token; nothing was published.",
+    403: "this token may not write to {repo_id} (403): use one with write access to {owner}, "
+    "or open a pull request with create_pr; nothing was published.",
+    404: GONE,
+    409: _CONFLICT,
+    412: _CONFLICT,
+    429: "the Hub limits how often you may call it (429): publish to {repo_id} again {when}; "
+    "nothing was published.",
+    500: "the Hub has a problem of its own ({status}): publish to {repo_id} again later; nothing "
+    "was published.",
+}
 
 
 def retry_after(error: BaseException | None) -> float | None:
+    """Seconds that the Hub asks to wait, None where it does not."""
     if isinstance(error, HfHubHTTPError):
         seconds = error.response.headers.get("Retry-After", "")
         if seconds.isdecimal():
@@ -44,66 +41,24 @@ def retry_after(error: BaseException | None) -> float | None:
     return None
 
 
-PERHAPS_OPENED = (
-    "the answer to the pull request for {repo_id} was lost: look whether it is there, under "
-    "Community, before you publish again."
-)
-
-GONE = (
-    "{repo_id} was deleted while it was being published to: nothing is there now; publish again "
-    "to create it anew, if that was not meant."
-)
-
-
-def explain(error: Exception, repo_id: str) -> Exception | None:
+def explain(error: Exception, repo_id: str) -> GBAError | None:
     """An error of huggingface_hub as one sentence that says what to do; None if it is none."""
     status = http_status(error)
+    sentence = _OF_STATUS.get(min(status or 0, 500))
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if sentence is not None:
+        wait = retry_after(error)
+        when = "later" if wait is None else f"in {wait:.0f} seconds"
+        kind = AccessError if status in (401, 403) else PublishError
+        owner = repo_id.split("/")[0]
+        return kind(sentence.format(repo_id=repo_id, owner=owner, status=status, when=when))
     if status is not None:
-        return _explain_status(status, error, repo_id)
+        return PublishError(f"the Hub rejected the commit to {repo_id}: {reason}")
     if is_connection_failure(error):
         return PublishError(
-            f"the connection to the Hub failed while publishing to {repo_id} "
-            f"({_one_line(error)}): check the network and publish again; {repo_id} holds either "
-            "all of it or nothing."
+            f"the connection to the Hub failed while publishing to {repo_id} ({reason}): check the "
+            f"network and publish again; {repo_id} holds either all of it or nothing."
         )
     if isinstance(error, ValueError):  # huggingface_hub's, when the Hub finds fault with the card
-        return PublishError(f"the model card for {repo_id} was not accepted: {_one_line(error)}")
+        return PublishError(f"the model card for {repo_id} was not accepted: {reason}")
     return None
-
-
-def _explain_status(status: int, error: Exception, repo_id: str) -> Exception:
-    if status == 401:
-        return AccessError(
-            f"the Hub refused the token for {repo_id} (401): log in with 'hf auth login', or pass "
-            "a valid token; nothing was published."
-        )
-    if status == 403:
-        return AccessError(
-            f"this token may not write to {repo_id} (403): use one with write access to "
-            f"{repo_id.split('/')[0]}, or open a pull request with create_pr; nothing was "
-            "published."
-        )
-    if status == 404:
-        return PublishError(GONE.format(repo_id=repo_id))
-    if status in (409, 412):
-        return PublishError(
-            f"others kept committing to {repo_id} while it was being published to ({status}): "
-            "nothing was published; try again when they are done."
-        )
-    if status == 429:
-        wait = retry_after(error)
-        when = f"in {wait:.0f} seconds" if wait is not None else "later"
-        return PublishError(
-            f"the Hub limits how often you may call it (429): publish to {repo_id} again {when}; "
-            "nothing was published."
-        )
-    if status >= 500:
-        return PublishError(
-            f"the Hub has a problem of its own ({status}): publish to {repo_id} again later; "
-            "nothing was published."
-        )
-    return PublishError(f"the Hub rejected the commit to {repo_id}: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,35 +1,19 @@
-"""From a stock SAE back to a GBA training SAE, to train it further."""
+"""From a stock SAE, wherever it is, back to a GBA training SAE, to train it further."""
 
-import logging
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
 
-from sae_lens_gba.config import GBATrainingSAEConfig
-from sae_lens_gba.errors import InvalidPublicationError
-from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.saved.loading import LoadedSAE, load, training_config
+from sae_lens_gba.saved.loading import load
+from sae_lens_gba.saved.saved_sae import SavedSAE
+from sae_lens_gba.saved.training_form import training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
-
-logger = logging.getLogger(__name__)
-
-# settings that say which frequencies the groups should have
-_SPECTRUM_SETTINGS = {
-    "target_l0",
-    "n_groups",
-    "highest_target_frequency",
-    "lowest_target_frequency",
-    "group_sizing",
-    "group_size_exponent",
-}
 
 
 def to_training_sae(
-    sae: SAE[Any] | LoadedSAE | str | Path,
+    sae: SAE[Any] | SavedSAE | str | Path,
     groups: NeuronGroups | None = None,
     **changes: Any,
 ) -> GBATrainingSAE:
@@ -47,122 +31,18 @@ def to_training_sae(
 
     Args:
         sae: a stock SAE, what `load` returns, or a folder.
-        groups: of its latents; None takes those of a `LoadedSAE` or folder, or, for another
+        groups: of its latents; None takes those of a `SavedSAE` or folder, or, for another
             SAE, groups in the order of its latents.
         changes: fields of `GBATrainingSAEConfig`.
 
     Raises:
-        InvalidPublicationError: the SAE is of another architecture, or the groups of another SAE.
+        NotTrainableError: the SAE is of another architecture, or the groups of another SAE.
         ValueError: a setting is not possible.
-        HubError: a folder can't be read; see `load`.
+        GBAError: a folder can't be read; see `load`.
     """
     if isinstance(sae, str | Path):
         sae = load(sae)
-    if isinstance(sae, LoadedSAE):
+    if isinstance(sae, SavedSAE):
         groups = sae.groups if groups is None else groups
         sae = sae.sae
-    _require_trainable(sae, groups)
-    training_sae = GBATrainingSAE(_config(sae, groups, changes))
-    with torch.no_grad():
-        _copy_weights(sae, training_sae)
-        _set_adapter(training_sae, groups, keep_targets=not _SPECTRUM_SETTINGS & set(changes))
-    return training_sae
-
-
-def _require_trainable(sae: SAE[Any], groups: NeuronGroups | None) -> None:
-    architecture = sae.cfg.architecture()
-    if architecture not in ("jumprelu", "standard"):
-        raise InvalidPublicationError(
-            f"an SAE of architecture {architecture!r} can't be trained with GBA: it takes "
-            "'jumprelu' and 'standard'."
-        )
-    if groups is not None and tuple(groups.group.shape) != (sae.cfg.d_sae,):
-        raise InvalidPublicationError(
-            f"groups are for {groups.group.shape[0]} latents, the SAE has d_sae={sae.cfg.d_sae}: "
-            "pass the groups of this SAE."
-        )
-    if architecture == "standard" and bool((_weights(sae)["b_enc"] > 0).any()):
-        logger.warning(
-            "b_enc of this SAE is above 0 for some latents; GBA's biases are not, so that the "
-            "first adaptation changes it."
-        )
-
-
-def _config(
-    sae: SAE[Any], groups: NeuronGroups | None, changes: dict[str, Any]
-) -> GBATrainingSAEConfig:
-    cfg = sae.cfg.to_dict()
-    trained_with = training_config(cfg)
-    settings: dict[str, Any] = {}
-    if trained_with is not None:
-        settings = trained_with.get_training_architecture_details()
-    elif groups is not None:
-        lowest = float(groups.target_frequency.min())
-        settings = {
-            "n_groups": int(groups.group.max()) + 1,
-            "highest_target_frequency": float(groups.target_frequency.max()),
-            "lowest_target_frequency": lowest,
-            "dead_frequency": min(1e-5, lowest / 10),
-        }
-    for name in ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations"):
-        settings[name] = cfg[name]
-    settings.update(
-        activation="jumprelu" if cfg["architecture"] == "jumprelu" else "relu",
-        reshape_activations=cfg["reshape_activations"],
-        dtype=cfg["dtype"],
-        device=str(sae.device),
-        tied=bool(settings.get("tied")) and _is_tied(sae),
-        metadata=deepcopy(sae.cfg.metadata),
-    )
-    return GBATrainingSAEConfig(**{**settings, **changes})
-
-
-def _is_tied(sae: SAE[Any]) -> bool:
-    """Folded at the end of training, encoder and decoder differ and stay two matrices."""
-    weights = _weights(sae)
-    directions = torch.nn.functional.normalize(weights["W_dec"], dim=1)
-    return torch.allclose(directions, weights["W_enc"].T, rtol=1e-3, atol=1e-5)
-
-
-def _weights(sae: SAE[Any]) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in sae.named_parameters()}
-
-
-def _copy_weights(sae: SAE[Any], training_sae: GBATrainingSAE) -> None:
-    weights = _weights(sae)
-    norms = weights["W_dec"].norm(dim=1)
-    encoder_rows = weights["W_enc"].T
-    # a latent without a decoder gets its encoder's direction, at scale 0
-    rows = torch.where((norms > 0)[:, None], weights["W_dec"], encoder_rows)
-    training_sae.W_dec.data.copy_(torch.nn.functional.normalize(rows, dim=1))
-    training_sae.output_scale.data.copy_(norms)
-    copied = ["b_dec", "b_enc"]
-    if not training_sae.cfg.tied:
-        training_sae.encoder_correction.data.copy_(
-            training_sae.correction_for(weights["W_enc"], training_sae.W_dec.detach())
-        )
-    if training_sae.cfg.activation == "jumprelu":
-        copied.append("threshold")
-    for name in copied:
-        training_sae.get_parameter(name).data.copy_(weights[name])
-
-
-def _set_adapter(
-    training_sae: GBATrainingSAE, groups: NeuronGroups | None, keep_targets: bool
-) -> None:
-    adapter = training_sae.adapter
-    # not a new SAE: the first batch must not start b_dec and biases anew
-    adapter.n_steps.fill_(adapter.adapt_every_n_steps)
-    if groups is None:
-        return
-    adapter.frequency.copy_(groups.measured_frequency)
-    if keep_targets:
-        adapter.group.copy_(groups.group)
-        adapter.target_frequency.copy_(groups.target_frequency)
-        return
-    most_active_first = groups.measured_frequency.sort(descending=True, stable=True).indices
-    spectrum: FrequencySpectrum = training_sae.cfg.spectrum()
-    adapter.group[most_active_first] = spectrum.group_of_neuron().to(adapter.group.device)
-    adapter.target_frequency[most_active_first] = spectrum.target_of_neuron().to(
-        adapter.target_frequency
-    )
+    return training_form(sae, groups, changes)

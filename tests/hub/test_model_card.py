@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hub_fixtures import publish_to
 from huggingface_hub import HfApi, ModelCard
 from local_hub import LocalHub
 
@@ -17,11 +18,15 @@ from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.card_update import BEGIN, END, split_front_matter, update_card
 from sae_lens_gba.hub.frequency_plot import save_frequency_plot
-from sae_lens_gba.hub.model_card import CardEntry, card_body, find_metric, front_matter, number
-from sae_lens_gba.hub.publishing import publish
+from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter, number
 
 REPO = "user/gpt2-gba-saes"
 GOLDEN = Path(__file__).with_name("golden_model_card.md")
+
+
+def group_row(group: int, size: int, target: float, measured: float) -> dict[str, Any]:
+    frequencies = {"target_frequency": target, "measured_frequency": measured}
+    return {"group": group, "size": size, **frequencies}
 
 
 def cfg(**changes: Any) -> dict[str, Any]:
@@ -38,20 +43,7 @@ def cfg(**changes: Any) -> dict[str, Any]:
         "training_architecture_details": {"target_l0": 0.8, "tied": False},
         "gba": {
             "version": "0.1.0",
-            "groups": [
-                {
-                    "group": 0,
-                    "size": 2,
-                    "target_frequency": 0.25,
-                    "measured_frequency": 0.2437,
-                },
-                {
-                    "group": 1,
-                    "size": 6,
-                    "target_frequency": 0.05,
-                    "measured_frequency": 0.04996,
-                },
-            ],
+            "groups": [group_row(0, 2, 0.25, 0.2437), group_row(1, 6, 0.05, 0.04996)],
             "evaluation": {"metrics/explained_variance": 0.71234567, "ce_loss_score": 0.93},
         },
         **changes.pop("metadata", {}),
@@ -67,17 +59,7 @@ def entries() -> list[CardEntry]:
             "l0": None,
             "num_dead_features": None,
             "neuronpedia_id": "gpt2-small/9-gba-res",
-            "gba": {
-                "version": "0.1.0",
-                "groups": [
-                    {
-                        "group": 0,
-                        "size": 8,
-                        "target_frequency": 0.1,
-                        "measured_frequency": 0.0,
-                    }
-                ],
-            },
+            "gba": {"version": "0.1.0", "groups": [group_row(0, 8, 0.1, 0.0)]},
         },
         architecture="standard",
     )
@@ -97,7 +79,7 @@ def test_the_card_is_the_golden_one() -> None:
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
-    data = ModelCard(card()).data
+    data: Any = ModelCard(card()).data
     assert data.library_name == "saelens"
     assert {"sparse-autoencoder", "saelens", "gba"} <= set(data.tags)
     assert data.base_model == "openai-community/gpt2"
@@ -135,32 +117,11 @@ def test_the_trainers_l0_stands_in_where_biases_were_never_adapted() -> None:
     assert entry.dead is None
 
 
-def test_without_a_trainers_count_dead_latents_were_not_measured() -> None:
-    entry = CardEntry.from_cfg("a", cfg(metadata={"num_dead_features": None}), None)
-    assert entry.dead is None
-
-
 def test_an_evaluation_goes_before_the_trainers_figures() -> None:
     content = cfg()
     content["metadata"]["gba"]["evaluation"] = {"sparsity": {"l0": 0.9}, "dead": 0}
     entry = CardEntry.from_cfg("a", content, None)
     assert (entry.l0_measured, entry.dead) == (0.9, 0)
-
-
-@pytest.mark.parametrize(
-    ("evaluation", "expected"),
-    [
-        ({"l0": 3}, 3),
-        ({"metrics/l0": 3.5}, 3.5),
-        ({"sparsity": {"l0": 2.0}}, 2.0),
-        ({"l0_like": 1.0, "l0": True}, None),
-        ({}, None),
-    ],
-)
-def test_a_figure_is_found_under_saelens_names(
-    evaluation: dict[str, Any], expected: float | None
-) -> None:
-    assert find_metric(evaluation, "l0") == expected
 
 
 @pytest.mark.parametrize(
@@ -264,7 +225,7 @@ def test_publishing_beside_a_persons_card_keeps_it(
     hub: LocalHub, jumprelu_sae: GBATrainingSAE
 ) -> None:
     hub.create(REPO).commit("main", {"README.md": BY_HAND.encode()}, "by hand")
-    publish({"a": jumprelu_sae}, REPO, endpoint=hub.endpoint, token=hub.token)
+    publish_to(hub, {"a": jumprelu_sae}, REPO, license=None)
     published = hub.repos[REPO].files()["README.md"].decode()
     assert "# My SAEs\n\nWritten by hand.\n" in published
     data = yaml.safe_load(published.split("---\n")[1])
@@ -278,7 +239,7 @@ def test_a_broken_card_on_the_hub_is_not_replaced(
     hub.create(REPO).commit("main", {"README.md": b"---\n: [\n---\nmine"}, "by hand")
     before = hub.snapshot()
     with pytest.raises(InvalidPublicationError, match="mend it there"):
-        publish({"a": jumprelu_sae}, REPO, endpoint=hub.endpoint, token=hub.token)
+        publish_to(hub, {"a": jumprelu_sae}, REPO, license=None)
     assert hub.snapshot() == before
 
 

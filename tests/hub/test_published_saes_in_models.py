@@ -1,16 +1,14 @@
 """A published SAE in TransformerLens models: read, spliced in, and steered with."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import D_IN, D_SAE, HOOK, MakeSAE
 from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-from tiny_training import D_IN, D_SAE, HOOK
 
-from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.saved.loading import load
 
 TOKENS = torch.tensor([[0, 5, 9, 17, 3, 44]])
@@ -29,7 +27,7 @@ def model(request: pytest.FixtureRequest, tiny_llm_folder: Path) -> Any:
 @pytest.fixture(params=["jumprelu", "relu"])
 def sae(
     request: pytest.FixtureRequest,
-    make_sae: Callable[..., GBATrainingSAE],
+    make_sae: MakeSAE,
     tmp_path: Path,
 ) -> Any:
     trained = make_sae(0, activation=request.param)

@@ -1,15 +1,14 @@
 """What `publish` sends."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from hub_fixtures import D_IN, D_SAE, HOOK, REPO, MakeSAE, activations, contents, publish_to
 from local_hub import LocalHub
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
-from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, publish_to, trainer
 
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
 from sae_lens_gba.errors import AccessError, InvalidPublicationError, PublishError
@@ -165,13 +164,9 @@ def test_a_dry_run_says_exactly_what_is_then_published(
 
 
 def test_a_checkpoint_is_published_with_its_activation_scale_folded_in(
-    make_sae: Callable[..., GBATrainingSAE], hub: LocalHub, tmp_path: Path
+    hub: LocalHub, mid_run_checkpoint: Path
 ) -> None:
-    sae = make_sae(0, normalize_activations="expected_average_only_in")
-    # the checkpoint is written in mid-run, before SAELens folds
-    run = trainer(sae, 40, n_checkpoints=1, checkpoint_path=str(tmp_path))
-    run.fit()
-    (checkpoint,) = tmp_path.iterdir()
+    checkpoint = mid_run_checkpoint
     scale = json.loads((checkpoint / "activation_scaler.json").read_text())["scaling_factor"]
     assert scale != 1.0
     publish_to(hub, {"sae": checkpoint})
@@ -197,13 +192,12 @@ def test_an_sae_trained_with_the_hook_is_published_with_its_groups(
     publish_to(hub, {"hooked": tmp_path / "run"})
     loaded = load(REPO, endpoint=hub.endpoint)
     assert loaded.training_config is None
+    assert loaded.groups is not None
     assert torch.equal(loaded.groups.target_frequency, hook.groups().target_frequency)
     assert loaded.to_training_sae().cfg.n_groups == 4
 
 
-def test_a_bfloat16_sae_keeps_its_dtype(
-    hub: LocalHub, make_sae: Callable[..., GBATrainingSAE]
-) -> None:
+def test_a_bfloat16_sae_keeps_its_dtype(hub: LocalHub, make_sae: MakeSAE) -> None:
     sae = make_sae(0, dtype="bfloat16")
     result = publish_to(hub, {"sae": sae})
     assert load(REPO, endpoint=hub.endpoint).sae.W_dec.dtype == torch.bfloat16
@@ -266,3 +260,12 @@ def test_without_matplotlib_all_but_the_plot_is_published(
     assert "sae/frequencies.png" not in hub.repos[REPO].files()
     assert "![" not in result.card
     assert "pip install 'sae-lens-gba[plots]'" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["{", '{"metadata": {"gba": {"groups": [{"size": 3}]}}}'])
+def test_a_broken_sae_of_others_in_the_repo_is_left_out_of_the_card(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    hub.create(REPO).commit("main", {"other/cfg.json": broken.encode()}, "broken")
+    assert "`other`" not in publish_to(hub, {"sae": jumprelu_sae}).card
+    assert "the card leaves out other" in caplog.text

@@ -1,18 +1,18 @@
-"""After every fault the remote is as before or as wanted, and a second run succeeds."""
+"""After every fault the remote has its files as before or as wanted, and a second run works."""
 
-import _thread
-import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hub_fixtures import REPO, contents
+from hub_fixtures import publish_to as publish_any
 from local_hub import Fault, LocalHub
-from tiny_training import REPO, contents
-from tiny_training import publish_to as publish_any
 
 from sae_lens_gba.errors import AccessError, PublishError
 from sae_lens_gba.hub.publishing import Publication
 
 COMMIT = "POST .*/commit/"
+FOR_EVER = 99
 
 
 @pytest.fixture(params=["into a new repo", "into a repo in use"])
@@ -23,7 +23,7 @@ def used_hub(hub: LocalHub, request: pytest.FixtureRequest) -> LocalHub:
     return hub
 
 
-def publish_to(hub: LocalHub, folder: Path, **options: object) -> Publication:
+def publish_to(hub: LocalHub, folder: Path, **options: Any) -> Publication:
     return publish_any(hub, {"sae": folder}, **options)
 
 
@@ -32,138 +32,55 @@ def is_published(hub: LocalHub) -> bool:
     return {"README.md", "sae/cfg.json", "sae/sae_weights.safetensors"} <= set(files)
 
 
-def fails_cleanly(hub: LocalHub, folder: Path, error: type[Exception], message: str) -> None:
-    """Publishing fails, leaves both sides as they were, and works once the fault is gone."""
+def delete_repo(hub: LocalHub) -> None:
+    del hub.repos[REPO]
+
+
+def fails_cleanly(
+    hub: LocalHub, folder: Path, error: type[Exception], message: str, **options: Any
+) -> None:
+    """Publishing fails, leaves the files of both sides as they were, and then works.
+
+    All that may be new is an empty repo, which the message then mentions.
+    """
     remote, local = hub.snapshot(), contents(folder)
     with pytest.raises(error, match=message) as caught:
-        publish_to(hub, folder)
+        publish_to(hub, folder, **options)
     assert "\n" not in str(caught.value)
-    assert hub.snapshot() == remote
+    made = [name for name in hub.repos if name not in remote]
+    assert {name: state for name, state in hub.snapshot().items() if name not in made} == remote
+    assert all(set(hub.repos[name].files()) == {".gitattributes"} for name in made)
+    assert ("repo that was made for it stays" in str(caught.value)) == bool(made)
     assert contents(folder) == local
     hub.faults.clear()
     publish_to(hub, folder)
     assert is_published(hub)
 
 
-def test_a_refused_token_is_not_tried_again(
-    used_hub: LocalHub, sae_folder: Path, waits: list[float]
-) -> None:
-    before = used_hub.snapshot()
-    with pytest.raises(AccessError, match=r"refused the token .*\(401\): log in"):
-        publish_to(used_hub, sae_folder, token="wrong")
-    assert used_hub.snapshot() == before
-    assert waits == []
-    publish_to(used_hub, sae_folder)
-    assert is_published(used_hub)
-
-
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, r"\(401\): log in"), (403, r"may not write to .*\(403\)")]
+    ("fault", "waited"),
+    [
+        # 409, 412: somebody committed in between
+        ({"path": COMMIT, "status": 409}, [1.0]),
+        ({"path": COMMIT, "status": 412}, [1.0]),
+        # the Hub says how long to wait
+        ({"path": COMMIT, "status": 429, "headers": {"Retry-After": "17"}}, [17.0]),
+        ({"path": COMMIT, "status": 500, "times": 2}, [1.0, 2.0]),
+        ({"path": COMMIT, "kind": "drop"}, [1.0]),
+    ],
 )
-def test_a_commit_without_permission_is_not_tried_again(
-    used_hub: LocalHub, sae_folder: Path, status: int, message: str, waits: list[float]
+def test_a_commit_that_fails_for_a_while_is_tried_again(
+    used_hub: LocalHub,
+    sae_folder: Path,
+    waits: list[float],
+    fault: dict[str, Any],
+    waited: list[float],
 ) -> None:
-    used_hub.faults = [Fault(COMMIT, status=status, times=99)]
-    fails_cleanly(used_hub, sae_folder, AccessError, message)
-    assert waits == []
-    assert used_hub.n_requests(COMMIT) == 2  # the refused one, and the second run's
-
-
-def test_a_namespace_without_permission_is_an_access_error(
-    hub: LocalHub, sae_folder: Path, waits: list[float]
-) -> None:
-    hub.faults = [Fault("POST /api/repos/create", status=403, times=99)]
-    fails_cleanly(hub, sae_folder, AccessError, "may not write to user/tiny-gba-saes")
-    assert waits == []
-
-
-def test_a_repo_that_vanishes_before_the_commit_is_reported(
-    used_hub: LocalHub, sae_folder: Path
-) -> None:
-    def delete(hub: LocalHub) -> None:
-        del hub.repos[REPO]
-
-    used_hub.faults = [Fault(COMMIT, kind="call", action=delete)]
-    local = contents(sae_folder)
-    with pytest.raises(PublishError, match="was deleted while it was being published to"):
-        publish_to(used_hub, sae_folder)
-    assert used_hub.repos == {}
-    assert contents(sae_folder) == local
+    used_hub.faults = [Fault(**fault)]
     publish_to(used_hub, sae_folder)
     assert is_published(used_hub)
-
-
-def test_a_repo_that_vanishes_between_two_attempts_is_not_made_again(
-    hub: LocalHub, sae_folder: Path
-) -> None:
-    hub.create(REPO)
-
-    def delete(hub: LocalHub) -> None:
-        del hub.repos[REPO]
-
-    # the first attempt ends in a drop; the next begins with a look at the repo
-    hub.faults = [
-        Fault(COMMIT, kind="drop"),
-        Fault(f"GET /api/models/{REPO}$", kind="call", action=lambda _: None),
-        Fault(f"GET /api/models/{REPO}$", kind="call", action=delete),
-    ]
-    with pytest.raises(PublishError, match="was deleted while it was being published to"):
-        publish_to(hub, sae_folder)
-    assert hub.n_requests("POST /api/repos/create") == 0
-    assert hub.repos == {}
-
-
-def test_a_repo_that_another_publisher_has_just_made_is_used(
-    hub: LocalHub, sae_folder: Path
-) -> None:
-    hub.faults = [
-        Fault("POST /api/repos/create", kind="call", action=lambda hub: hub.create(REPO) and None)
-    ]
-    publish_to(hub, sae_folder)
-    assert is_published(hub)
-
-
-@pytest.mark.parametrize("status", [409, 412])
-def test_a_conflict_is_met_by_reading_the_remote_again(
-    used_hub: LocalHub, sae_folder: Path, status: int
-) -> None:
-    used_hub.faults = [Fault(COMMIT, status=status)]
-    publish_to(used_hub, sae_folder)
-    assert is_published(used_hub)
-    assert used_hub.n_requests(COMMIT) == 2
-
-
-def test_a_conflict_that_does_not_end_leaves_the_remote_as_it_was(
-    used_hub: LocalHub, sae_folder: Path
-) -> None:
-    used_hub.faults = [Fault(COMMIT, status=409, times=99)]
-    fails_cleanly(used_hub, sae_folder, PublishError, r"others kept committing .*\(409\)")
-
-
-def test_a_rate_limit_is_waited_out_as_long_as_the_hub_asks(
-    used_hub: LocalHub, sae_folder: Path, waits: list[float]
-) -> None:
-    used_hub.faults = [Fault(COMMIT, status=429, headers={"Retry-After": "17"})]
-    publish_to(used_hub, sae_folder)
-    assert is_published(used_hub)
-    assert waits == [17.0]
-
-
-def test_a_rate_limit_without_end_says_when_to_come_back(
-    used_hub: LocalHub, sae_folder: Path
-) -> None:
-    used_hub.faults = [Fault(COMMIT, status=429, headers={"Retry-After": "17"}, times=99)]
-    fails_cleanly(used_hub, sae_folder, PublishError, r"\(429\): .* again in 17 seconds")
-
-
-def test_two_server_errors_are_tried_again_with_growing_waits(
-    used_hub: LocalHub, sae_folder: Path, waits: list[float]
-) -> None:
-    used_hub.faults = [Fault(COMMIT, status=500, times=2)]
-    publish_to(used_hub, sae_folder)
-    assert is_published(used_hub)
-    assert used_hub.n_requests(COMMIT) == 3
-    assert waits == [1.0, 2.0]
+    assert used_hub.n_requests(COMMIT) == 1 + len(waited)
+    assert waits == waited
 
 
 @pytest.mark.parametrize(
@@ -189,24 +106,89 @@ def test_a_card_that_arrives_truncated_is_read_again(
     assert is_published(hub)
 
 
-def test_server_errors_without_end_leave_the_remote_as_it_was(
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"status": 409}, r"others kept committing .*\(409\)"),
+        ({"status": 429, "headers": {"Retry-After": "17"}}, r"\(429\): .* again in 17 seconds"),
+        ({"status": 502}, r"problem of its own \(502\).* again later"),
+        ({"kind": "drop"}, "connection to the Hub failed"),
+    ],
+)
+def test_a_commit_that_fails_without_end_leaves_the_files_as_they_were(
+    used_hub: LocalHub, sae_folder: Path, fault: dict[str, Any], message: str
+) -> None:
+    used_hub.faults = [Fault(COMMIT, times=FOR_EVER, **fault)]
+    fails_cleanly(used_hub, sae_folder, PublishError, message)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, r"\(401\): log in"), (403, r"may not write to .*\(403\)")]
+)
+def test_a_commit_without_permission_is_not_tried_again(
+    used_hub: LocalHub, sae_folder: Path, status: int, message: str, waits: list[float]
+) -> None:
+    used_hub.faults = [Fault(COMMIT, status=status, times=FOR_EVER)]
+    fails_cleanly(used_hub, sae_folder, AccessError, message)
+    assert waits == []
+    assert used_hub.n_requests(COMMIT) == 2  # the refused one, and the second run's
+
+
+def test_a_refused_token_is_not_tried_again(
+    used_hub: LocalHub, sae_folder: Path, waits: list[float]
+) -> None:
+    message = r"refused the token .*\(401\): log in"
+    fails_cleanly(used_hub, sae_folder, AccessError, message, token="wrong")
+    assert waits == []
+
+
+def test_a_namespace_without_permission_is_an_access_error(
+    hub: LocalHub, sae_folder: Path, waits: list[float]
+) -> None:
+    hub.faults = [Fault("POST /api/repos/create", status=403, times=FOR_EVER)]
+    fails_cleanly(hub, sae_folder, AccessError, "may not write to user/tiny-gba-saes")
+    assert waits == []
+
+
+def test_a_repo_that_vanishes_before_the_commit_is_reported(
     used_hub: LocalHub, sae_folder: Path
 ) -> None:
-    used_hub.faults = [Fault(COMMIT, status=502, times=99)]
-    fails_cleanly(used_hub, sae_folder, PublishError, r"problem of its own \(502\).* again later")
-
-
-def test_a_dropped_connection_is_tried_again(used_hub: LocalHub, sae_folder: Path) -> None:
-    used_hub.faults = [Fault(COMMIT, kind="drop")]
+    used_hub.faults = [Fault(COMMIT, kind="call", action=delete_repo)]
+    local = contents(sae_folder)
+    with pytest.raises(PublishError, match="was deleted while it was being published to") as caught:
+        publish_to(used_hub, sae_folder)
+    assert "stays" not in str(caught.value)
+    assert used_hub.repos == {}
+    assert contents(sae_folder) == local
     publish_to(used_hub, sae_folder)
     assert is_published(used_hub)
 
 
-def test_a_connection_that_keeps_dropping_leaves_the_remote_as_it_was(
-    used_hub: LocalHub, sae_folder: Path
+def test_a_repo_that_vanishes_between_two_attempts_is_not_made_again(
+    hub: LocalHub, sae_folder: Path
 ) -> None:
-    used_hub.faults = [Fault(COMMIT, kind="drop", times=99)]
-    fails_cleanly(used_hub, sae_folder, PublishError, "connection to the Hub failed")
+    hub.create(REPO)
+    # the first attempt ends in a drop; the next begins with a look at the repo
+    hub.faults = [
+        Fault(COMMIT, kind="drop"),
+        Fault(f"GET /api/models/{REPO}$", kind="call", action=lambda _: None),
+        Fault(f"GET /api/models/{REPO}$", kind="call", action=delete_repo),
+    ]
+    with pytest.raises(PublishError, match="was deleted while it was being published to"):
+        publish_to(hub, sae_folder)
+    assert hub.n_requests("POST /api/repos/create") == 0
+    assert hub.repos == {}
+
+
+def test_a_repo_that_another_publisher_has_just_made_is_used(
+    hub: LocalHub, sae_folder: Path
+) -> None:
+    def create_repo(hub: LocalHub) -> None:
+        hub.create(REPO)
+
+    hub.faults = [Fault("POST /api/repos/create", kind="call", action=create_repo)]
+    publish_to(hub, sae_folder)
+    assert is_published(hub)
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(
@@ -237,42 +219,28 @@ def test_a_hub_that_is_not_there_is_one_clear_sentence(sae_folder: Path) -> None
         publish_to(gone, sae_folder)
 
 
-def test_a_repo_is_removed_again_when_the_hub_fails_right_after_making_it(
+def test_a_hub_that_fails_right_after_making_the_repo_makes_it_once(
     hub: LocalHub, sae_folder: Path
 ) -> None:
     def fail_from_now_on(hub: LocalHub) -> None:
         hub.faults = [
-            Fault(f"GET /api/models/{REPO}$", status=500, times=99),
-            Fault("POST ", status=500, times=99),
+            Fault(f"GET /api/models/{REPO}$", status=500, times=FOR_EVER),
+            Fault("POST ", status=500, times=FOR_EVER),
         ]
 
     hub.faults = [Fault("POST /api/repos/create", kind="call", action=fail_from_now_on)]
-    with pytest.raises(PublishError, match="problem of its own"):
-        publish_to(hub, sae_folder)
+    fails_cleanly(hub, sae_folder, PublishError, "problem of its own")
     assert hub.n_requests("POST /api/repos/create") == 1
-    assert hub.repos == {}
 
 
-def test_a_branch_made_for_a_commit_that_fails_is_removed_again(
+def test_a_branch_made_for_a_commit_that_fails_is_mentioned(
     hub: LocalHub, sae_folder: Path
 ) -> None:
-    hub.create(REPO)
-    before = hub.snapshot()
+    before = hub.create(REPO).files()
     hub.faults = [Fault(COMMIT, status=403)]
-    with pytest.raises(AccessError):
+    with pytest.raises(AccessError, match="The branch v2 that was made for it stays"):
         publish_to(hub, sae_folder, revision="v2")
-    assert hub.snapshot() == before
-
-
-def test_a_repo_that_could_not_be_removed_again_is_mentioned(
-    hub: LocalHub, sae_folder: Path
-) -> None:
-    hub.faults = [
-        Fault(COMMIT, status=403),
-        Fault("DELETE /api/repos/delete", status=403),
-    ]
-    with pytest.raises(AccessError, match="The empty repo made for it could not be removed"):
-        publish_to(hub, sae_folder)
+    assert hub.repos[REPO].files("main") == hub.repos[REPO].files("v2") == before
 
 
 def test_two_publishers_at_once_both_get_their_sae_and_one_card_with_both(
@@ -289,35 +257,3 @@ def test_two_publishers_at_once_both_get_their_sae_and_one_card_with_both(
     card = files["README.md"].decode()
     assert "| `sae` |" in card
     assert "| `other` |" in card
-
-
-def test_a_repo_that_others_commit_to_is_not_removed_when_our_commit_fails(
-    hub: LocalHub, sae_folder: Path
-) -> None:
-    def other_commit(hub: LocalHub) -> None:
-        hub.repos[REPO].commit("main", {"theirs.txt": b"theirs"}, "theirs")
-
-    hub.faults = [
-        Fault(COMMIT, kind="call", action=other_commit),
-        Fault(COMMIT, status=403, times=99),
-    ]
-    with pytest.raises(AccessError):
-        publish_to(hub, sae_folder)
-    assert hub.repos[REPO].files() == {"theirs.txt": b"theirs"}
-
-
-def test_an_interrupt_before_the_commit_leaves_no_empty_repo(
-    hub: LocalHub, sae_folder: Path
-) -> None:
-    hub.faults = [
-        Fault("POST .*/preupload/", kind="call", action=lambda _: _thread.interrupt_main())
-    ]
-    # a process started in the background may ignore the signal
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            publish_to(hub, sae_folder)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert hub.n_requests("POST /api/repos/create") == 1
-    assert hub.repos == {}

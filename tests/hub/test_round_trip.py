@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_fixtures import REPO, activations, publish_to
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
-from tiny_training import activations
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.hub.publishing import publish
 from sae_lens_gba.saved.loading import load
-
-REPO = "user/tiny-gba-saes"
 
 # what a stranger's process does; an import of this package fails there
 WITH_PLAIN_SAELENS = """
@@ -52,7 +49,7 @@ def test_two_published_saes_give_the_same_bits_in_a_process_without_this_package
     hub: LocalHub, jumprelu_sae: GBATrainingSAE, relu_sae: GBATrainingSAE, tmp_path: Path
 ) -> None:
     saes = {"layer_1/jumprelu": jumprelu_sae, "layer_1/relu": relu_sae}
-    publish(saes, REPO, license="mit", endpoint=hub.endpoint, token=hub.token)
+    publish_to(hub, saes)
     x = activations(64, seed=7)
     save_file({"x": x}, tmp_path / "x.safetensors")
 
@@ -90,7 +87,7 @@ def test_the_published_sae_computes_what_the_trained_one_computed(
     hub: LocalHub, which: str, request: pytest.FixtureRequest
 ) -> None:
     sae: GBATrainingSAE = request.getfixturevalue(which)
-    publish(sae, REPO, license="mit", endpoint=hub.endpoint, token=hub.token)
+    publish_to(hub, sae)
     loaded = load(REPO, endpoint=hub.endpoint)
     x = activations(64, seed=7)
     torch.testing.assert_close(loaded.sae(x), sae(x), rtol=1e-5, atol=1e-6)

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
 from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
-from tiny_training import publish_to
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.errors import (
-    DamagedFileError,
     InvalidPublicationError,
     MissingFileError,
     NotAGBASAEError,
@@ -77,23 +76,15 @@ def test_a_secret_is_not_repeated_in_the_error(hub: LocalHub, sae_folder: Path) 
     assert secret not in str(caught.value)
 
 
-def test_a_model_name_that_is_a_folder_here_is_refused(
-    hub: LocalHub, sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["model_name", "dataset_path"])
+def test_a_model_or_dataset_that_is_a_folder_here_is_refused(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    (tmp_path / "models" / "mine").mkdir(parents=True)
-    (tmp_path / "models" / "mine" / "config.json").write_text("{}")
+    (tmp_path / "my" / "own").mkdir(parents=True)
+    (tmp_path / "my" / "own" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidPublicationError, match="model_name='models/mine'"):
-        publish_to(hub, {"sae": sae_folder}, metadata={"model_name": "models/mine"})
-
-
-def test_a_dataset_that_is_a_folder_here_is_refused(
-    hub: LocalHub, sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "my" / "texts").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidPublicationError, match="dataset_path='my/texts'"):
-        publish_to(hub, {"sae": sae_folder}, metadata={"dataset_path": "my/texts"})
+    with pytest.raises(InvalidPublicationError, match=f"{name}='my/own'"):
+        publish_to(hub, {"sae": sae_folder}, metadata={name: "my/own"})
 
 
 def test_special_tokens_are_no_secrets(hub: LocalHub, sae_folder: Path) -> None:
@@ -101,11 +92,13 @@ def test_special_tokens_are_no_secrets(hub: LocalHub, sae_folder: Path) -> None:
     publish_to(hub, {"sae": sae_folder}, metadata={"model_from_pretrained_kwargs": tokens})
 
 
-def test_a_path_in_the_header_of_a_weights_file_is_found(hub: LocalHub, sae_folder: Path) -> None:
-    path = sae_folder / "sae_weights.safetensors"
+def test_a_path_in_the_header_of_a_weights_file_is_not_sent(
+    hub: LocalHub, sae_folder: Path
+) -> None:
+    path = sae_folder / WEIGHTS
     save_file(load_file(path), path, metadata={"trained_at": "/home/me/run"})
-    with pytest.raises(InvalidPublicationError, match=r"sae/sae_weights.safetensors has a path"):
-        publish_to(hub, {"sae": sae_folder})
+    publish_to(hub, {"sae": sae_folder})
+    assert b"/home/me" not in hub.repos[REPO].files()[f"sae/{WEIGHTS}"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +116,7 @@ def test_weights_that_do_not_make_an_sae_are_refused(
     damage: Callable[[dict[str, torch.Tensor]], Any],
     message: str,
 ) -> None:
-    path = sae_folder / "sae_weights.safetensors"
+    path = sae_folder / WEIGHTS
     weights = load_file(path)
     damage(weights)
     save_file(weights, path)
@@ -132,9 +125,7 @@ def test_weights_that_do_not_make_an_sae_are_refused(
     assert hub.requests == []
 
 
-def test_normalisation_that_is_not_folded_in_is_refused(
-    make_sae: Callable[..., GBATrainingSAE], hub: LocalHub
-) -> None:
+def test_normalisation_that_is_not_folded_in_is_refused(make_sae: MakeSAE, hub: LocalHub) -> None:
     sae = make_sae(0, normalize_activations="expected_average_only_in")
     with pytest.raises(InvalidPublicationError, match="not folded into its weights"):
         publish_to(hub, sae)
@@ -163,7 +154,7 @@ def test_sources_that_are_no_gba_sae_are_refused(
     with pytest.raises(NotAGBASAEError, match="not trained with GBA"):
         publish_to(hub, sae_folder)
     (sae_folder / "cfg.json").write_text("{")
-    with pytest.raises(DamagedFileError, match="not valid JSON"):
+    with pytest.raises(InvalidPublicationError, match="not valid JSON"):
         publish_to(hub, sae_folder)
     assert hub.requests == []
 

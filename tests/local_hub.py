@@ -5,7 +5,7 @@
 
 State is kept per commit. `LocalHub.faults` holds what should go wrong, on which requests and
 how often; see `Fault`. The client is the real huggingface_hub. Run as a program, it serves
-until interrupted: ``python tests/hub/local_hub.py``.
+until interrupted: ``python tests/local_hub.py``.
 """
 
 import hashlib

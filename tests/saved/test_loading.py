@@ -2,26 +2,30 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_fixtures import (
+    D_IN,
+    D_SAE,
+    HOOK,
+    REPO,
+    WEIGHTS,
+    MakeSAE,
+    activations,
+    contents,
+    edit,
+    publish_to,
+    trainer,
+)
 from huggingface_hub import HfApi, constants
 from local_hub import LocalHub
-from tiny_training import D_IN, D_SAE, HOOK, REPO, activations, contents, edit, publish_to, trainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.errors import (
-    MissingFileError,
-    NotAGBASAEError,
-)
+from sae_lens_gba.errors import MissingFileError, NotAGBASAEError
 from sae_lens_gba.saved.loading import list_published, load
-
-WEIGHTS = "sae_weights.safetensors"
-GROUPS = "gba_groups.safetensors"
-
 
 # --- from the Hub ---
 
@@ -138,7 +142,7 @@ def test_an_sae_that_does_not_say_its_model_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
-    make_sae: Callable[..., GBATrainingSAE], tmp_path: Path
+    make_sae: MakeSAE, tmp_path: Path
 ) -> None:
     sae = make_sae(0)
     trainer(sae, 40, save_final_checkpoint=True, checkpoint_path=str(tmp_path)).fit()
@@ -154,18 +158,14 @@ def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
 
 
 def test_a_checkpoint_put_on_the_hub_by_hand_gives_what_it_gives_from_its_folder(
-    make_sae: Callable[..., GBATrainingSAE], hub: LocalHub, tmp_path: Path
+    hub: LocalHub, mid_run_checkpoint: Path
 ) -> None:
-    sae = make_sae(0, normalize_activations="expected_average_only_in")
-    # written in mid-run, before SAELens folds the activations' scale
-    trainer(sae, 40, n_checkpoints=1, checkpoint_path=str(tmp_path)).fit()
-    (checkpoint,) = tmp_path.iterdir()
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.create_repo(REPO)
-    api.upload_folder(repo_id=REPO, folder_path=checkpoint, path_in_repo="by_hand")
+    api.upload_folder(repo_id=REPO, folder_path=mid_run_checkpoint, path_in_repo="by_hand")
     loaded = load(REPO, "by_hand", endpoint=hub.endpoint)
     x = activations(8)
-    assert torch.equal(loaded.sae(x), load(checkpoint).sae(x))
+    assert torch.equal(loaded.sae(x), load(mid_run_checkpoint).sae(x))
 
 
 class _Explodes:

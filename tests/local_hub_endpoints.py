@@ -34,7 +34,7 @@ class HubEndpoints(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
-    do_HEAD = do_POST = do_DELETE = do_GET
+    do_HEAD = do_POST = do_GET
 
     def _handle(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -136,24 +136,11 @@ class HubEndpoints(BaseHTTPRequestHandler):
         self.hub.create(name, private)
         raise Answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
 
-    def delete(self) -> None:
-        self._may_write()
-        asked = json.loads(self.body)
-        name = f"{asked.get('organization') or 'user'}/{asked['name']}"
-        self._repo(name)
-        del self.hub.repos[name]
-        raise Answer(200, {})
-
     def create_branch(self, repo_id: str, revision: str) -> None:
         self._may_write()
         repo = self._repo(repo_id)
         start = json.loads(self.body or b"{}").get("startingPoint") or "main"
         repo.branches[unquote(revision)] = self._oid(repo, start)
-        raise Answer(200, {})
-
-    def delete_branch(self, repo_id: str, revision: str) -> None:
-        self._may_write()
-        del self._repo(repo_id).branches[unquote(revision)]
         raise Answer(200, {})
 
     def info(self, repo_id: str, revision: str | None = None) -> None:
@@ -240,9 +227,7 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("GET",), "/api/whoami-v2", HubEndpoints.whoami),
     (("POST",), "/api/validate-yaml", HubEndpoints.validate_yaml),
     (("POST",), "/api/repos/create", HubEndpoints.create),
-    (("DELETE",), "/api/repos/delete", HubEndpoints.delete),
     (("POST",), f"/api/models/{_REPO}/branch/{_REVISION}", HubEndpoints.create_branch),
-    (("DELETE",), f"/api/models/{_REPO}/branch/{_REVISION}", HubEndpoints.delete_branch),
     (("GET",), f"/api/models/{_REPO}", HubEndpoints.info),
     (("GET",), f"/api/models/{_REPO}/revision/{_REVISION}", HubEndpoints.info),
     (("GET",), f"/api/models/{_REPO}/tree/{_REVISION}/?", HubEndpoints.tree),

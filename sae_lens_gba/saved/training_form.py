@@ -1,0 +1,160 @@
+"""From a stock SAE back to the GBA training SAE that has its function, in memory."""
+
+import logging
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import fields
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.errors import NewerFormatError, NotTrainableError
+from sae_lens_gba.frequency_spectrum import FrequencySpectrum
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.training_sae import GBATrainingSAE
+
+logger = logging.getLogger(__name__)
+
+# settings that say which frequencies the groups should have
+_SPECTRUM_SETTINGS = {
+    "target_l0",
+    "n_groups",
+    "highest_target_frequency",
+    "lowest_target_frequency",
+    "group_sizing",
+    "group_size_exponent",
+}
+
+
+def training_form(
+    sae: SAE[Any], groups: NeuronGroups | None, changes: Mapping[str, Any]
+) -> GBATrainingSAE:
+    """See `sae_lens_gba.to_training_sae`."""
+    _require_trainable(sae, groups)
+    training_sae = GBATrainingSAE(_config(sae, groups, changes))
+    with torch.no_grad():
+        _copy_weights(sae, training_sae)
+        _set_adapter(training_sae, groups, keep_targets=not _SPECTRUM_SETTINGS & set(changes))
+    return training_sae
+
+
+def _require_trainable(sae: SAE[Any], groups: NeuronGroups | None) -> None:
+    architecture = sae.cfg.architecture()
+    if architecture not in ("jumprelu", "standard"):
+        raise NotTrainableError(
+            f"an SAE of architecture {architecture!r} can't be trained with GBA: it takes "
+            "'jumprelu' and 'standard'."
+        )
+    if groups is not None and tuple(groups.group.shape) != (sae.cfg.d_sae,):
+        raise NotTrainableError(
+            f"groups are for {groups.group.shape[0]} latents, the SAE has d_sae={sae.cfg.d_sae}: "
+            "pass the groups of this SAE."
+        )
+    if architecture == "standard" and bool((_weights(sae)["b_enc"] > 0).any()):
+        logger.warning(
+            "b_enc of this SAE is above 0 for some latents; GBA's biases are not, so that the "
+            "first adaptation changes it."
+        )
+
+
+def _config(
+    sae: SAE[Any], groups: NeuronGroups | None, changes: Mapping[str, Any]
+) -> GBATrainingSAEConfig:
+    cfg = sae.cfg.to_dict()
+    trained_with = training_config(cfg)
+    settings: dict[str, Any] = {}
+    if trained_with is not None:
+        settings = trained_with.get_training_architecture_details()
+    elif groups is not None:
+        lowest = float(groups.target_frequency.min())
+        settings = {
+            "n_groups": int(groups.group.max()) + 1,
+            "highest_target_frequency": float(groups.target_frequency.max()),
+            "lowest_target_frequency": lowest,
+            "dead_frequency": min(1e-5, lowest / 10),
+        }
+    for name in ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations"):
+        settings[name] = cfg[name]
+    settings.update(
+        activation="jumprelu" if cfg["architecture"] == "jumprelu" else "relu",
+        reshape_activations=cfg["reshape_activations"],
+        dtype=cfg["dtype"],
+        device=str(sae.device),
+        tied=bool(settings.get("tied")) and _is_tied(sae),
+        metadata=deepcopy(sae.cfg.metadata),
+    )
+    return GBATrainingSAEConfig(**{**settings, **changes})
+
+
+def _is_tied(sae: SAE[Any]) -> bool:
+    """Folded at the end of training, encoder and decoder differ and stay two matrices."""
+    weights = _weights(sae)
+    directions = torch.nn.functional.normalize(weights["W_dec"], dim=1)
+    return torch.allclose(directions, weights["W_enc"].T, rtol=1e-3, atol=1e-5)
+
+
+def _weights(sae: SAE[Any]) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in sae.named_parameters()}
+
+
+def _copy_weights(sae: SAE[Any], training_sae: GBATrainingSAE) -> None:
+    weights = _weights(sae)
+    norms = weights["W_dec"].norm(dim=1)
+    encoder_rows = weights["W_enc"].T
+    # a latent without a decoder gets its encoder's direction, at scale 0
+    rows = torch.where((norms > 0)[:, None], weights["W_dec"], encoder_rows)
+    training_sae.W_dec.data.copy_(torch.nn.functional.normalize(rows, dim=1))
+    training_sae.output_scale.data.copy_(norms)
+    copied = ["b_dec", "b_enc"]
+    if not training_sae.cfg.tied:
+        training_sae.encoder_correction.data.copy_(
+            training_sae.correction_for(weights["W_enc"], training_sae.W_dec.detach())
+        )
+    if training_sae.cfg.activation == "jumprelu":
+        copied.append("threshold")
+    for name in copied:
+        training_sae.get_parameter(name).data.copy_(weights[name])
+
+
+def _set_adapter(
+    training_sae: GBATrainingSAE, groups: NeuronGroups | None, keep_targets: bool
+) -> None:
+    adapter = training_sae.adapter
+    # not a new SAE: the first batch must not start b_dec and biases anew
+    adapter.n_steps.fill_(adapter.adapt_every_n_steps)
+    if groups is None:
+        return
+    adapter.frequency.copy_(groups.measured_frequency)
+    if keep_targets:
+        adapter.group.copy_(groups.group)
+        adapter.target_frequency.copy_(groups.target_frequency)
+        return
+    most_active_first = groups.measured_frequency.sort(descending=True, stable=True).indices
+    spectrum: FrequencySpectrum = training_sae.cfg.spectrum()
+    adapter.group[most_active_first] = spectrum.group_of_neuron().to(adapter.group.device)
+    adapter.target_frequency[most_active_first] = spectrum.target_of_neuron().to(
+        adapter.target_frequency
+    )
+
+
+def training_config(cfg: dict[str, Any]) -> GBATrainingSAEConfig | None:
+    """Settings a stock SAE was trained with, from its cfg.json; None if not with GBA.
+
+    Raises:
+        NewerFormatError: it has settings that this version does not know.
+    """
+    metadata = cfg.get("metadata") or {}
+    if metadata.get("training_architecture") != "gba":
+        return None
+    details = metadata.get("training_architecture_details") or {}
+    names = {f.name for f in fields(GBATrainingSAEConfig)}
+    unknown = sorted(set(details) - names)
+    if unknown:
+        raise NewerFormatError(
+            f"the training config has settings this version does not know, {unknown}: "
+            "pip install --upgrade sae-lens-gba."
+        )
+    settings = {name: value for name, value in {**cfg, **details}.items() if name in names}
+    return GBATrainingSAEConfig.from_dict({**settings, "architecture": "gba", "metadata": metadata})

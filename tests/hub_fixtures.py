@@ -1,0 +1,153 @@
+"""Fixtures and helpers of tests/hub and tests/saved: a Hub for each test, tiny trained SAEs."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from local_hub import LocalHub
+from sae_lens.training.sae_trainer import SAETrainer
+from toolbox import make_trainer
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.hub.publishing import Publication, publish
+
+REPO = "user/tiny-gba-saes"
+HOOK = "blocks.1.hook_resid_post"
+D_IN, D_SAE = 16, 32
+WEIGHTS = "sae_weights.safetensors"
+GROUPS = "gba_groups.safetensors"
+
+MakeSAE = Callable[..., GBATrainingSAE]
+
+
+def activations(n: int, seed: int = 0) -> torch.Tensor:
+    """Sparse mixtures of 24 directions, shape (n, D_IN)."""
+    directions = torch.randn(24, D_IN, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(seed)
+    present = torch.rand(n, 24, generator=generator) < 0.1
+    return (present * torch.rand(n, 24, generator=generator)) @ directions
+
+
+def trainer(sae: Any, n_steps: int, **changes: Any) -> SAETrainer[Any, Any]:
+    batches = (activations(128, seed) for seed in range(n_steps + 10))
+    settings = {"lr": 3e-3, "lr_end": 3e-3, "n_batches_for_norm_estimate": 2, **changes}
+    return make_trainer(sae, n_steps, batches, batch=128, **settings)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def publish_to(hub: LocalHub, saes: Any, repo_id: str = REPO, **options: Any) -> Publication:
+    """`publish` on the local Hub."""
+    options = {"license": "mit", "show_progress": False, "token": hub.token, **options}
+    return publish(saes, repo_id, endpoint=hub.endpoint, **options)
+
+
+def edit(hub: LocalHub, **files: bytes | None) -> None:
+    """Commit other contents of files of a/jumprelu; None deletes."""
+    repo = hub.repos[REPO]
+    changed = {**repo.files(), **{f"a/jumprelu/{name}": data for name, data in files.items()}}
+    kept = {path: data for path, data in changed.items() if data is not None}
+    repo.commit("main", kept, "edited")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_and_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that the code under test wanted to sleep, in order; it does not."""
+    seconds: list[float] = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with LocalHub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def make_sae() -> MakeSAE:
+    """A GBA SAE with the metadata of a real one, trained for ``n_steps``."""
+
+    def make(n_steps: int = 120, seed: int = 0, **settings: Any) -> GBATrainingSAE:
+        torch.manual_seed(seed)
+        defaults = {"n_groups": 4, "target_l0": 3.0, "adapt_every_n_steps": 10}
+        sae = GBATrainingSAE(GBATrainingSAEConfig(D_IN, D_SAE, **{**defaults, **settings}))
+        metadata = sae.cfg.metadata
+        metadata.model_name = "user/tiny-model"
+        metadata.hook_name = HOOK
+        metadata.dataset_path = "user/tiny-text"
+        metadata.context_size = 16
+        if n_steps:
+            trainer(sae, n_steps).fit()
+        return sae
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def jumprelu_sae(make_sae: MakeSAE) -> GBATrainingSAE:
+    return make_sae()
+
+
+@pytest.fixture(scope="session")
+def relu_sae(make_sae: MakeSAE) -> GBATrainingSAE:
+    return make_sae(seed=1, activation="relu", tied=True)
+
+
+@pytest.fixture
+def sae_folder(jumprelu_sae: GBATrainingSAE, tmp_path: Path) -> Path:
+    """The output folder of a run."""
+    folder = tmp_path / "run"
+    jumprelu_sae.save_inference_model(folder)
+    return folder
+
+
+@pytest.fixture
+def mid_run_checkpoint(make_sae: MakeSAE, tmp_path: Path) -> Path:
+    """A checkpoint from before SAELens folds the activations' scale."""
+    sae = make_sae(0, normalize_activations="expected_average_only_in")
+    trainer(sae, 40, n_checkpoints=1, checkpoint_path=str(tmp_path / "checkpoints")).fit()
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    return checkpoint
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """Asks for frequency plots, which take most of the time of a publication."""
+
+
+@pytest.fixture(autouse=True)
+def _no_plots_unless_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if not installed
+
+
+@pytest.fixture
+def published(hub: LocalHub, jumprelu_sae: GBATrainingSAE, relu_sae: GBATrainingSAE) -> LocalHub:
+    """A Hub with two SAEs in one repo."""
+    publish_to(hub, {"a/jumprelu": jumprelu_sae, "b/relu": relu_sae})
+    hub.requests.clear()
+    return hub
