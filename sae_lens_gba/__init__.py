@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sae_lens_gba.hub.publishing import publish
     from sae_lens_gba.saved.fine_tuning import to_training_sae
     from sae_lens_gba.saved.loading import list_published, load
+    from sae_lens_gba.saved.other_l0 import at_l0, calibrate
 
 __version__ = version("sae-lens-gba")
 
@@ -26,6 +27,8 @@ __all__ = [
     "GBATrainingSAE",
     "GBATrainingSAEConfig",
     "NeuronGroups",
+    "at_l0",
+    "calibrate",
     "list_published",
     "load",
     "publish",
@@ -38,6 +41,8 @@ _LATER = {
     "publish": "sae_lens_gba.hub.publishing",
     "load": "sae_lens_gba.saved.loading",
     "list_published": "sae_lens_gba.saved.loading",
+    "at_l0": "sae_lens_gba.saved.other_l0",
+    "calibrate": "sae_lens_gba.saved.other_l0",
     "to_training_sae": "sae_lens_gba.saved.fine_tuning",
 }
 

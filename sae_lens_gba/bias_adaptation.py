@@ -39,6 +39,7 @@ from dataclasses import dataclass
 import torch
 
 _OVERDUE = 5.0  # times a neuron should have fired while it was silent
+_FEWEST_ABOVE = 4  # samples of a batch that must lie above a threshold to say where it is
 _GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
 
 
@@ -275,8 +276,10 @@ def quantile_bias(
 ) -> torch.Tensor:
     """Biases at which each neuron would have fired at its target on these samples.
 
-    A few hundred neurons at a time: sorting all pre-activations at once would take more memory
-    than training.
+    Between two samples' pre-activations, so that rounding decides nothing. A target of less than
+    a few samples in n lies where there are none: there the largest ones' exponential tail is
+    continued. A few hundred neurons at a time: sorting all pre-activations at once would take
+    more memory than training.
 
     Args:
         sae_in: centred input, shape (n, d_in).
@@ -287,13 +290,23 @@ def quantile_bias(
     Returns:
         Shape (d_sae,), in [-bias_range, 0].
     """
-    n = sae_in.shape[0]
-    rank = (n - 1 - (n * target_frequency).floor()).clamp(0, n - 1).long()
-    chunks = zip(W_enc.split(512, dim=1), rank.split(512), strict=True)
-    threshold = torch.cat(
-        [(sae_in @ W).sort(dim=0).values.gather(0, at.unsqueeze(0)).squeeze(0) for W, at in chunks]
-    )
+    chunks = zip(W_enc.split(512, dim=1), target_frequency.split(512), strict=True)
+    threshold = torch.cat([_quantile((sae_in @ W).to(p.dtype), p) for W, p in chunks])
     return _clamp(-threshold.to(bias_range.dtype), bias_range)
+
+
+def _quantile(values: torch.Tensor, share_above: torch.Tensor) -> torch.Tensor:
+    """For each column of values (n, m), what ``share_above`` (m,) of the column lies above."""
+    n = len(values)
+    ordered = values.sort(dim=0, descending=True).values
+    above = (n * share_above).round().long().clamp(max=n - 1)
+    around = torch.stack([(above - 1).clamp(min=0), above])
+    inside = ordered.gather(0, around).mean(dim=0)
+    n_tail = min(4 * _FEWEST_ABOVE, n - 1)
+    start = ordered[n_tail]
+    excess = ordered[:n_tail].mean(dim=0) - start
+    beyond = start + excess * (n_tail / (n * share_above)).log()
+    return torch.where(n * share_above < _FEWEST_ABOVE, beyond, inside)
 
 
 def require_finite(sae_in: torch.Tensor, step: int) -> None:

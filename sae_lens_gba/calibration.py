@@ -11,12 +11,13 @@ group's margins: exact on these samples, with no iteration. This file is pure fu
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 _FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
+LEAST_FIRINGS = 30  # of each group, on all samples, that a calibration must expect to mean anything
 _BISECTION_STEPS = 100
 
 
@@ -29,14 +30,14 @@ class Margins:
         latent: which latent, int64, shape (n_pairs,).
         starts: where each group's pairs begin, and the end; length n_groups + 1.
         n_samples: samples looked at.
-        is_complete: whether every pair with h > 0 is there.
+        is_complete: by group, whether every pair with h > 0 is there.
     """
 
     value: torch.Tensor
     latent: torch.Tensor
     starts: tuple[int, ...]
     n_samples: int
-    is_complete: bool
+    is_complete: tuple[bool, ...]
 
     def available(self, group: int) -> int:
         return self.starts[group + 1] - self.starts[group]
@@ -95,24 +96,12 @@ class RecentSamples:
             self.batches.popleft()
 
 
-class UnreachableL0(ValueError):
-    """An L0 that no thresholds give; ``nearest`` can be had."""
-
-    def __init__(self, l0: float, nearest: float):
-        super().__init__(
-            f"target_l0={l0:g} can't be had on these samples: with all thresholds at 0 only "
-            f"{nearest:.4g} latents are active a sample; ask for that or less."
-        )
-        self.nearest = nearest
-
-
 def collect_margins(
     pre_activations: Iterable[torch.Tensor],
     threshold: torch.Tensor,
     unit: torch.Tensor,
     group: torch.Tensor,
-    n_groups: int,
-    depth: float,
+    depth: torch.Tensor,
 ) -> Margins:
     """Margins of all pairs with ``h > 0`` and ``u > -depth``.
 
@@ -121,15 +110,15 @@ def collect_margins(
         threshold: shape (d_sae,).
         unit: above 0, shape (d_sae,).
         group: group of each latent, int64, shape (d_sae,).
-        n_groups: number of groups.
-        depth: in units.
+        depth: of each group, in units, shape (n_groups,).
     """
-    lowest = (threshold - depth * unit).clamp(min=0)
+    n_groups = len(depth)
+    lowest = (threshold - depth.to(threshold)[group] * unit).clamp(min=0)
     values, latents, n_samples = [], [], 0
     for h in pre_activations:
-        latent = (h > lowest).nonzero()[:, 1]
-        above = h[h > lowest] - threshold[latent]
-        values.append((above / unit[latent]).double())
+        fires = h > lowest
+        latent = fires.nonzero()[:, 1]
+        values.append(((h[fires] - threshold[latent]) / unit[latent]).double())
         latents.append(latent)
         n_samples += h.shape[0]
     value, latent = torch.cat(values), torch.cat(latents)
@@ -137,8 +126,14 @@ def collect_margins(
     order = order[group[latent[order]].argsort(stable=True)]
     value, latent = value[order], latent[order]
     sizes = torch.bincount(group[latent], minlength=n_groups)
-    starts = (0, *sizes.cumsum(0).tolist())
-    return Margins(value, latent, starts, n_samples, bool((lowest == 0).all()))
+    bounded = torch.bincount(group, weights=(lowest > 0).double(), minlength=n_groups)
+    return Margins(
+        value,
+        latent,
+        (0, *sizes.cumsum(0).tolist()),
+        n_samples,
+        tuple(n == 0 for n in bounded.tolist()),
+    )
 
 
 def calibrate_groups(
@@ -147,13 +142,14 @@ def calibrate_groups(
     unit: torch.Tensor,
     group: torch.Tensor,
     group_frequency: torch.Tensor,
-    l0s: list[float],
+    l0s: Sequence[float],
 ) -> list[Calibration]:
     """Thresholds for each of several L0s, from as few passes over the samples as it takes.
 
     Each group's mean frequency becomes ``group_frequency`` with its odds multiplied by one
     factor for all groups, which is 1 when ``l0`` is what the frequencies add up to. A group
-    that can't fire as often as that leaves the rest to the others.
+    that can't fire as often as that, its thresholds at 0, leaves the rest to the others; an L0
+    that all of them can't give ends with the most that they can.
 
     Args:
         pre_activations: gives h in chunks of shape (n, d_sae), the same on every call.
@@ -162,25 +158,23 @@ def calibrate_groups(
         group: group of each latent, int64, shape (d_sae,).
         group_frequency: shares of samples, float64, shape (n_groups,).
         l0s: active latents a sample.
-
-    Raises:
-        UnreachableL0: more is asked than there is with all thresholds at 0.
     """
     n_groups = len(group_frequency)
+    group_frequency = group_frequency.cpu()
     sizes = torch.bincount(group, minlength=n_groups).double().cpu()
-    depth = _FIRST_DEPTH
+    depth = torch.full((n_groups,), _FIRST_DEPTH, dtype=torch.float64)
     while True:
-        margins = collect_margins(pre_activations(), threshold, unit, group, n_groups, depth)
+        margins = collect_margins(pre_activations(), threshold, unit, group, depth)
         available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
-        most = available / margins.n_samples
-        found = [_expected(group_frequency.cpu(), sizes, most, l0) for l0 in l0s]
-        if margins.is_complete or all((e <= most - 1e-9).all() for e in found):
-            break
-        depth *= 4
-    for l0, expected in zip(l0s, found, strict=True):
-        if float(expected.sum()) < l0 * (1 - 1e-3):
-            raise UnreachableL0(l0, float(most.sum()))
-    return [_calibration(margins, expected, group, len(threshold)) for expected in found]
+        complete = torch.tensor(margins.is_complete)
+        # what is not there yet may be there further down
+        most = torch.where(complete, available / margins.n_samples, sizes)
+        found = [_expected(group_frequency, sizes, most, l0) for l0 in l0s]
+        wanted = torch.stack(found).amax(dim=0) * margins.n_samples
+        lacking = (wanted >= available) & ~complete
+        if not lacking.any():
+            return [_calibration(margins, expected, group, len(threshold)) for expected in found]
+        depth[lacking] *= 4
 
 
 def _expected(

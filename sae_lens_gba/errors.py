@@ -17,6 +17,10 @@ class NotTrainableError(GBAError, ValueError):
     """The SAE can't be trained with GBA, or not with these groups."""
 
 
+class CalibrationError(GBAError, ValueError):
+    """The SAE can't have that L0, or what it takes to find its thresholds is missing."""
+
+
 class NotAGBASAEError(GBAError, ValueError):
     """The SAE has no groups: it was not trained with GBA, or not saved by this package."""
 

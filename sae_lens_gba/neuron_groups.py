@@ -20,6 +20,7 @@ GROUPS_FILENAME = "gba_groups.safetensors"
 FORMAT_VERSION = 1
 
 _NAMES = ("group", "target_frequency", "measured_frequency")
+_OPTIONAL = ("other_l0s", "offsets")
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,16 @@ class NeuronGroups:
         target_frequency: share of samples each latent should be active on, shape (d_sae,).
         measured_frequency: share of samples it was active on at the end of training,
             shape (d_sae,).
+        other_l0s: L0s for which thresholds are known, ascending, shape (n,); None knows of none.
+        offsets: for each group and each of ``other_l0s``, how far its thresholds move, as a
+            multiple of the norm of each latent's encoder column, shape (n_groups, n).
     """
 
     group: torch.Tensor
     target_frequency: torch.Tensor
     measured_frequency: torch.Tensor
+    other_l0s: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
 
     def summary(self) -> list[dict[str, Any]]:
         """One dict a group: size, target and mean measured frequency."""
@@ -56,7 +62,11 @@ class NeuronGroups:
     def save(self, folder: str | Path) -> Path:
         """Write ``gba_groups.safetensors`` into an existing folder, all or nothing."""
         path = Path(folder) / GROUPS_FILENAME
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in _NAMES}
+        tensors = {
+            name: getattr(self, name).cpu().contiguous()
+            for name in _NAMES + _OPTIONAL
+            if getattr(self, name) is not None
+        }
         metadata = {"format_version": str(FORMAT_VERSION)}
         write_atomically(path, lambda file: save_file(tensors, file, metadata=metadata))
         return path
@@ -83,7 +93,8 @@ class NeuronGroups:
         try:
             with safe_open(path, framework="pt") as file:
                 _check_format_version(path, (file.metadata() or {}).get("format_version", "0"))
-                groups = cls(**{name: file.get_tensor(name) for name in _NAMES})
+                names = _NAMES + tuple(name for name in _OPTIONAL if name in file.keys())  # noqa: SIM118
+                groups = cls(**{name: file.get_tensor(name) for name in names})
         except SafetensorError as error:
             raise _damaged(path, f"is corrupt or truncated ({error})") from error
         groups._check(path, d_sae)
@@ -106,6 +117,18 @@ class NeuronGroups:
         found = self.group.double().unique()
         if not torch.equal(found, torch.arange(len(found)).double()):
             raise _damaged(path, "has groups that are not numbered 0, 1, 2, ... without a gap")
+        if self.other_l0s is not None or self.offsets is not None:
+            self._check_offsets(path, len(found))
+
+    def _check_offsets(self, path: Path, n_groups: int) -> None:
+        l0s, offsets = self.other_l0s, self.offsets
+        if l0s is None or offsets is None or l0s.ndim != 1 or len(l0s) == 0:
+            raise _damaged(path, "has other_l0s and offsets that do not belong together")
+        if tuple(offsets.shape) != (n_groups, len(l0s)):
+            raise _damaged(path, f"has offsets of shape {tuple(offsets.shape)}")
+        ascending = bool((l0s > 0).all()) and bool((l0s.diff() > 0).all())
+        if not ascending or not bool(torch.isfinite(offsets).all()):
+            raise _damaged(path, "has other_l0s that do not ascend, or offsets that are not finite")
 
 
 def _check_format_version(path: Path, version: str) -> None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +14,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sae_lens import TrainingSAE
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import (
+    SAEMetadata,
+    TrainCoefficientConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
 from torch import nn
 from typing_extensions import override
 
 from sae_lens_gba.bias_adaptation import quantile_bias, require_finite, typical_norm
 from sae_lens_gba.bias_adapter import BiasAdapter
-from sae_lens_gba.calibration import Calibration, RecentSamples, UnreachableL0, calibrate_groups
+from sae_lens_gba.calibration import (
+    LEAST_FIRINGS,
+    Calibration,
+    RecentSamples,
+    calibrate_groups,
+)
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.precision import apply_keeping_float32
@@ -36,7 +46,8 @@ from sae_lens_gba.unit_norm_rows import keep_rows_at_unit_norm, normalise_rows
 
 logger = logging.getLogger(__name__)
 
-_LEAST_FIRINGS = 30  # of each group that a calibration must expect to mean anything
+# L0s for which thresholds are saved along, relative to the one trained for
+OTHER_L0S = tuple(2 ** (i / 2) for i in range(-6, 7))
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -122,6 +133,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     # in evaluation mode: what biases and frequencies go back to when training goes on
     _in_training: tuple[torch.Tensor, torch.Tensor] | None = None
     _calibration: Calibration | None = None
+    _other_l0s: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @override
     def initialize_weights(self) -> None:
@@ -330,12 +342,12 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @torch.no_grad()
     def _take_in(self, batch: torch.Tensor) -> None:
         """What a batch says before it is trained on: the scale of the inputs, a start."""
-        if self.cfg.calibration_samples > 0:
-            self._recent.add(batch.detach())
         x = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
         if self._has_started():
             b_dec = self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else 0.0
             self.adapter.follow_norm(typical_norm(x - b_dec))
+            if self.cfg.calibration_samples > 0:
+                self._recent.add(batch.detach())
             return
         mean = x.mean(dim=0)
         norm = typical_norm(x - mean)
@@ -409,7 +421,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             bias, frequency = self._in_training
             self.set_bias(bias)
             self.adapter.frequency = frequency
-            self._in_training = self._calibration = None
+            self._in_training = self._calibration = self._other_l0s = None
         elif not mode and self.training:
             state = self.bias.clone(), self.adapter.frequency
             if self._calibrate():
@@ -421,35 +433,59 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         if self._in_training is None:
             self._calibrate()
         self._in_training = None
+        self._other_l0s = self._thresholds_for_other_l0s()
         self._recent.batches.clear()
 
-    @torch.no_grad()
     def _calibrate(self) -> bool:
         """Put each group's mean on target on the recent samples; whether that could be done."""
-        adapter, n_samples = self.adapter, len(self._recent)
-        targets = adapter.targets
-        group_frequency = targets.group_mean(adapter.target_frequency).double()
-        group_l0 = group_frequency.cpu() * torch.tensor(adapter.spectrum.sizes)
-        if not self._has_started() or n_samples * float(group_l0.min()) < _LEAST_FIRINGS:
-            return False
-        unit = self.W_enc.norm(dim=0).to(self.state_dtype)
-        try:
-            (found,) = calibrate_groups(
-                self._recent_pre_activations,
-                -self.bias,
-                unit,
-                adapter.group,
-                group_frequency,
-                [float(group_l0.sum())],
-            )
-        except UnreachableL0 as error:
-            logger.warning("the biases were not calibrated: %s", error)
-            return False
-        self.set_bias((self.bias - found.offset[adapter.group] * unit).clamp(max=0))
-        adapter.frequency = found.frequency.to(adapter.frequency.dtype)
-        self._calibration = found
-        return True
+        adapter = self.adapter
+        target_l0 = float(adapter.target_frequency.sum())
+        for found in self._calibrated_for([target_l0]):
+            if found.l0 < 0.99 * target_l0:
+                logger.warning(
+                    "target_l0=%.4g can't be had: with all biases at 0, %.4g latents are active "
+                    "a sample; the biases were not calibrated.", target_l0, found.l0
+                )  # fmt: skip
+                return False
+            unit = self._margin_unit()
+            self.set_bias((self.bias - found.offset[adapter.group] * unit).clamp(max=0))
+            adapter.frequency = found.frequency.to(adapter.frequency.dtype)
+            self._calibration = found
+            return True
+        return False
 
+    @torch.no_grad()
+    def _calibrated_for(self, l0s: list[float]) -> list[Calibration]:
+        """On the recent samples; empty where they are too few to say anything."""
+        adapter, n_samples = self.adapter, len(self._recent)
+        group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
+        sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
+        rarest = float((group_frequency * sizes).min())
+        if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
+            return []
+        return calibrate_groups(
+            self._recent_pre_activations,
+            -self.bias,
+            self._margin_unit(),
+            adapter.group,
+            group_frequency,
+            l0s,
+        )
+
+    def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
+        target_l0 = float(self.adapter.target_frequency.sum())
+        wanted = [factor * target_l0 for factor in OTHER_L0S]
+        found = self._calibrated_for(wanted)
+        found = [c for c, l0 in zip(found, wanted, strict=False) if 0.99 * l0 < c.l0 < 1.01 * l0]
+        if not found:
+            return None
+        return torch.tensor([c.l0 for c in found]), torch.stack([c.offset for c in found], dim=1)
+
+    def _margin_unit(self) -> torch.Tensor:
+        return self.W_enc.detach().norm(dim=0).to(self.state_dtype)
+
+    @torch.no_grad()
     def _recent_pre_activations(self) -> Iterator[torch.Tensor]:
         """Biases left out, in units of `input_scale`, chunks of (n, d_sae)."""
         W_enc = self.W_enc
@@ -458,7 +494,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
                 yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
 
     @contextmanager
-    def _as_it_is_used(self) -> Iterator[None]:
+    def calibrated(self) -> Iterator[None]:
         """In evaluation mode for a moment: what is saved is calibrated, training is untouched."""
         was_training = self.training
         self.eval()
@@ -577,6 +613,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     ) -> None:
         """As SAELens'; the norm of the raw inputs is estimated anew if training goes on."""
         self._settle()
+        self._other_l0s = None  # a whitening changes each latent's unit
         self._to_input_units()
         self._free_encoder()
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
@@ -617,7 +654,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         if "adapter.band" not in state_dict:
             self._to_todays_units(state_dict)
         self._started = False
-        self._in_training = self._calibration = None
+        self._in_training = self._calibration = self._other_l0s = None
         self._recent.batches.clear()
 
     def _to_todays_units(self, state_dict: dict[str, Any]) -> None:
@@ -631,7 +668,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Leave exactly the parameters of the stock architecture, calibrated."""
-        with self._as_it_is_used():
+        with self.calibrated():
             weights = {
                 "W_enc": self.W_enc,
                 "b_enc": self.in_input_units(self.b_enc),
@@ -648,12 +685,9 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a stock SAE, with ``gba_groups.safetensors`` beside it."""
         metadata = self.cfg.metadata
-        with self._as_it_is_used():
-            groups, calibration = self.groups(), self._calibration
-            self.cfg.metadata = deepcopy(metadata)
-            self.cfg.metadata.gba = {"groups": groups.summary(), "l0": self._measured_l0()}
-            if calibration is not None:  # of the saved biases, unlike the trainer's
-                self.cfg.metadata.l0 = calibration.l0
+        with self.calibrated():
+            groups = self.groups_with_other_l0s()
+            self.cfg.metadata = self.stock_metadata()
             try:
                 paths = super().save_inference_model(path)
             finally:
@@ -661,17 +695,37 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         groups.save(path)
         return paths
 
-    def _measured_l0(self) -> dict[str, float | int | None]:
-        found = self._calibration
-        return {
-            "target": float(self.adapter.target_frequency.sum()),
-            "measured": float(self.adapter.frequency.sum()) if found is None else found.l0,
-            "n_samples": None if found is None else found.n_samples,
+    def stock_metadata(self) -> SAEMetadata:
+        """The SAE's own, with groups, L0 and scale of the inputs as they are saved."""
+        metadata, found = deepcopy(self.cfg.metadata), self._calibration
+        measured = float(self.adapter.frequency.sum()) if found is None else found.l0
+        metadata.gba = {
+            "groups": self.groups().summary(),
+            "l0": {
+                "target": float(self.adapter.target_frequency.sum()),
+                "measured": measured,
+                "n_samples": None if found is None else found.n_samples,
+            },
+            "input_scale": float(self.input_scale),
         }
+        if found is not None:  # of the saved biases; the trainer's is a mean over training
+            metadata.l0 = measured
+        return metadata
 
     def groups(self) -> NeuronGroups:
-        """Groups, targets, and frequencies as measured at the last adaptation."""
+        """Groups, targets, and frequencies: calibrated ones in evaluation mode.
+
+        In training mode, frequencies are those measured at the last adaptation.
+        """
         return self.adapter.groups()
+
+    def groups_with_other_l0s(self) -> NeuronGroups:
+        """`groups`, with the thresholds for other L0s that the recent samples tell."""
+        known = self._other_l0s or self._thresholds_for_other_l0s()
+        if known is None:
+            return self.groups()
+        l0s, offsets = known
+        return replace(self.groups(), other_l0s=l0s, offsets=offsets * self.input_scale)
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "GBATrainingSAE":

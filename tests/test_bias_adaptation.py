@@ -262,10 +262,30 @@ def test_one_sided_rules_bring_frequencies_down_to_their_targets(rule: str) -> N
 
 def test_quantile_start_puts_each_neuron_at_its_target_on_that_batch() -> None:
     x, W_enc = torch.randn(1000, 4).double(), torch.randn(4, 1500).double()
-    target = torch.tensor([0.2, 0.05, 0.001]).repeat(500)
+    target = torch.tensor([0.2, 0.05, 0.005]).double().repeat(500)
     bias = quantile_bias(x, W_enc, target, torch.full((1500,), 100.0).double())
-    fired = (x @ W_enc + bias > 1e-12).sum(dim=0)
-    assert fired.tolist() == [200, 50, 1] * 500
+    h = x @ W_enc
+    assert (h + bias > 0).sum(dim=0).tolist() == [200, 50, 5] * 500
+    # midway between two samples: as far from the one as from the other
+    above, below = (
+        torch.where(sign * (h + bias) > 0, (h + bias).abs(), torch.inf).amin(dim=0)
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close(above, below)
+
+
+@pytest.mark.parametrize("samples_a_firing", [8, 32])
+def test_quantile_start_expresses_targets_that_the_batch_has_no_sample_for(
+    samples_a_firing: int,
+) -> None:
+    n, d_in = 512, 16
+    torch.manual_seed(0)
+    x, W_enc = torch.randn(n, d_in), torch.nn.functional.normalize(torch.randn(d_in, 4000), dim=0)
+    target = torch.full((4000,), 1 / (samples_a_firing * n))
+    bias = quantile_bias(x, W_enc, target, torch.full((4000,), 100.0))
+    fresh = torch.randn(100_000, d_in)
+    fired = sum(float((rows @ W_enc + bias > 0).sum()) for rows in fresh.split(1000))
+    assert 0.5 < fired / (len(fresh) * float(target.sum())) < 2
 
 
 def test_state_keeps_its_precision_under_casts() -> None:

@@ -1,6 +1,7 @@
 """From a stock SAE back to the GBA training SAE that has its function, in memory."""
 
 import logging
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
@@ -36,7 +37,7 @@ def training_form(
     training_sae = GBATrainingSAE(_config(sae, groups, changes))
     with torch.no_grad():
         _copy_weights(sae, training_sae)
-        _set_adapter(training_sae, groups, keep_targets=not _SPECTRUM_SETTINGS & set(changes))
+        _set_adapter(sae, training_sae, groups, keep_targets=not _SPECTRUM_SETTINGS & set(changes))
     return training_sae
 
 
@@ -114,16 +115,26 @@ def _copy_weights(sae: SAE[Any], training_sae: GBATrainingSAE) -> None:
         )
     if training_sae.cfg.activation == "jumprelu":
         copied.append("threshold")
+    scale = _input_scale(sae)
+    if scale is not None:
+        training_sae.adapter.input_norm.fill_(scale * math.sqrt(sae.cfg.d_in))
     for name in copied:
-        training_sae.get_parameter(name).data.copy_(weights[name])
+        training_sae.get_parameter(name).data.copy_(weights[name] / (scale or 1.0))
+
+
+def _input_scale(sae: SAE[Any]) -> float | None:
+    """`GBATrainingSAE.input_scale` it was trained at, so that biases follow other inputs' scale."""
+    scale = (sae.cfg.metadata.get("gba") or {}).get("input_scale")
+    return scale if isinstance(scale, int | float) and 0 < scale < math.inf else None
 
 
 def _set_adapter(
-    training_sae: GBATrainingSAE, groups: NeuronGroups | None, keep_targets: bool
+    sae: SAE[Any], training_sae: GBATrainingSAE, groups: NeuronGroups | None, keep_targets: bool
 ) -> None:
     adapter = training_sae.adapter
-    # not a new SAE: the first batch must not start b_dec and biases anew
-    adapter.n_steps.fill_(adapter.adapt_every_n_steps)
+    if _input_scale(sae) is None:
+        # not a new SAE: the first batch must not start b_dec and biases anew
+        adapter.n_steps.fill_(adapter.adapt_every_n_steps)
     if groups is None:
         return
     adapter.frequency.copy_(groups.measured_frequency)

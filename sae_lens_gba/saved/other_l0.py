@@ -1,0 +1,214 @@
+"""A saved JumpReLU SAE at the L0 one wants: from activations, or from what was saved along."""
+
+import math
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, JumpReLUSAE
+
+from sae_lens_gba.bias_adaptation import typical_norm
+from sae_lens_gba.calibration import LEAST_FIRINGS, Calibration, calibrate_groups
+from sae_lens_gba.errors import CalibrationError
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.saved.loading import load
+from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
+
+ROWS = 512  # of activations that are encoded at a time
+
+
+@torch.no_grad()
+def calibrate(
+    sae: SAE[Any] | SavedSAE | str | Path,
+    activations: torch.Tensor | Iterable[torch.Tensor],
+    target_l0: float | None = None,
+) -> SavedSAE:
+    """A copy of a JumpReLU SAE whose thresholds give ``target_l0`` on these activations.
+
+    Each group's thresholds move together, by a common multiple of the norms of the latents'
+    encoder columns, to where the group's mean frequency is its target (times a factor common
+    to all groups, when ``target_l0`` is not what the groups' targets add up to). Exact on
+    these activations; on others of the same kind L0 differs by chance, about as its standard
+    deviation over samples / sqrt(n). An SAE of others is one group.
+
+    Args:
+        sae: any stock jumprelu SAE of SAELens, trained with GBA or not; what `load` returns; or
+            a folder.
+        activations: what the SAE reads, shape (n, d_in), or several of them.
+        target_l0: active latents a sample; None is what the groups' targets add up to.
+
+    Returns:
+        The SAE with its groups, targets and frequencies as measured here. What was passed
+        stays as it is.
+
+    Raises:
+        CalibrationError: no thresholds, no target, an L0 that can't be had, or too few samples.
+    """
+    saved = _as_saved(sae)
+    jumprelu = _jumprelu(saved)
+    batches = [activations] if isinstance(activations, torch.Tensor) else list(activations)
+    _check_activations(batches, jumprelu)
+    group, group_frequency, l0 = _groups_and_l0(saved, target_l0)
+    sizes = torch.bincount(group).double()
+    n_samples = sum(len(batch) for batch in batches)
+    rarest = float((group_frequency * sizes).min()) * l0 / float((group_frequency * sizes).sum())
+    if n_samples * rarest < LEAST_FIRINGS:
+        raise CalibrationError(
+            f"activations has {n_samples} samples: its rarest group fires {rarest:.3g} times a "
+            f"sample, so pass at least {math.ceil(LEAST_FIRINGS / rarest)}."
+        )
+    unit = jumprelu.W_enc.norm(dim=0).float()
+    some = jumprelu.process_sae_in(batches[0][:ROWS].to(jumprelu.device))
+    unit = (unit * typical_norm(some) / math.sqrt(jumprelu.cfg.d_in)).clamp(min=1e-30)
+
+    def pre_activations() -> Iterator[torch.Tensor]:
+        for batch in batches:
+            for rows in batch.split(ROWS):
+                sae_in = jumprelu.process_sae_in(rows.to(jumprelu.device))
+                yield (sae_in @ jumprelu.W_enc + jumprelu.b_enc).float()
+
+    (found,) = calibrate_groups(
+        pre_activations, jumprelu.threshold.float(), unit, group, group_frequency, [l0]
+    )
+    if found.l0 < 0.99 * l0:
+        raise CalibrationError(
+            f"target_l0={l0:g} can't be had on these activations: with all thresholds at 0, "
+            f"{found.l0:.4g} latents are active a sample; ask for that or less."
+        )
+    return _moved(saved, found.offset[group] * unit, _measured(saved, group, l0, found))
+
+
+def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
+    """A copy of an SAE at another L0, without any activations.
+
+    A GBA SAE is saved with the thresholds for a range of L0s around the one it was trained for,
+    as measured on the last samples of its training; those in between are interpolated.
+
+    Args:
+        sae: an SAE trained with GBA: what `load` returns, or a folder.
+        l0: active latents a sample.
+
+    Returns:
+        The SAE with its groups and their targets at that L0; frequencies are the targets.
+
+    Raises:
+        CalibrationError: the SAE has no thresholds for other L0s, or not for this one.
+    """
+    saved = _as_saved(sae)
+    jumprelu = _jumprelu(saved)
+    groups = saved.groups
+    if groups is None or groups.other_l0s is None or groups.offsets is None:
+        raise CalibrationError(
+            "this SAE was not saved with thresholds for other L0s: pass activations to "
+            "sae_lens_gba.calibrate."
+        )
+    known = groups.other_l0s.double()
+    lowest, highest = float(known[0]), float(known[-1])
+    if not lowest * (1 - 1e-6) <= l0 <= highest * (1 + 1e-6):
+        nearest = lowest if not l0 > highest else highest
+        raise CalibrationError(
+            f"l0={l0:g} is not among those this SAE was saved with thresholds for: the nearest "
+            f"possible value is {nearest:.4g}; for others, pass activations to "
+            "sae_lens_gba.calibrate."
+        )
+    offset = _interpolate(known.log(), groups.offsets.double(), math.log(l0))
+    moved_by = offset[groups.group] * jumprelu.W_enc.detach().norm(dim=0).cpu().double()
+    factor = l0 / float(groups.target_frequency.sum())
+    target = (groups.target_frequency * factor).clamp(max=1)
+    return _moved(saved, moved_by, NeuronGroups(groups.group, target, target))
+
+
+def _as_saved(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:
+    if isinstance(sae, SavedSAE):
+        return sae
+    if isinstance(sae, SAE):
+        return SavedSAE(sae, sae.cfg.to_dict())
+    folder = Path(sae).expanduser()
+    return read_saved(folder, groups_required=False) if folder.is_dir() else load(sae)
+
+
+def _jumprelu(saved: SavedSAE) -> JumpReLUSAE:
+    if not isinstance(saved.sae, JumpReLUSAE):
+        raise CalibrationError(
+            f"an SAE of architecture {saved.sae.cfg.architecture()!r} has no thresholds to set: "
+            "only 'jumprelu' has."
+        )
+    return saved.sae
+
+
+def _check_activations(batches: list[torch.Tensor], sae: JumpReLUSAE) -> None:
+    for batch in batches:
+        if batch.ndim != 2 or batch.shape[1] != sae.cfg.d_in:
+            raise CalibrationError(
+                f"activations has shape {tuple(batch.shape)}, the SAE reads (n, {sae.cfg.d_in})."
+            )
+        if not bool(torch.isfinite(batch).all()):
+            raise CalibrationError("activations has NaN or Inf: leave out those samples.")
+    if not any(len(batch) for batch in batches):
+        raise CalibrationError("activations is empty: pass samples of what the SAE reads.")
+
+
+def _groups_and_l0(
+    saved: SavedSAE, target_l0: float | None
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Group of each latent, each group's frequency (shares of samples), L0 to have."""
+    groups = saved.groups
+    if target_l0 is None and groups is None:
+        raise CalibrationError("target_l0 is needed: this SAE does not say what L0 it is to have.")
+    if target_l0 is not None and not 0 < target_l0 < saved.d_sae:
+        raise CalibrationError(
+            f"target_l0={target_l0} is not possible: it must be above 0 and below "
+            f"d_sae={saved.d_sae}."
+        )
+    device = saved.sae.W_dec.device
+    if groups is None:
+        assert target_l0 is not None
+        one = torch.zeros(saved.d_sae, dtype=torch.long, device=device)
+        return one, torch.tensor([target_l0 / saved.d_sae]).double(), target_l0
+    group, target = groups.group, groups.target_frequency.double()
+    sizes = torch.bincount(group)
+    frequency = torch.zeros(len(sizes)).double().index_add_(0, group, target) / sizes
+    l0 = float(target.sum()) if target_l0 is None else target_l0
+    return group.to(device), frequency, l0
+
+
+def _measured(
+    saved: SavedSAE, group: torch.Tensor, l0: float, found: Calibration
+) -> NeuronGroups | None:
+    if saved.groups is None:
+        return None
+    factor = l0 / float(saved.groups.target_frequency.sum())
+    target = (saved.groups.target_frequency * factor).clamp(max=1)
+    return NeuronGroups(group.cpu(), target, found.frequency.float().cpu())
+
+
+def _moved(saved: SavedSAE, moved_by: torch.Tensor, groups: NeuronGroups | None) -> SavedSAE:
+    """A copy with thresholds ``moved_by`` higher, (d_sae,), that says what it is now."""
+    sae = deepcopy(saved.sae)
+    threshold = sae.get_parameter("threshold").data
+    threshold.copy_((threshold.double() + moved_by.to(threshold.device)).clamp(min=0))
+    cfg = deepcopy(saved.cfg)
+    if groups is not None:
+        gba = {
+            **(cfg["metadata"].get("gba") or {}),
+            "groups": groups.summary(),
+            "l0": {"target": float(groups.target_frequency.sum()),
+                   "measured": float(groups.measured_frequency.sum()), "n_samples": None},
+        }  # fmt: skip
+        gba.pop("evaluation", None)  # of the SAE as it was
+        cfg["metadata"]["gba"] = gba
+        cfg["metadata"]["l0"] = gba["l0"]["measured"]
+        sae.cfg.metadata.gba, sae.cfg.metadata.l0 = gba, cfg["metadata"]["l0"]
+    return replace(saved, sae=sae, cfg=cfg, groups=groups, log_sparsity=None)
+
+
+def _interpolate(x: torch.Tensor, y: torch.Tensor, at: float) -> torch.Tensor:
+    """Rows of y (k, n), known at ascending x (n,), at one place between them: shape (k,)."""
+    right = min(max(int(torch.searchsorted(x, at)), 1), len(x) - 1) if len(x) > 1 else 0
+    left = max(right - 1, 0)
+    span = float(x[right] - x[left])
+    share = (at - float(x[left])) / span if span else 0.0
+    return y[:, left] + share * (y[:, right] - y[:, left])

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from toolbox import make_trainer, mixture, take_steps, tiny_config
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.calibration import RecentSamples, calibrate_groups
+from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
+
+
+def test_each_groups_thresholds_end_between_two_samples_by_hand() -> None:
+    # group 0: latents 0 and 1, thresholds 1 and 2, units 1 and 2
+    # margins (h - threshold) / unit of latent 0: 4, 1, -0.5; of latent 1: 1.5, 0, -1 (h = 0: none)
+    # two active pairs of three samples wanted: between 1.5 and 1 -> offset 1.25
+    # group 1: latent 2, threshold 5, unit 1: margins -1, -2, -4.5; one wanted -> offset -1.5
+    h = torch.tensor([[5.0, 5.0, 4.0], [2.0, 2.0, 3.0], [0.5, 0.0, 0.5]])
+    (found,) = calibrate_groups(
+        lambda: [h[:2], h[2:]],
+        threshold=torch.tensor([1.0, 2.0, 5.0]),
+        unit=torch.tensor([1.0, 2.0, 1.0]),
+        group=torch.tensor([0, 0, 1]),
+        group_frequency=torch.tensor([1 / 3, 1 / 3]).double(),
+        l0s=[1.0],
+    )
+    assert found.offset.tolist() == pytest.approx([1.25, -1.5])
+    assert found.frequency.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert (found.l0, found.n_samples) == (pytest.approx(1.0), 3)
+
+
+def test_other_l0s_multiply_the_odds_and_stop_where_thresholds_are_zero() -> None:
+    torch.manual_seed(0)
+    h = torch.randn(4000, 6)
+    group = torch.tensor([0, 0, 1, 1, 1, 1])
+    frequency = torch.tensor([0.2, 0.05]).double()  # L0 0.6
+    low, high, most = calibrate_groups(
+        lambda: [h], torch.ones(6), torch.ones(6), group, frequency, [0.3, 1.2, 5.0]
+    )
+    assert (low.l0, high.l0) == (pytest.approx(0.3, abs=1e-3), pytest.approx(1.2, abs=1e-3))
+    for found in (low, high):
+        p = [float(found.frequency[group == k].mean()) for k in (0, 1)]
+        odds = [q / (1 - q) for q in p]
+        assert odds[0] / odds[1] == pytest.approx((0.2 / 0.8) / (0.05 / 0.95), rel=0.02)
+    assert most.l0 == pytest.approx(float((h > 0).sum()) / 4000, abs=2e-3)
+
+
+def test_recent_samples_keep_no_more_batches_than_they_need() -> None:
+    recent = RecentSamples(100)
+    for _ in range(10):
+        recent.add(torch.zeros(40, 3))
+        assert len(recent) <= 120
+    assert len(recent) == 120
+    recent.add(torch.zeros(500, 3))
+    assert [len(batch) for batch in recent.batches] == [500]
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+def test_in_evaluation_mode_l0_is_what_was_asked_and_training_is_untouched(
+    activation: str,
+) -> None:
+    def train(evaluate_after: int | None) -> GBATrainingSAE:
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(activation=activation))
+        trainer = make_trainer(sae, 40)
+        for step in range(40):
+            take_steps(trainer, 1)
+            if step == evaluate_after:
+                sae.eval()
+        return sae
+
+    plain, evaluated = train(None), train(23)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(evaluated.state_dict()[name], value), name
+    recent = torch.cat(list(plain._recent.batches))
+    biases = plain.bias.clone()
+    plain.eval()
+    assert float((plain.encode(recent) > 0).sum()) / len(recent) == pytest.approx(4.0, abs=0.01)
+    by_group = plain.adapter.targets.group_mean(plain.adapter.frequency)
+    targets = torch.tensor(plain.cfg.spectrum().frequencies)
+    torch.testing.assert_close(by_group, targets, rtol=1e-2, atol=1e-4)
+    assert torch.equal(plain.train().bias, biases)
+
+
+def test_too_few_samples_leave_the_biases_as_they_are() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    take_steps(make_trainer(sae, 10, mixture(1, batch=16), batch=16), 2)
+    bias = sae.bias.clone()
+    assert torch.equal(sae.eval().bias, bias)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
+def test_training_does_not_depend_on_the_unit_of_the_inputs(factor: float) -> None:
+    x = next(mixture(5, batch=4 * CHUNK_ROWS)).double()
+    results = []
+    for unit in (1.0, factor):
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(dtype="float64"))
+        data = (batch.double() * unit for batch in mixture(1))
+        take_steps(make_trainer(sae, 60, data, lr=3e-3), 60)
+        sae.eval().requires_grad_(False)
+        explained = (
+            1
+            - (sae(x * unit) - x * unit).square().sum()
+            / ((x - x.mean(dim=0)) * unit).square().sum()
+        )
+        results.append((sae, float(explained)))
+    (plain, explained), (scaled, explained_scaled) = results
+    assert explained_scaled == pytest.approx(explained, abs=1e-3)
+    torch.testing.assert_close(scaled.adapter.frequency, plain.adapter.frequency)
+    in_units = [sae.in_input_units(sae.bias) for sae in (scaled, plain)]
+    torch.testing.assert_close(in_units[0], factor * in_units[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("what", ["zeros", "one row", "equal rows"])
+def test_a_first_batch_that_says_nothing_is_not_taken_for_the_data(what: str) -> None:
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 10)
+    batch = next(mixture(3))
+    empty = {"zeros": batch * 0, "one row": batch[:1], "equal rows": batch[:1].expand_as(batch)}
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    trainer.step(empty[what])
+    for name, value in sae.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-7, msg=name)
+    trainer.step(batch)
+    torch.testing.assert_close(sae.adapter.input_norm, (batch - batch.mean(0)).norm(dim=1).median())
+    assert (sae.bias < 0).all()
+
+
+def test_the_scale_follows_a_lasting_change_and_ignores_a_single_batch() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 1000)
+    data = mixture(2)
+    for _ in range(30):
+        trainer.step(next(data))
+    settled = float(sae.adapter.input_norm)
+    trainer.step(next(data) * 1000)
+    assert float(sae.adapter.input_norm) == pytest.approx(settled, rel=0.03)
+    for _ in range(300):
+        trainer.step(next(data) * 5)
+    assert float(sae.adapter.input_norm) == pytest.approx(5 * settled, rel=0.15)
