@@ -1,6 +1,7 @@
 """Measures of dictionaries: bare matrices in, numbers out."""
 
 from sae_lens_gba.metrics.feature_recovery import BestMatch, best_match, feature_recovery_rate
+from sae_lens_gba.metrics.frequencies import share_on_target
 from sae_lens_gba.metrics.seed_consistency import (
     Matching,
     consistency_over_seeds,
@@ -26,6 +27,7 @@ __all__ = [
     "pairwise_mcc",
     "selectivity",
     "share_consistent",
+    "share_on_target",
     "shares_consistent",
     "top_latents",
 ]

@@ -2,12 +2,12 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sae_lens_gba.report.collect import ReportConfig, collect_report
+from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.loading import load_report_model, load_report_text, load_saes
-from sae_lens_gba.report.results import Report
 
 HTML_NAME = "report.html"
 
@@ -94,11 +94,7 @@ def write_report(
 
     Returns:
         The HTML file's path. The JSON has the same name with ``.json``.
-
-    Raises:
-        ImportError: the extra ``report`` is not installed.
     """
-    write_html = _html_writer()
     path = Path(output) if output is not None else Path(sae_dir) / HTML_NAME
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
@@ -111,14 +107,3 @@ def write_report(
     write_html(report, path)
     _log.info("wrote %s and %s", path, path.with_suffix(".json").name)
     return path
-
-
-def _html_writer() -> Callable[[Report, Path], None]:
-    """Imported late: jinja2 and plotly are an extra, and the command line offers more."""
-    try:
-        from sae_lens_gba.report.html import write_html
-    except ImportError as error:
-        raise ImportError(
-            f"the report needs {error.name}: install it with pip install 'sae-lens-gba[report]'."
-        ) from error
-    return write_html

@@ -8,28 +8,28 @@ from sae_lens import SAE
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activations_store import ActivationsStore
 
-from sae_lens_gba.report.decoder_matching import Match, nearest_other
+from sae_lens_gba.metrics import BestMatch, best_match
 from sae_lens_gba.report.details import significant
 from sae_lens_gba.report.loading import LoadedSae
+from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import LatentTable, Metrics
-from sae_lens_gba.report.sae_observer import SaeObserver
 
 CE_BATCH_SEQUENCES = 8
 
 
 def build_metrics(
-    observer: SaeObserver, model: Any, store: ActivationsStore, ce_tokens: int
+    reading: Reading, model: Any, store: ActivationsStore, ce_tokens: int
 ) -> tuple[Metrics, list[str]]:
     """Metrics, and notes on what could not be measured."""
-    statistics, variance = observer.statistics, observer.variance
-    ce_loss, notes = _ce_loss(observer.loaded, model, store, ce_tokens)
+    frequency, variance = reading.frequency, reading.variance
+    ce_loss, notes = _ce_loss(reading.loaded, model, store, ce_tokens)
     n_samples = max(variance.num_samples, 1)
     metrics = Metrics(
         explained_variance=significant(variance.compute()),
         mean_squared_error=significant(variance.sum_squared_residual / n_samples),
-        l0=significant(statistics.l0()),
-        l0_asked=l0_asked(observer.loaded),
-        dead=int((statistics.count == 0).sum()),
+        l0=significant(float(frequency.double().sum())),
+        l0_asked=l0_asked(reading.loaded),
+        dead=int((frequency == 0).sum()),
         ce_loss_recovered=ce_loss.get("ce_loss_score"),
         ce_loss_with_sae=ce_loss.get("ce_loss_with_sae"),
         ce_loss_without_sae=ce_loss.get("ce_loss_without_sae"),
@@ -81,24 +81,24 @@ def trained_architecture(sae: SAE[Any]) -> str:
     return saved if trained in (None, saved) else f"{trained} (saved as {saved})"
 
 
-def build_table(observer: SaeObserver, matches: Mapping[str, Match]) -> LatentTable:
+def build_table(reading: Reading, matches: Mapping[str, BestMatch]) -> LatentTable:
     """One row a latent; ``matches`` are those with compared SAEs, by label."""
-    loaded, statistics = observer.loaded, observer.statistics
+    loaded, latents = reading.loaded, reading.selectivity.compute()
     rows = loaded.decoder_rows
-    nearest = nearest_other(rows)
+    nearest = best_match(rows, rows, signed=True, exclude_same=True)
     groups, threshold = loaded.groups, loaded.threshold
     return LatentTable(
         group=None if groups is None else groups.group.tolist(),
         target_frequency=None if groups is None else _numbers(groups.target_frequency),
-        frequency=_numbers(statistics.frequency()),
-        z_score=_numbers(statistics.z_score()),
-        max_activation=_numbers(statistics.maximum),
+        frequency=_numbers(latents.frequency),
+        z_score=_numbers(latents.z_score),
+        max_activation=_numbers(reading.max_activation),
         decoder_norm=_numbers(rows.norm(dim=1)),
         threshold=None if threshold is None else _numbers(threshold),
-        nearest=nearest.latent.tolist(),
-        nearest_cosine=_numbers(nearest.cosine),
-        best_match={label: match.latent.tolist() for label, match in matches.items()},
-        best_match_cosine={label: _numbers(match.cosine) for label, match in matches.items()},
+        nearest=nearest.candidate.tolist(),
+        nearest_cosine=_numbers(nearest.similarity.clamp(-1, 1)),
+        best_match={label: match.candidate.tolist() for label, match in matches.items()},
+        best_match_cosine={label: _numbers(match.similarity) for label, match in matches.items()},
     )
 
 

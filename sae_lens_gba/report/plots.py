@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from sae_lens_gba.report.decoder_matching import RELATED, SAME_FEATURE
+from sae_lens_gba.report.compare import RELATED, SAME_FEATURE
 from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
 
 BINS_A_DECADE = 10

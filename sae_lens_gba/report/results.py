@@ -93,7 +93,7 @@ class LatentDetail:
 
     Attributes:
         latent: its index.
-        histogram: of its activations above 0, all of them.
+        histogram: of its activations above 0.
         top: contexts of its strongest activations, one a sequence, strongest first.
         intervals: contexts by quantile of its activations, highest first.
         promoted: tokens its decoder row promotes most (logit lens).
