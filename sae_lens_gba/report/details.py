@@ -70,7 +70,7 @@ def build_details(
         places, activations = firings.of(latent)
         show = _context_reader(text, places, activations, read)
         weakest_first = places[activations.argsort(stable=True)]
-        top = _one_a_sequence(weakest_first.flip(0), text.shape[1], N_TOP)
+        top = one_a_sequence(weakest_first.flip(0), text.shape[1], N_TOP)
         details.append(
             LatentDetail(
                 latent=latent,
@@ -118,8 +118,8 @@ def _context_reader(
     return show
 
 
-def _one_a_sequence(places: torch.Tensor, n_tokens: int, n_wanted: int) -> list[int]:
-    """The first ``n_wanted``, but of each sequence of ``n_tokens`` only the first."""
+def one_a_sequence(places: torch.Tensor, n_tokens: int, n_wanted: int) -> list[int]:
+    """Of places in a text, the first ``n_wanted``, at most one a sequence of ``n_tokens``."""
     found: dict[int, int] = {}
     for place in places.tolist():
         found.setdefault(place // n_tokens, place)
@@ -140,7 +140,7 @@ def _intervals(
     for low, high in INTERVALS:
         members = weakest_first[int(low * n) : int(high * n)]
         members = members[torch.randperm(len(members), generator=generator)]
-        chosen = _one_a_sequence(members, n_tokens, A_INTERVAL)
+        chosen = one_a_sequence(members, n_tokens, A_INTERVAL)
         if chosen:
             intervals.append(Interval(low, high, [show(place) for place in chosen]))
     return intervals

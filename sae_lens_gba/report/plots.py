@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.report.compare import RELATED, SAME_FEATURE
 from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
 
 BINS_A_DECADE = 10
-COLORSCALE = "Turbo"
 MAX_POINTS = 4000
 PLAIN = "#4c8bf5"
 # shares on a log axis, as 0.01%, 0.1%, 1%
@@ -186,12 +185,6 @@ def latent_histogram(detail: LatentDetail) -> go.Figure:
     figure.update_layout(bargap=0.04, height=220)
     figure.update_yaxes(type="log", dtick=1)
     return figure
-
-
-def group_color(group: int, n_groups: int) -> str:
-    """From the most active group (warm) to the least (cool), readable on white and black."""
-    at = 0.88 - 0.76 * (group / (n_groups - 1) if n_groups > 1 else 1.0)
-    return str(sample_colorscale(COLORSCALE, [at])[0])
 
 
 def _add_frequency_bars(

@@ -68,13 +68,15 @@ def token_batches(store: ActivationsStore, n_tokens: int, d_sae: int) -> Iterato
     size = max(1, min(MAX_BATCH_SEQUENCES, MAX_BATCH_ENTRIES // (store.context_size * d_sae)))
     n_sequences = -(-n_tokens // store.context_size)
     sequences = islice(_sequences(store), n_sequences)
+    n_read = 0
     with tqdm(total=n_sequences * store.context_size, unit="token", desc="reading") as progress:
         while batch := list(islice(sequences, size)):
             tokens = torch.cat(batch)
             yield tokens
+            n_read += tokens.numel()
             progress.update(tokens.numel())
-    if progress.n < n_tokens:
-        _log.warning("the text ended after %d of %d tokens", progress.n, n_tokens)
+    if n_read < n_tokens:
+        _log.warning("the text ended after %d of %d tokens", n_read, n_tokens)
 
 
 def _sequences(store: ActivationsStore) -> Iterator[torch.Tensor]:
