@@ -70,11 +70,11 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _report_failure(run: Callable[[], object]) -> int:
-    from sae_lens_gba.errors import HubError
+    from sae_lens_gba.errors import GBAError
 
     try:
         run()
-    except (ImportError, OSError, ValueError, HubError) as error:
+    except (ImportError, OSError, ValueError, GBAError) as error:
         logging.getLogger(__name__).error("sae-lens-gba: %s", error)
         return 1
     except KeyboardInterrupt:

@@ -9,6 +9,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.errors import (
+    DamagedFileError,
+    MissingFileError,
+    NewerFormatError,
+    WrongShapeError,
+)
 
 GROUPS_FILENAME = "gba_groups.safetensors"
 FORMAT_VERSION = 1
@@ -56,26 +62,64 @@ class NeuronGroups:
         return path
 
     @classmethod
-    def load(cls, folder: str | Path) -> "NeuronGroups":
+    def load(cls, folder: str | Path, d_sae: int | None = None) -> "NeuronGroups":
         """Read them from the folder of a saved GBA SAE.
 
+        Args:
+            folder: holds ``gba_groups.safetensors``.
+            d_sae: latents of the SAE beside it; None takes any number.
+
         Raises:
-            FileNotFoundError: the folder has no groups file.
-            ValueError: the file is damaged, or of a newer format than this version reads.
+            MissingFileError: the folder has no groups file.
+            NewerFormatError: the file is of a newer format than this version reads.
+            DamagedFileError: it is corrupt, truncated, or does not hold groups.
+            WrongShapeError: it is not for ``d_sae`` latents.
         """
         path = Path(folder) / GROUPS_FILENAME
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} does not exist: {folder} is not the output folder of a GBA SAE."
             )
         try:
             with safe_open(path, framework="pt") as file:
-                version = int((file.metadata() or {}).get("format_version", "0"))
-                if version > FORMAT_VERSION:
-                    raise ValueError(
-                        f"{path} has format version {version}, this sae_lens_gba reads up to "
-                        f"{FORMAT_VERSION}: upgrade sae-lens-gba."
-                    )
-                return cls(**{name: file.get_tensor(name) for name in _NAMES})
+                _check_format_version(path, (file.metadata() or {}).get("format_version", "0"))
+                groups = cls(**{name: file.get_tensor(name) for name in _NAMES})
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): copy or download it again.") from error
+            raise _damaged(path, f"is corrupt or truncated ({error})") from error
+        groups._check(path, d_sae)
+        return groups
+
+    def _check(self, path: Path, d_sae: int | None) -> None:
+        expected = (len(self.group) if d_sae is None and self.group.ndim else d_sae,)
+        for name in _NAMES:
+            shape = tuple(getattr(self, name).shape)
+            if shape != expected:
+                raise WrongShapeError(
+                    f"{path} has {name} of shape {shape}, by cfg.json it should be {expected}: "
+                    "the two files do not belong together."
+                )
+        target, measured = self.target_frequency, self.measured_frequency
+        if not (target.is_floating_point() and bool(((target > 0) & (target <= 1)).all())):
+            raise _damaged(path, "has target frequencies that are not between 0 and 1")
+        if not (measured.is_floating_point() and bool(((measured >= 0) & (measured <= 1)).all())):
+            raise _damaged(path, "has measured frequencies that are not between 0 and 1")
+        # no group is empty, so that there are at most as many as latents
+        found = self.group.unique() if self.group.dtype == torch.int64 else torch.tensor([-1])
+        if not torch.equal(found, torch.arange(len(found))):
+            raise _damaged(path, "has groups that are not numbered 0, 1, 2, ... without a gap")
+
+
+def _check_format_version(path: Path, version: str) -> None:
+    if not version.isdecimal():
+        raise _damaged(path, f"has format_version={version!r}, not a number")
+    if int(version) > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path} has format version {version}, this sae-lens-gba reads up to "
+            f"{FORMAT_VERSION}: pip install --upgrade sae-lens-gba."
+        )
+
+
+def _damaged(path: Path, what: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path} {what}; the file is damaged: copy or download it again (force_download=True)."
+    )

@@ -47,7 +47,7 @@ def run_from_arguments(args: argparse.Namespace) -> Publication:
     """Run ``sae-lens-gba publish``; what it did is logged and returned.
 
     Raises:
-        HubError: see `publish`.
+        GBAError: see `publish`.
     """
     sources = [_pair(text) for text in args.saes]
     named = {sae_id: Path(path) for sae_id, path in sources if sae_id is not None}

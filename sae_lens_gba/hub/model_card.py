@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from sae_lens_gba.hub.validation import is_hub_name
+from sae_lens_gba.saved.description import find_metric, flat_numbers, group_rows, measured_l0
 
 TAGS = ("sparse-autoencoder", "saelens", "gba", "interpretability")
 
@@ -32,8 +33,6 @@ _METRIC_NAMES = {
     "explained_variance": "explained variance",
     "ce_recovered": "CE recovered",
 }
-# the same figure under the names of SAELens' evaluations
-_ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_score")}
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,11 @@ class CardEntry:
         """From a published cfg.json, whose ``metadata.gba`` has groups and evaluation."""
         metadata = cfg["metadata"]
         gba = metadata["gba"]
-        groups = _measured(gba["groups"])
+        groups = group_rows(metadata) or []
         evaluation = gba.get("evaluation") or {}
         dead = find_metric(evaluation, "dead")
         if dead is None:
             dead = metadata.get("num_dead_features")
-        l0 = find_metric(evaluation, "l0")
         run = {
             name: metadata[name]
             for name in _RUN_SETTINGS
@@ -101,13 +99,13 @@ class CardEntry:
             hook_name=metadata.get("hook_name") or "?",
             dataset=metadata.get("dataset_path"),
             l0_asked=sum(g["size"] * g["target_frequency"] for g in groups),
-            l0_measured=l0 if l0 is not None else _measured_l0(metadata, groups),
+            l0_measured=measured_l0(metadata),
             explained_variance=find_metric(evaluation, "explained_variance"),
             ce_recovered=find_metric(evaluation, "ce_recovered"),
             dead=None if dead is None else round(dead),
             groups=groups,
             training={**run, **(metadata.get("training_architecture_details") or {})},
-            evaluation=_flat_numbers(evaluation),
+            evaluation=flat_numbers(evaluation),
             neuronpedia_id=metadata.get("neuronpedia_id"),
             plot=plot,
             versions={
@@ -115,40 +113,6 @@ class CardEntry:
                 "sae-lens-gba": gba.get("version") or "?",
             },
         )
-
-
-def _measured_l0(metadata: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> float | None:
-    if all(g["measured_frequency"] is not None for g in groups):
-        return float(sum(g["size"] * g["measured_frequency"] for g in groups))
-    # of SAELens' trainer: over a window that may reach back to the beginning of training
-    return None if metadata.get("l0") is None else float(metadata["l0"])
-
-
-def _measured(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Zeros of an SAE whose biases were never adapted are no measurement: None."""
-    if any(g["measured_frequency"] > 0 for g in groups):
-        return [dict(g) for g in groups]
-    return [{**g, "measured_frequency": None} for g in groups]
-
-
-def find_metric(evaluation: Mapping[str, Any], name: str) -> float | None:
-    """A figure under its own or SAELens' name, at any depth ("metrics/l0", sparsity.l0, ...)."""
-    wanted = _ALIASES.get(name, (name,))
-    for path, value in _flat_numbers(evaluation).items():
-        if path.rsplit("/", 1)[-1] in wanted:
-            return value
-    return None
-
-
-def _flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            numbers.update(_flat_numbers(value, f"{path}/"))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers[path] = value
-    return numbers
 
 
 def front_matter(

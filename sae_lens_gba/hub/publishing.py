@@ -13,7 +13,8 @@ from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter
 from sae_lens_gba.hub.preparation import Sources, StagedSAEs, prepare, working_folder
 from sae_lens_gba.hub.release_entry import release_entry
 from sae_lens_gba.hub.remote import Operation, RemoteState, Target, commit_all
-from sae_lens_gba.hub.validation import check_repo_id, check_target
+from sae_lens_gba.hub.validation import check_target
+from sae_lens_gba.saved.downloading import check_repo_id
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
 
 CARD_FILENAME = "README.md"
@@ -98,7 +99,7 @@ def publish(
     Each is converted to its stock form first, so that ``SAE.from_pretrained(repo_id, sae_id)``
     of SAELens loads it without this package. Everything is checked before the first network
     call. All files and the model card go in one commit: an upload that fails leaves the
-    repo as it was. Identical files make no commit.
+    files of the repo as they were. Identical files make no commit.
 
     Args:
         saes: a GBATrainingSAE, the output folder of a run or a training checkpoint; a list of
@@ -123,8 +124,8 @@ def publish(
         show_progress: progress bar while SAEs are converted.
 
     Raises:
-        InvalidPublicationError: something must not be published as it is.
-        MissingFileError, DamagedFileError, NotAGBASAEError: a source can't be read.
+        InvalidPublicationError: something must not be published as it is, or is damaged.
+        MissingFileError, NotAGBASAEError, NewerFormatError: a source can't be read.
         AccessError: the token is refused or may not write there.
         PublishError: the upload failed otherwise; the message says what to do.
     """

@@ -1,4 +1,4 @@
-"""The network part of publishing: one commit, or the remote as it was."""
+"""The network part of publishing: one commit, or none."""
 
 import logging
 from collections.abc import Callable
@@ -15,17 +15,10 @@ from huggingface_hub.errors import (
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from tenacity.wait import wait_exponential
 
-from sae_lens_gba.errors import HubError, PublishError
-from sae_lens_gba.hub.remote_errors import (
-    GONE,
-    HTTP_LIBRARY_ERROR,
-    PERHAPS_OPENED,
-    explain,
-    http_status,
-    is_connection_failure,
-    retry_after,
-)
+from sae_lens_gba.errors import GBAError, PublishError
+from sae_lens_gba.hub.remote_errors import GONE, PERHAPS_OPENED, explain, retry_after
 from sae_lens_gba.saved.files import read_json
+from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
 MAX_ATTEMPTS = 5
 
@@ -91,13 +84,13 @@ def commit_all(
 
     Rate limits, server errors, dropped connections and other people's commits in between are
     met by reading the remote's state again and trying again, at most MAX_ATTEMPTS times.
-    When it ends in an error, a repo or branch created here is removed again.
+    When it ends in an error, a repo or branch made for it stays, and the message says so.
 
     Raises:
         AccessError: the token is refused, or may not write there.
         PublishError: all else; in one sentence what to do.
     """
-    created = _Created(api, target)
+    place = _Place(api, target)
     try:
         for attempt in Retrying(
             retry=retry_if_exception(_is_worth_retrying),
@@ -107,17 +100,17 @@ def commit_all(
             reraise=True,
         ):
             with attempt:
-                state = created.state_to_build_on()
+                state = place.state_to_build_on()
                 info = _commit(api, target, operations(state), message, state.sha)
-        return CommitOutcome(info, changed=info.oid != created.first_sha)
-    except BaseException as error:  # an interrupt leaves nothing half-made either
-        left_behind = created.undo()
-        if isinstance(error, HubError) or not isinstance(error, Exception):
+        return CommitOutcome(info, changed=info.oid != place.first_sha)
+    except Exception as error:
+        explained = error if isinstance(error, GBAError) else explain(error, target.repo_id)
+        # after a 404 it is gone, and what was made here with it
+        left = place.made if http_status(error) != 404 else None
+        if explained is None or (explained is error and left is None):
             raise
-        explained = explain(error, target.repo_id)
-        if explained is None:
-            raise
-        raise type(explained)(f"{explained}{left_behind}") from error
+        note = "" if left is None else f" The {left} that was made for it stays."
+        raise type(explained)(f"{explained}{note}") from error
 
 
 def _commit(
@@ -141,28 +134,32 @@ def _commit(
         raise
 
 
-class _Created:
-    """Makes sure that repo and branch exist, and removes what it made if need be."""
+class _Place:
+    """Repo and branch of a target, made where they do not exist.
+
+    Attributes:
+        first_sha: last commit of the branch when it was first looked at.
+        made: "repo" or "branch ..." where it had to be made.
+    """
 
     def __init__(self, api: HfApi, target: Target):
         self.api, self.target = api, target
         self.first_sha: str | None = None
-        self._made_repo = False
-        self._branch_at: str | None = None
+        self.made: str | None = None
 
     def state_to_build_on(self) -> RemoteState:
         target = self.target
         try:
             info = self.api.repo_info(target.repo_id, revision=target.revision)
         except RevisionNotFoundError:
-            self._branch_at = self._create_branch()
+            self._create_branch()
             info = self.api.repo_info(target.repo_id, revision=target.revision)
         except RepositoryNotFoundError as error:
-            if self.first_sha is not None or self._made_repo:
+            if self.first_sha is not None or self.made:
                 raise PublishError(GONE.format(repo_id=target.repo_id)) from error
             self._create_repo()
             return self.state_to_build_on()
-        if not self._made_repo and target.private and not info.private:
+        if self.made != "repo" and target.private and not info.private:
             raise PublishError(
                 f"{target.repo_id} exists and is public, but private=True: make it private in its "
                 "settings on the Hub, or choose another repo_id."
@@ -184,50 +181,16 @@ class _Created:
             if error.response.status_code != 409:
                 raise
             return  # another publisher was faster
-        self._made_repo = True
+        self.made = "repo"
 
-    def _create_branch(self) -> str | None:
+    def _create_branch(self) -> None:
         revision = str(self.target.revision)
         if revision.startswith("refs/"):
             raise PublishError(
                 f"{self.target.repo_id} has no {revision}: open a pull request with create_pr."
             )
         self.api.create_branch(self.target.repo_id, branch=revision, exist_ok=True)
-        return self.api.repo_info(self.target.repo_id, revision=revision).sha
-
-    def undo(self) -> str:
-        """Remove a repo or branch made here, if nobody has committed to it since.
-
-        Returns what to add to the error message when that did not work.
-        """
-        repo_id, revision = self.target.repo_id, self.target.revision
-        try:
-            if self._made_repo:
-                self._delete_repo_unless_used(repo_id)
-            elif self._branch_at is not None and revision is not None:
-                self._delete_branch_unless_used(repo_id, revision, self._branch_at)
-        except RepositoryNotFoundError:
-            return ""  # gone already
-        except (HfHubHTTPError, HTTP_LIBRARY_ERROR, OSError):
-            made = "repo" if self._made_repo else f"branch {revision}"
-            return f" The empty {made} made for it could not be removed; it does no harm."
-        return ""
-
-    def _delete_repo_unless_used(self, repo_id: str) -> None:
-        if self._is_empty("main") and self._is_empty(self.target.revision or "main"):
-            self.api.delete_repo(repo_id, missing_ok=True)
-
-    def _is_empty(self, revision: str) -> bool:
-        """Whether a branch holds no more than what the Hub puts into a new repo."""
-        try:
-            files = self.api.list_repo_files(self.target.repo_id, revision=revision)
-        except RevisionNotFoundError:
-            return True
-        return set(files) <= {".gitattributes"}
-
-    def _delete_branch_unless_used(self, repo_id: str, branch: str, first_sha: str) -> None:
-        if self.api.repo_info(repo_id, revision=branch).sha == first_sha:
-            self.api.delete_branch(repo_id, branch=branch)
+        self.made = self.made or f"branch {revision}"
 
 
 def read_state(api: HfApi, repo_id: str, sha: str) -> RemoteState:
@@ -246,7 +209,7 @@ def read_state(api: HfApi, repo_id: str, sha: str) -> RemoteState:
 
 
 def _is_worth_retrying(error: BaseException) -> bool:
-    if isinstance(error, HubError):
+    if isinstance(error, GBAError):
         return False
     status = http_status(error)
     if status is not None:

@@ -2,41 +2,12 @@
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from sae_lens_gba.errors import AccessError, PublishError
-
-# huggingface_hub has changed from requests to httpx to httpx2: the base class of all errors
-# of the library below is the last of that library among the ancestors
-_LIBRARY = HfHubHTTPError.__bases__[0].__module__.partition(".")[0]
-HTTP_LIBRARY_ERROR: type[Exception] = [
-    ancestor
-    for ancestor in HfHubHTTPError.__mro__
-    if ancestor.__module__.partition(".")[0] == _LIBRARY
-][-1]
-
-
-def http_status(error: BaseException | None) -> int | None:
-    """Status of the HTTP answer that an error came from, directly or as its cause."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            return int(error.response.status_code)
-        error = error.__cause__
-    return None
-
-
-def is_connection_failure(error: BaseException | None) -> bool:
-    """Whether an error came from a connection that failed before there was a whole answer."""
-    while error is not None:
-        if isinstance(error, OSError) and "Consistency check failed" in str(error):
-            return True  # a download that arrived truncated
-        if not isinstance(error, HfHubHTTPError) and isinstance(
-            error, HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
-        ):
-            return True
-        error = error.__cause__
-    return False
+from sae_lens_gba.errors import AccessError, GBAError, PublishError
+from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
 
 def retry_after(error: BaseException | None) -> float | None:
+    """Seconds that the Hub asks to wait, None where it does not."""
     if isinstance(error, HfHubHTTPError):
         seconds = error.response.headers.get("Retry-After", "")
         if seconds.isdecimal():
@@ -55,7 +26,7 @@ GONE = (
 )
 
 
-def explain(error: Exception, repo_id: str) -> Exception | None:
+def explain(error: Exception, repo_id: str) -> GBAError | None:
     """An error of huggingface_hub as one sentence that says what to do; None if it is none."""
     status = http_status(error)
     if status is not None:
@@ -71,7 +42,7 @@ def explain(error: Exception, repo_id: str) -> Exception | None:
     return None
 
 
-def _explain_status(status: int, error: Exception, repo_id: str) -> Exception:
+def _explain_status(status: int, error: Exception, repo_id: str) -> GBAError:
     if status == 401:
         return AccessError(
             f"the Hub refused the token for {repo_id} (401): log in with 'hf auth login', or pass "

@@ -6,18 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
-from safetensors import SafetensorError, safe_open
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
-from sae_lens_gba.errors import HubError, InvalidPublicationError
-from sae_lens_gba.saved.files import (
-    REQUIRED_FILES,
-    check_weights,
-    read_groups,
-    read_json,
-    read_sparsity,
-)
+from sae_lens_gba.errors import InvalidPublicationError
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 MAX_FILE_BYTES = 50 * 1000**3  # the Hub's own limit for one file
 
@@ -38,22 +30,6 @@ _SECRET = re.compile(
 _SECRET_FIELD = re.compile(
     r"^token$|(^|_)((auth|hf|hub|access|api|bearer|wandb)_token|api_?key|passw(or)?d|secret)$", re.I
 )
-
-
-def check_repo_id(repo_id: str) -> None:
-    """A repo name of the form user/name.
-
-    Raises:
-        InvalidPublicationError: it is not.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise InvalidPublicationError(f"repo_id={repo_id!r} is not possible: {error}") from error
-    if repo_id.count("/") != 1:
-        raise InvalidPublicationError(
-            f"repo_id={repo_id!r} has no owner: write it as 'user-or-organisation/name'."
-        )
 
 
 def check_sae_id(sae_id: str) -> None:
@@ -92,25 +68,21 @@ def is_hub_name(name: object) -> bool:
     return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
 
 
-def check_staged_sae(folder: Path, sae_id: str) -> None:
-    """All that is checked of one SAE's folder before it is published.
+def check_publishable(saved: SavedSAE, sae_id: str) -> None:
+    """All that is checked of an SAE before it is published, as it will be.
 
     Raises:
         InvalidPublicationError: names file, field, value and remedy.
     """
-    try:
-        cfg = read_json(folder / "cfg.json")
-        check_weights(folder, cfg)
-        read_groups(folder, cfg["d_sae"])
-        read_sparsity(folder, cfg["d_sae"])
-    except HubError as error:
-        raise InvalidPublicationError(f"SAE {sae_id!r} can't be published: {error}") from error
-    for name in REQUIRED_FILES:
-        if not (folder / name).is_file():
-            raise InvalidPublicationError(f"SAE {sae_id!r} can't be published: {name} is missing.")
-    _check_metadata(cfg, sae_id)
-    for path in sorted(folder.iterdir()):
-        _check_file(path, f"{sae_id}/{path.name}")
+    _check_metadata(saved.cfg, sae_id)
+    check_no_private_values(saved.cfg, f"{sae_id}/{SAE_CFG_FILENAME}")
+    check_no_private_values(saved.runner_cfg or {}, f"{sae_id}/{RUNNER_CFG_FILENAME}")
+    size = sum(weight.nbytes for weight in saved.sae.state_dict().values())
+    if size > MAX_FILE_BYTES:
+        raise InvalidPublicationError(
+            f"{sae_id}/{SAE_WEIGHTS_FILENAME} is {size / 1e9:.1f} GB, the Hub takes files up to "
+            f"{MAX_FILE_BYTES / 1e9:.0f} GB: publish the SAE in a smaller dtype."
+        )
 
 
 def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
@@ -147,23 +119,6 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
             f"SAE {sae_id!r} has neuronpedia_id={neuronpedia_id!r}: Neuronpedia's ids look like "
             "'gemma-2-2b/12-gemmascope-res-16k' (model/layer-source)."
         )
-
-
-def _check_file(path: Path, name: str) -> None:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise InvalidPublicationError(
-            f"{name} is {size / 1e9:.1f} GB, the Hub takes files up to "
-            f"{MAX_FILE_BYTES / 1e9:.0f} GB: publish the SAE in a smaller dtype."
-        )
-    if path.suffix == ".json":
-        check_no_private_values(read_json(path), name)
-    elif path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                check_no_private_values(file.metadata() or {}, name)
-        except SafetensorError as error:
-            raise InvalidPublicationError(f"{name} is damaged ({error}).") from error
 
 
 def check_no_private_values(content: object, name: str) -> None:

@@ -1,5 +1,6 @@
 """Files of a repo on the Hub, through the cache of huggingface_hub."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,28 @@ from sae_lens_gba.errors import (
     AccessError,
     ConnectionFailedError,
     DamagedFileError,
-    HubError,
+    GBAError,
+    InvalidPublicationError,
     MissingFileError,
 )
-from sae_lens_gba.hub.remote_errors import HTTP_LIBRARY_ERROR, http_status
-from sae_lens_gba.hub.validation import check_repo_id
+from sae_lens_gba.saved.hub_errors import HTTP_LIBRARY_ERROR, arrived_truncated, http_status
+
+_REPO_ID = re.compile(
+    r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII
+)  # the rules of huggingface_hub, with an owner
+
+
+def check_repo_id(repo_id: str) -> None:
+    """A repo name of the form user/name, as the Hub takes it.
+
+    Raises:
+        InvalidPublicationError: it is not.
+    """
+    if not _REPO_ID.fullmatch(repo_id):
+        raise InvalidPublicationError(
+            f"repo_id={repo_id!r} is not possible: write it as 'user-or-organisation/name', in "
+            "letters, digits and single - _ . between them, the name with at most 96."
+        )
 
 
 def download(api: HfApi, repo_id: str, patterns: list[str], **options: Any) -> Path:
@@ -39,7 +57,7 @@ def download(api: HfApi, repo_id: str, patterns: list[str], **options: Any) -> P
         raise explained from error
 
 
-def _explain(error: Exception, repo_id: str, revision: str | None) -> HubError | None:
+def _explain(error: Exception, repo_id: str, revision: str | None) -> GBAError | None:
     status = http_status(error)
     if isinstance(error, RevisionNotFoundError):
         return MissingFileError(f"{repo_id} has no revision {revision!r}: look at its branches.")
@@ -50,7 +68,7 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> HubError |
         )
     if isinstance(error, RepositoryNotFoundError):
         return MissingFileError(f"{repo_id} does not exist on the Hub: check the name.")
-    if isinstance(error, OSError) and "Consistency check failed" in str(error):
+    if arrived_truncated(error):
         return DamagedFileError(f"a file of {repo_id} arrived truncated: load it again.")
     if status is None and not isinstance(error, OSError | HTTP_LIBRARY_ERROR):
         return None

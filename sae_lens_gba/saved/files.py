@@ -1,4 +1,4 @@
-"""The folder of one published SAE: its files, and reading them with every check.
+"""The folder of one saved SAE: its files, and reading them with every check.
 
 cfg.json                 configuration of the stock SAE, as SAELens writes it
 sae_weights.safetensors  its parameters, stock names
@@ -11,7 +11,7 @@ Only safetensors and JSON are ever read; a pickle beside them is not opened.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,20 @@ from safetensors import SafetensorError, safe_open
 from sae_lens_gba.errors import (
     DamagedFileError,
     MissingFileError,
-    NewerFormatError,
     NotAGBASAEError,
     WrongShapeError,
 )
-from sae_lens_gba.neuron_groups import FORMAT_VERSION, GROUPS_FILENAME, NeuronGroups
+from sae_lens_gba.neuron_groups import GROUPS_FILENAME
 
 PLOT_FILENAME = "frequencies.png"
-REQUIRED_FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, GROUPS_FILENAME)
-OPTIONAL_FILES = (SPARSITY_FILENAME, RUNNER_CFG_FILENAME, PLOT_FILENAME)
-ALL_FILES = REQUIRED_FILES + OPTIONAL_FILES
+ALL_FILES = (
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    GROUPS_FILENAME,
+    SPARSITY_FILENAME,
+    RUNNER_CFG_FILENAME,
+    PLOT_FILENAME,
+)
 
 _DAMAGED = "copy or download it again (force_download=True)"
 
@@ -52,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"{path.name} is missing in {path.parent}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the JSON as well as of its encoding
+    except (ValueError, RecursionError) as error:  # ValueError: of the encoding as well
         raise DamagedFileError(f"{path} is not valid JSON ({error}): {_DAMAGED}.") from error
     if not isinstance(content, dict):
         raise DamagedFileError(
@@ -61,29 +65,71 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of each entry of a safetensors file, one at a time.
+def read_cfg(folder: Path) -> dict[str, Any]:
+    """The content of cfg.json; ``metadata`` and ``metadata.gba`` are objects where given.
+
+    Raises:
+        MissingFileError, DamagedFileError: see `read_json`.
+    """
+    path = folder / SAE_CFG_FILENAME
+    cfg = read_json(path)
+    metadata = cfg.get("metadata") or {}
+    gba = metadata.get("gba") if isinstance(metadata, dict) else None
+    for name, value in (("metadata", metadata), ("metadata.gba", gba or {})):
+        if not isinstance(value, dict):
+            raise DamagedFileError(f"{path} has {name}={value!r}, not an object: {_DAMAGED}.")
+    return cfg
+
+
+def read_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Args:
+        shapes: which tensors it must hold; compared before any of them is read.
 
     Raises:
         MissingFileError: there is no such file.
         DamagedFileError: it is not a whole safetensors file.
+        WrongShapeError: a tensor is missing, unknown or of another shape.
     """
     if not path.is_file():
         raise MissingFileError(f"{path.name} is missing in {path.parent}.")
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, file.get_tensor(name)
+            names = list(file.keys())
+            if shapes is not None:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+                _check_shapes(path, found, shapes)
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is corrupt or truncated ({error}): {_DAMAGED}.") from error
 
 
-def stock_shapes(cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Parameters of a stock SAE and their shapes, from its cfg.json.
+def _check_shapes(
+    path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name, shape in found.items():
+        if shape != wanted.get(name):
+            raise WrongShapeError(
+                f"{path} has {name} of shape {shape}, by cfg.json it should be "
+                f"{wanted.get(name, 'absent')}: the two files do not belong together."
+            )
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise WrongShapeError(
+            f"{path} lacks {', '.join(missing)}, which SAEs of its architecture have."
+        )
+
+
+def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The parameters of the stock SAE that cfg.json describes.
 
     Raises:
-        DamagedFileError: d_in or d_sae is missing or not a positive integer.
         NotAGBASAEError: GBA SAEs are never saved as this architecture.
+        MissingFileError, DamagedFileError, WrongShapeError: see `read_tensors`.
+        DamagedFileError: d_in or d_sae is not a positive integer, or a value is NaN or infinite.
     """
     for name in ("d_in", "d_sae"):
         value = cfg.get(name)
@@ -102,92 +148,32 @@ def stock_shapes(cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "W_dec": (d_sae, d_in),
         "b_dec": (d_in,),
     }
-    return {**shapes, "threshold": (d_sae,)} if architecture == "jumprelu" else shapes
+    if architecture == "jumprelu":
+        shapes["threshold"] = (d_sae,)
+    weights = read_tensors(folder / SAE_WEIGHTS_FILENAME, shapes)
+    check_finite(weights, folder / SAE_WEIGHTS_FILENAME)
+    return weights
 
 
-def check_weights(folder: Path, cfg: dict[str, Any]) -> None:
-    """Names, shapes and finiteness of the weights.
+def check_finite(weights: Mapping[str, torch.Tensor], source: object) -> None:
+    """That weights are numbers.
 
     Raises:
-        MissingFileError, DamagedFileError: see `read_tensors`.
-        WrongShapeError: a parameter is missing, unknown or of another shape than cfg.json says.
         DamagedFileError: a value is NaN or infinite.
     """
-    path = folder / SAE_WEIGHTS_FILENAME
-    wanted = stock_shapes(cfg)
-    for name, tensor in read_tensors(path):
-        shape = tuple(tensor.shape)
-        expected = wanted.pop(name, None)
-        if shape != expected:
-            raise WrongShapeError(
-                f"{path} has {name} of shape {shape}, by cfg.json it should be "
-                f"{expected or 'absent'}: the two files do not belong together."
-            )
+    for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(
-                f"{path} has NaN or Inf in {name}: the SAE diverged in training; use an earlier "
+                f"{source} has NaN or Inf in {name}: the SAE diverged in training; use an earlier "
                 "checkpoint."
             )
-    if wanted:
-        raise WrongShapeError(
-            f"{path} lacks {', '.join(sorted(wanted))}, which {cfg['architecture']!r} SAEs have."
-        )
-
-
-def read_groups(folder: Path, d_sae: int) -> NeuronGroups:
-    """The groups of the SAE in ``folder``.
-
-    Raises:
-        NotAGBASAEError: there is no groups file.
-        NewerFormatError: it is of a newer format.
-        DamagedFileError: it is corrupt or truncated.
-        WrongShapeError: it is not for ``d_sae`` latents.
-    """
-    path = folder / GROUPS_FILENAME
-    if not path.is_file():
-        raise NotAGBASAEError(
-            f"{folder} has no {GROUPS_FILENAME}: this SAE was not trained with GBA, or not saved "
-            "by sae-lens-gba. SAELens itself loads it: SAE.from_pretrained or SAE.load_from_disk."
-        )
-    _check_format_version(path)
-    try:
-        groups = NeuronGroups.load(folder)
-    except ValueError as error:
-        raise DamagedFileError(str(error)) from error
-    for name in ("group", "target_frequency", "measured_frequency"):
-        shape = tuple(getattr(groups, name).shape)
-        if shape != (d_sae,):
-            raise WrongShapeError(
-                f"{path} has {name} of shape {shape}, by cfg.json it should be ({d_sae},): the "
-                "two files do not belong together."
-            )
-    return groups
-
-
-def _check_format_version(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            version = (file.metadata() or {}).get("format_version", "0")
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is corrupt or truncated ({error}): {_DAMAGED}.") from error
-    if not version.isdecimal():
-        raise DamagedFileError(f"{path} has format_version={version!r}, not a number: {_DAMAGED}.")
-    if int(version) > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path} has format version {version}, this sae-lens-gba reads up to "
-            f"{FORMAT_VERSION}: pip install --upgrade sae-lens-gba."
-        )
 
 
 def read_sparsity(folder: Path, d_sae: int) -> torch.Tensor | None:
-    """log10 of each latent's frequency, shape (d_sae,), or None without the file."""
+    """log10 of each latent's frequency, shape (d_sae,), or None without the file.
+
+    Raises:
+        DamagedFileError, WrongShapeError: see `read_tensors`.
+    """
     path = folder / SPARSITY_FILENAME
-    if not path.is_file():
-        return None
-    sparsity = dict(read_tensors(path)).get("sparsity")
-    if sparsity is None or tuple(sparsity.shape) != (d_sae,):
-        found = None if sparsity is None else tuple(sparsity.shape)
-        raise WrongShapeError(
-            f"{path} has 'sparsity' of shape {found}, by cfg.json it should be ({d_sae},)."
-        )
-    return sparsity
+    return read_tensors(path, {"sparsity": (d_sae,)})["sparsity"] if path.is_file() else None

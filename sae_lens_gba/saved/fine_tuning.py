@@ -9,10 +9,11 @@ import torch
 from sae_lens import SAE
 
 from sae_lens_gba.config import GBATrainingSAEConfig
-from sae_lens_gba.errors import InvalidPublicationError
+from sae_lens_gba.errors import NotTrainableError
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.saved.loading import LoadedSAE, load, training_config
+from sae_lens_gba.saved.loading import load
+from sae_lens_gba.saved.saved_sae import SavedSAE, training_config
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ _SPECTRUM_SETTINGS = {
 
 
 def to_training_sae(
-    sae: SAE[Any] | LoadedSAE | str | Path,
+    sae: SAE[Any] | SavedSAE | str | Path,
     groups: NeuronGroups | None = None,
     **changes: Any,
 ) -> GBATrainingSAE:
@@ -47,18 +48,18 @@ def to_training_sae(
 
     Args:
         sae: a stock SAE, what `load` returns, or a folder.
-        groups: of its latents; None takes those of a `LoadedSAE` or folder, or, for another
+        groups: of its latents; None takes those of a `SavedSAE` or folder, or, for another
             SAE, groups in the order of its latents.
         changes: fields of `GBATrainingSAEConfig`.
 
     Raises:
-        InvalidPublicationError: the SAE is of another architecture, or the groups of another SAE.
+        NotTrainableError: the SAE is of another architecture, or the groups of another SAE.
         ValueError: a setting is not possible.
-        HubError: a folder can't be read; see `load`.
+        GBAError: a folder can't be read; see `load`.
     """
     if isinstance(sae, str | Path):
         sae = load(sae)
-    if isinstance(sae, LoadedSAE):
+    if isinstance(sae, SavedSAE):
         groups = sae.groups if groups is None else groups
         sae = sae.sae
     _require_trainable(sae, groups)
@@ -72,12 +73,12 @@ def to_training_sae(
 def _require_trainable(sae: SAE[Any], groups: NeuronGroups | None) -> None:
     architecture = sae.cfg.architecture()
     if architecture not in ("jumprelu", "standard"):
-        raise InvalidPublicationError(
+        raise NotTrainableError(
             f"an SAE of architecture {architecture!r} can't be trained with GBA: it takes "
             "'jumprelu' and 'standard'."
         )
     if groups is not None and tuple(groups.group.shape) != (sae.cfg.d_sae,):
-        raise InvalidPublicationError(
+        raise NotTrainableError(
             f"groups are for {groups.group.shape[0]} latents, the SAE has d_sae={sae.cfg.d_sae}: "
             "pass the groups of this SAE."
         )

@@ -1,69 +1,28 @@
 """Loading published GBA SAEs, from the Hub, a folder or a training checkpoint."""
 
-import tempfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
-from sae_lens import SAE
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
-    RUNNER_CFG_FILENAME,
+    ACTIVATION_WHITENING_FILENAME,
     SAE_CFG_FILENAME,
 )
 
-from sae_lens_gba.config import GBATrainingSAEConfig
-from sae_lens_gba.errors import MissingFileError, NewerFormatError
-from sae_lens_gba.hub.model_card import CardEntry
-from sae_lens_gba.hub.staging import is_checkpoint, stage
-from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.errors import MissingFileError
+from sae_lens_gba.saved.description import group_rows, measured_l0
 from sae_lens_gba.saved.downloading import download
-from sae_lens_gba.saved.files import (
-    ALL_FILES,
-    PLOT_FILENAME,
-    check_weights,
-    read_groups,
-    read_json,
-    read_sparsity,
+from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
+from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
+
+_CFG_PATTERNS = [SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
+# a training checkpoint put there by hand has a normalisation that is not folded in yet
+_FILES = sorted(
+    {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
 )
-from sae_lens_gba.training_sae import GBATrainingSAE
-
-
-@dataclass(frozen=True)
-class LoadedSAE:
-    """A GBA SAE in its stock form, with what this package knows about it.
-
-    Attributes:
-        sae: the SAE as SAELens itself loads it.
-        groups: group, target and measured frequency of each latent, (d_sae,) each.
-        training_config: settings it was trained with; None if bias adaptation was attached to
-            another architecture.
-        cfg: content of cfg.json.
-        log_sparsity: log10 of each latent's frequency, (d_sae,), None if not published.
-        runner_cfg: settings of the training run, None if not published.
-        sae_id: its id in the repo; None for a folder of a single SAE.
-        source: the repo or folder.
-        commit: the commit it was loaded from; None for a folder.
-    """
-
-    sae: SAE[Any] = field(repr=False)
-    groups: NeuronGroups = field(repr=False)
-    training_config: GBATrainingSAEConfig | None = field(repr=False)
-    cfg: dict[str, Any] = field(repr=False)
-    log_sparsity: torch.Tensor | None = field(repr=False)
-    runner_cfg: dict[str, Any] | None = field(repr=False)
-    sae_id: str | None
-    source: str
-    commit: str | None
-
-    def to_training_sae(self, **changes: Any) -> GBATrainingSAE:
-        """A training SAE to go on from; see `sae_lens_gba.saved.fine_tuning.to_training_sae`."""
-        from sae_lens_gba.saved.fine_tuning import to_training_sae
-
-        return to_training_sae(self.sae, self.groups, **changes)
 
 
 @dataclass(frozen=True)
@@ -99,7 +58,7 @@ def load(
     force_download: bool = False,
     local_files_only: bool = False,
     endpoint: str | None = None,
-) -> LoadedSAE:
+) -> SavedSAE:
     """Load a GBA SAE with its groups.
 
     Only safetensors and JSON are read. All files are of one commit. Cache, revisions,
@@ -123,12 +82,11 @@ def load(
         AccessError: the repo is private or gated, and the token not good for it.
         ConnectionFailedError: the Hub can't be reached, and the cache does not have it.
     """
-    local = Path(source).expanduser()
-    if local.is_dir():
+    local = _folder(source)
+    if local is not None:
         folder = local / _choose(local, sae_id, str(source))
-        return _read(folder, device, dtype, sae_id, str(source), None)
-    if isinstance(source, Path) or _looks_like_a_path(source):
-        raise MissingFileError(f"{source} does not exist: pass a folder, or 'user/repo'.")
+        return read_saved(folder, device, dtype, sae_id=sae_id, source=str(source))
+    repo_id = str(source)
     api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
     options: dict[str, Any] = {
         "revision": revision,
@@ -136,21 +94,21 @@ def load(
         "local_files_only": local_files_only,
     }
     if sae_id is None:
-        snapshot = download(api, source, _CFG_PATTERNS, **options)
-        sae_id = _choose(snapshot, None, source)
+        snapshot = download(api, repo_id, _CFG_PATTERNS, **options)
+        sae_id = _choose(snapshot, None, repo_id)
         # the same commit, whatever is published in between
         options["revision"] = snapshot.name
     prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
-    # a training checkpoint put there by hand has a scale that is not folded in yet
-    names = {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME} - {PLOT_FILENAME}
-    wanted = [f"{prefix}{name}" for name in sorted(names)]
-    snapshot = download(api, source, wanted, force_download=force_download, **options)
+    wanted = [f"{prefix}{name}" for name in _FILES]
+    snapshot = download(api, repo_id, wanted, force_download=force_download, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(
             f"{source} has no SAE {sae_id!r} at {revision or 'main'}: "
             "sae_lens_gba.list_published shows what it has."
         )
-    return _read(snapshot / sae_id, device, dtype, sae_id, source, snapshot.name)
+    return read_saved(
+        snapshot / sae_id, device, dtype, sae_id=sae_id, source=repo_id, commit=snapshot.name
+    )
 
 
 def list_published(
@@ -171,13 +129,11 @@ def list_published(
     Raises:
         MissingFileError, AccessError, ConnectionFailedError, DamagedFileError: as in `load`.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if isinstance(source, Path) or _looks_like_a_path(source):
-            raise MissingFileError(f"{source} does not exist: pass a folder, or 'user/repo'.")
+    folder = _folder(source)
+    if folder is None:
         folder = download(
             HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba"),
-            source,
+            str(source),
             _CFG_PATTERNS,
             revision=revision,
             cache_dir=cache_dir,
@@ -186,11 +142,16 @@ def list_published(
     return [_describe(folder, sae_id) for sae_id in _ids(folder)]
 
 
-_CFG_PATTERNS = [SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
-
-
-def _looks_like_a_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or "\\" in source or source.count("/") != 1
+def _folder(source: str | Path) -> Path | None:
+    """The folder that ``source`` names, or None of a repo on the Hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(source)
+    looks_like_a_path = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") != 1
+    if isinstance(source, Path) or looks_like_a_path:
+        raise MissingFileError(f"{source} does not exist: pass a folder, or 'user/repo'.")
+    return None
 
 
 def _ids(folder: Path) -> list[str]:
@@ -216,9 +177,8 @@ def _choose(folder: Path, sae_id: str | None, source: str) -> str:
 
 
 def _describe(folder: Path, sae_id: str) -> PublishedSAE:
-    cfg = read_json(folder / sae_id / SAE_CFG_FILENAME)
+    cfg = read_cfg(folder / sae_id)
     metadata = cfg.get("metadata") or {}
-    has_groups = "groups" in (metadata.get("gba") or {})
     return PublishedSAE(
         sae_id=sae_id,
         architecture=cfg.get("architecture", "standard"),
@@ -226,56 +186,6 @@ def _describe(folder: Path, sae_id: str) -> PublishedSAE:
         hook_name=metadata.get("hook_name"),
         d_in=cfg.get("d_in", 0),
         d_sae=cfg.get("d_sae", 0),
-        l0=CardEntry.from_cfg(sae_id, cfg, None).l0_measured if has_groups else metadata.get("l0"),
-        is_gba=has_groups or is_checkpoint(folder / sae_id),
+        l0=measured_l0(metadata),
+        is_gba=group_rows(metadata) is not None or cfg.get("architecture") == "gba",
     )
-
-
-def _read(
-    folder: Path,
-    device: str,
-    dtype: str | None,
-    sae_id: str | None,
-    source: str,
-    commit: str | None,
-) -> LoadedSAE:
-    if is_checkpoint(folder):
-        with tempfile.TemporaryDirectory() as work:
-            stage(folder, Path(work) / "sae")
-            return _read(Path(work) / "sae", device, dtype, sae_id, source, commit)
-    cfg = read_json(folder / SAE_CFG_FILENAME)
-    groups = read_groups(folder, cfg.get("d_sae", 0))
-    check_weights(folder, cfg)
-    runner_cfg = folder / RUNNER_CFG_FILENAME
-    return LoadedSAE(
-        sae=SAE.load_from_disk(folder, device=device, dtype=dtype),
-        groups=groups,
-        training_config=training_config(cfg),
-        cfg=cfg,
-        log_sparsity=read_sparsity(folder, cfg["d_sae"]),
-        runner_cfg=read_json(runner_cfg) if runner_cfg.is_file() else None,
-        sae_id=sae_id,
-        source=source,
-        commit=commit,
-    )
-
-
-def training_config(cfg: dict[str, Any]) -> GBATrainingSAEConfig | None:
-    """Settings a stock SAE was trained with, from its cfg.json; None if not with GBA.
-
-    Raises:
-        NewerFormatError: it has settings that this version does not know.
-    """
-    metadata = cfg.get("metadata") or {}
-    if metadata.get("training_architecture") != "gba":
-        return None
-    details = metadata.get("training_architecture_details") or {}
-    names = {f.name for f in fields(GBATrainingSAEConfig)}
-    unknown = sorted(set(details) - names)
-    if unknown:
-        raise NewerFormatError(
-            f"the training config has settings this version does not know, {unknown}: "
-            "pip install --upgrade sae-lens-gba."
-        )
-    settings = {name: value for name, value in {**cfg, **details}.items() if name in names}
-    return GBATrainingSAEConfig.from_dict({**settings, "architecture": "gba", "metadata": metadata})

@@ -15,7 +15,7 @@ from sae_lens_gba.errors import (
     AccessError,
     ConnectionFailedError,
     DamagedFileError,
-    HubError,
+    GBAError,
     InvalidPublicationError,
     MissingFileError,
     NewerFormatError,
@@ -143,7 +143,7 @@ def test_a_download_that_breaks_off_is_resumed(
 
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [("drop", ConnectionFailedError), ("shorten", DamagedFileError), ("status", HubError)],
+    [("drop", ConnectionFailedError), ("shorten", DamagedFileError), ("status", GBAError)],
 )
 def test_a_download_that_never_works_leaves_a_cache_that_a_second_try_can_use(
     published: LocalHub, kind: str, error: type[Exception]

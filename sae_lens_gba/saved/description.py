@@ -1,0 +1,51 @@
+"""What the metadata in an SAE's cfg.json say of its groups and of how well it does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# the same figure under the names of SAELens' evaluations
+_ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_score")}
+
+
+def group_rows(metadata: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """As `NeuronGroups.summary` gives them, None of an SAE without groups.
+
+    Zeros of an SAE whose biases were never adapted are no measurement: None.
+    """
+    rows = (metadata.get("gba") or {}).get("groups")
+    if rows is None or any(row["measured_frequency"] > 0 for row in rows):
+        return None if rows is None else [dict(row) for row in rows]
+    return [{**row, "measured_frequency": None} for row in rows]
+
+
+def measured_l0(metadata: Mapping[str, Any]) -> float | None:
+    """Active latents a token: of the evaluation, else of the groups, else of SAELens' trainer."""
+    evaluated = find_metric((metadata.get("gba") or {}).get("evaluation") or {}, "l0")
+    if evaluated is not None:
+        return evaluated
+    rows = group_rows(metadata)
+    if rows is not None and all(row["measured_frequency"] is not None for row in rows):
+        return float(sum(row["size"] * row["measured_frequency"] for row in rows))
+    # of SAELens' trainer: over a window that may reach back to the beginning of training
+    return None if metadata.get("l0") is None else float(metadata["l0"])
+
+
+def find_metric(evaluation: Mapping[str, Any], name: str) -> float | None:
+    """A figure under its own or SAELens' name, at any depth ("metrics/l0", sparsity.l0, ...)."""
+    wanted = _ALIASES.get(name, (name,))
+    for path, value in flat_numbers(evaluation).items():
+        if path.rsplit("/", 1)[-1] in wanted:
+            return value
+    return None
+
+
+def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number in nested mappings, by its path with slashes."""
+    numbers: dict[str, float] = {}
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            numbers.update(flat_numbers(value, f"{path}/"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[path] = value
+    return numbers

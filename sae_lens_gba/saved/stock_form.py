@@ -1,0 +1,41 @@
+"""From a training SAE to the stock SAE that its user gets, in memory."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE, TrainingSAE
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_gba.training_sae import GBATrainingSAE
+
+
+def stock_form(training_sae: TrainingSAE[Any]) -> SAE[Any]:
+    """The SAE, with metadata, that ``training_sae`` is saved as by `save_inference_model`.
+
+    A BatchTopK SAE, for one, trains with a batch's top activations and is used with a
+    threshold. ``training_sae`` stays as it is; no weights are shared.
+    """
+    weights = training_sae.state_dict()
+    training_sae.process_state_dict_for_saving_inference(weights)
+    cfg = deepcopy(training_sae.cfg.get_inference_sae_cfg_dict())
+    if isinstance(training_sae, GBATrainingSAE):
+        cfg["metadata"]["gba"] = {"groups": training_sae.groups().summary()}
+    sae: SAE[Any] = SAE.from_dict(cfg)
+    sae.load_state_dict(weights)
+    return sae.eval()
+
+
+def fold_activation_scaler(sae: SAE[Any], checkpoint: Path) -> None:
+    """Fold a checkpoint's normalisation of activations into ``sae``, as a run does at its end."""
+    path = checkpoint / ACTIVATION_SCALER_CFG_FILENAME
+    if not path.is_file():
+        return
+    scaler = ActivationScaler()
+    scaler.load(path)
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if scaler.whitening is not None:
+        w = scaler.whitening
+        sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
