@@ -13,7 +13,7 @@ from sae_lens_gba.provenance import package_versions, utc_now
 from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
 from sae_lens_gba.report.latent_sample import sample_latents
-from sae_lens_gba.report.loading import LoadedSae, TextDataset
+from sae_lens_gba.report.loading import TextDataset
 from sae_lens_gba.report.metrics import build_metrics, build_table, trained_architecture
 from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import (
@@ -26,6 +26,7 @@ from sae_lens_gba.report.results import (
     SaeResult,
 )
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ReportConfig:
 
 
 def collect_report(
-    saes: Sequence[LoadedSae],
+    saes: Sequence[SavedSAE],
     model: Any,
     dataset: TextDataset,
     dataset_name: str,
@@ -97,7 +98,7 @@ def collect_report(
     shown[0].update(sample_latents(first.frequency, saes[0].groups, cfg.n_latents, generator))
     comparisons, matches = [], {}
     for other, of_other in zip(readings[1:], shown[1:], strict=True):
-        comparison, matches[other.loaded.label] = compare(first, other, generator)
+        comparison, matches[other.saved.label] = compare(first, other, generator)
         comparisons.append(comparison)
         shown[0].update(pair.latent for pair in comparison.pairs)
         of_other.update(pair.other_latent for pair in comparison.pairs)
@@ -106,16 +107,16 @@ def collect_report(
     results = []
     for reading, latents in zip(readings, shown, strict=True):
         details = build_details(reading, sorted(latents), text, model, generator)
-        store = open_text(model, reading.loaded, dataset, cfg.context_size, cfg.autocast)
+        store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
         metrics = build_metrics(reading, model, store, cfg.ce_tokens)
         table = build_table(reading, matches if reading is first else {})
-        results.append(_sae_result(reading.loaded, metrics, table, details))
+        results.append(_sae_result(reading.saved, metrics, table, details))
     provenance = Provenance(
         created=utc_now(),
         versions=package_versions(),
         dataset=dataset_name,
         n_tokens=first.selectivity.n_samples,
-        context_size=int(cfg.context_size or first.loaded.sae.cfg.metadata.context_size),
+        context_size=int(cfg.context_size or first.saved.sae.cfg.metadata.context_size),
         seed=cfg.seed,
         seconds=round(seconds, 1),
     )
@@ -123,22 +124,22 @@ def collect_report(
 
 
 def _sae_result(
-    loaded: LoadedSae,
+    saved: SavedSAE,
     metrics: tuple[Metrics, list[str]],
     table: LatentTable,
     details: tuple[list[LatentDetail], list[str]],
 ) -> SaeResult:
     return SaeResult(
-        label=loaded.label,
-        architecture=trained_architecture(loaded.sae),
-        model_name=str(loaded.sae.cfg.metadata.model_name),
-        hook_name=loaded.hook_name,
-        d_in=int(loaded.sae.cfg.d_in),
-        d_sae=loaded.d_sae,
+        label=saved.label,
+        architecture=trained_architecture(saved.sae),
+        model_name=str(saved.sae.cfg.metadata.model_name),
+        hook_name=saved.hook_name,
+        d_in=int(saved.sae.cfg.d_in),
+        d_sae=saved.d_sae,
         metrics=metrics[0],
         latents=table,
         details=details[0],
-        config=loaded.sae.cfg.to_dict(),
+        config=saved.sae.cfg.to_dict(),
         notes=details[1] + metrics[1],
     )
 
@@ -152,14 +153,14 @@ def _read(
     """
     stores: dict[str, ActivationsStore] = {}
     for reading in readings:
-        if reading.loaded.hook_name not in stores:
-            store = open_text(model, reading.loaded, dataset, cfg.context_size, cfg.autocast)
+        if reading.saved.hook_name not in stores:
+            store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
             # tokens and positions are the first SAE's, whatever the others were trained on
             store.seqpos_slice = next(iter(stores.values()), store).seqpos_slice
-            stores[reading.loaded.hook_name] = store
-    first = stores[readings[0].loaded.hook_name]
+            stores[reading.saved.hook_name] = store
+    first = stores[readings[0].saved.hook_name]
     special = torch.tensor(get_special_token_ids(model.tokenizer))
-    d_sae = max(reading.loaded.d_sae for reading in readings)
+    d_sae = max(reading.saved.d_sae for reading in readings)
     text: list[torch.Tensor] = []
     n_read = 0
     for tokens in token_batches(first, cfg.n_tokens, d_sae):
@@ -167,7 +168,7 @@ def _read(
         text.append(tokens[:, slice(*first.seqpos_slice)].cpu())
         places = torch.isin(text[-1], special, invert=True).flatten().nonzero().squeeze(1)
         for reading in readings:
-            x = inputs[reading.loaded.hook_name].flatten(0, 1)
+            x = inputs[reading.saved.hook_name].flatten(0, 1)
             reading.update(x[places.to(x.device)], n_read + places)
         n_read += text[-1].numel()
     if readings[0].selectivity.n_samples == 0:
@@ -186,7 +187,7 @@ def _require_latents(cfg: ReportConfig, d_sae: int) -> None:
             )
 
 
-def _require_same_width(saes: Sequence[LoadedSae]) -> None:
+def _require_same_width(saes: Sequence[SavedSAE]) -> None:
     first = saes[0]
     for other in saes[1:]:
         if other.sae.cfg.d_in != first.sae.cfg.d_in:

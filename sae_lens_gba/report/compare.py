@@ -48,7 +48,7 @@ def compare(
     The generator draws the samples.
     """
     frequency, other_frequency = first.frequency, other.frequency
-    rows, other_rows = first.loaded.decoder_rows, other.loaded.decoder_rows
+    rows, other_rows = first.saved.decoder_rows, other.saved.decoder_rows
     forth = best_living(rows, other_rows, other_frequency > 0)
     back = best_living(other_rows, rows, frequency > 0)
     pairs = mutual_pairs(forth, back)
@@ -57,7 +57,7 @@ def compare(
     only_other = ((other_frequency > 0) & (back.similarity < UNRELATED)).nonzero().flatten()
     best = forth.similarity[frequency > 0]
     comparison = Comparison(
-        other=other.loaded.label,
+        other=other.saved.label,
         mean_cosine=significant(float(best.mean())) if len(best) else 0.0,
         share_above=significant(int((best > SAME_FEATURE).sum()) / max(len(best), 1)),
         threshold=SAME_FEATURE,

@@ -183,7 +183,7 @@ def phi(together: torch.Tensor, count: torch.Tensor, latent: int, n_tokens: int)
 def _logit_lens(
     reading: Reading, latents: Sequence[int], model: Any, read: Callable[[int], str]
 ) -> tuple[list[list[TokenWeight]], list[list[TokenWeight]], list[str]]:
-    rows = reading.loaded.decoder_rows[list(latents)]
+    rows = reading.saved.decoder_rows[list(latents)]
     unembedding = getattr(model, "W_U", None)
     if unembedding is None or unembedding.shape[0] != rows.shape[1]:
         return [], [], ["No logit lens: the SAE's hook does not write to the residual stream."]

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from sae_lens import SAE
 from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_gba.metrics import BestMatch, best_match
 from sae_lens_gba.report.details import significant
-from sae_lens_gba.report.loading import LoadedSae
 from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import LatentTable, Metrics
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 CE_BATCH_SEQUENCES = 8
 
@@ -22,13 +23,13 @@ def build_metrics(
 ) -> tuple[Metrics, list[str]]:
     """Metrics, and notes on what could not be measured."""
     frequency, variance = reading.frequency, reading.variance
-    ce_loss, notes = _ce_loss(reading.loaded, model, store, ce_tokens)
+    ce_loss, notes = _ce_loss(reading.saved, model, store, ce_tokens)
     n_samples = max(variance.num_samples, 1)
     metrics = Metrics(
         explained_variance=significant(variance.compute()),
         mean_squared_error=significant(variance.sum_squared_residual / n_samples),
         l0=significant(float(frequency.double().sum())),
-        l0_asked=l0_asked(reading.loaded),
+        l0_asked=l0_asked(reading.saved),
         dead=int((frequency == 0).sum()),
         ce_loss_recovered=ce_loss.get("ce_loss_score"),
         ce_loss_with_sae=ce_loss.get("ce_loss_with_sae"),
@@ -39,7 +40,7 @@ def build_metrics(
 
 
 def _ce_loss(
-    loaded: LoadedSae, model: Any, store: ActivationsStore, ce_tokens: int
+    saved: SavedSAE, model: Any, store: ActivationsStore, ce_tokens: int
 ) -> tuple[dict[str, float], list[str]]:
     """By SAELens' own evaluation, on the text's beginning: the same for every SAE."""
     if ce_tokens == 0:
@@ -47,10 +48,10 @@ def _ce_loss(
     n_sequences = max(1, ce_tokens // store.context_size)
     batch = min(CE_BATCH_SEQUENCES, n_sequences)
     found, _ = run_evals(
-        loaded.sae,
+        saved.sae,
         store,
         model,
-        loaded.scaler,
+        ActivationScaler(),
         EvalConfig(
             batch_size_prompts=batch,
             n_eval_reconstruction_batches=max(1, n_sequences // batch),
@@ -61,11 +62,11 @@ def _ce_loss(
     return {name: significant(float(value)) for name, value in values.items()}, []
 
 
-def l0_asked(loaded: LoadedSae) -> float | None:
+def l0_asked(saved: SavedSAE) -> float | None:
     """Active latents a token the SAE was trained towards, where its config says."""
-    if loaded.groups is not None:
-        return significant(float(loaded.groups.target_frequency.sum()))
-    cfg = loaded.sae.cfg
+    if saved.groups is not None:
+        return significant(float(saved.groups.target_frequency.sum()))
+    cfg = saved.sae.cfg
     details = cfg.metadata.training_architecture_details or {}
     for source in (details, cfg.to_dict()):
         for name in ("k", "target_l0"):
@@ -83,10 +84,10 @@ def trained_architecture(sae: SAE[Any]) -> str:
 
 def build_table(reading: Reading, matches: Mapping[str, BestMatch]) -> LatentTable:
     """One row a latent; ``matches`` are those with compared SAEs, by label."""
-    loaded, latents = reading.loaded, reading.selectivity.compute()
-    rows = loaded.decoder_rows
+    saved, latents = reading.saved, reading.selectivity.compute()
+    rows = saved.decoder_rows
     nearest = best_match(rows, rows, signed=True, exclude_same=True)
-    groups, threshold = loaded.groups, loaded.threshold
+    groups, threshold = saved.groups, saved.threshold
     return LatentTable(
         group=None if groups is None else groups.group.tolist(),
         target_frequency=None if groups is None else _numbers(groups.target_frequency),

@@ -8,7 +8,7 @@ from sae_lens import SAE
 from sae_lens.evals import ExplainedVarianceCalculator
 
 from sae_lens_gba.metrics import SelectivityMeter
-from sae_lens_gba.report.loading import LoadedSae
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 MAX_FIRINGS = 2**24  # of an SAE; with 12 bytes each they take 200 MB
 
@@ -49,7 +49,7 @@ class Reading:
     Memory is O(d_sae), and what `MAX_FIRINGS` take.
 
     Args:
-        loaded: the SAE.
+        saved: the SAE.
 
     Attributes:
         variance: SAELens' sums for explained variance.
@@ -57,11 +57,11 @@ class Reading:
         max_activation: largest activation of each latent, shape (d_sae,).
     """
 
-    def __init__(self, loaded: LoadedSae) -> None:
-        self.loaded = loaded
+    def __init__(self, saved: SavedSAE) -> None:
+        self.saved = saved
         self.variance = ExplainedVarianceCalculator()
-        self.selectivity = SelectivityMeter(loaded.d_sae)
-        self.max_activation = torch.zeros(loaded.d_sae)
+        self.selectivity = SelectivityMeter(saved.d_sae)
+        self.max_activation = torch.zeros(saved.d_sae)
         self._kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._n_kept_tokens = 0
         self._room = MAX_FIRINGS
@@ -76,9 +76,9 @@ class Reading:
         """
         if not len(x):
             return
-        scaler, sae = self.loaded.scaler, self.loaded.sae
-        acts, pre_activations = _encode(sae, scaler.scale(x).to(sae.dtype))
-        self.variance.add_batch(scaler.unscale(sae.decode(acts).float()), x)
+        sae = self.saved.sae
+        acts, pre_activations = _encode(sae, x.to(sae.dtype))
+        self.variance.add_batch(sae.decode(acts).float(), x)
         acts = (acts.to_dense() if acts.is_sparse else acts).float()
         active = acts > 0
         self.selectivity.add(acts if pre_activations is None else pre_activations, active=active)
@@ -98,7 +98,7 @@ class Reading:
     def firings(self) -> Firings:
         """Of all the text, or of as much from its beginning as `MAX_FIRINGS` allow."""
         place, latent, activation = (torch.cat(column) for column in zip(*self._kept, strict=True))
-        count = latent.bincount(minlength=self.loaded.d_sae)
+        count = latent.bincount(minlength=self.saved.d_sae)
         return Firings(place, latent, activation, count, self._n_kept_tokens)
 
 
