@@ -12,7 +12,7 @@ from toolbox import D_MODEL, mixture, tiny_config
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.demo import model as demo_model
-from sae_lens_gba.demo import run, snippets, text, training
+from sae_lens_gba.demo import run, text, training
 from sae_lens_gba.demo.wheels import files_of_wheel
 
 HOOK = "blocks.0.hook_resid_post"
@@ -24,7 +24,6 @@ def tiny_demo(monkeypatch: pytest.MonkeyPatch, tiny_bridge: Any, tiny_texts: Dat
     monkeypatch.setattr(text, "demo_texts", lambda held_out=False: tiny_texts)
     monkeypatch.setattr(training, "D_MODEL", D_MODEL)
     monkeypatch.setattr(training, "CONTEXT_SIZE", 16)
-    monkeypatch.setattr(snippets, "CONTEXT_SIZE", 16)
     monkeypatch.setattr(training, "TRAIN_BATCH", 64)
 
 

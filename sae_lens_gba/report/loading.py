@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 from sae_lens import SAE
-from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens.load_model import load_model
 
 from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
@@ -41,6 +41,10 @@ def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[SavedSAE]:
 
 
 def _load_sae(folder: Path, label: str, device: str) -> SavedSAE:
+    if not (folder / SAE_CFG_FILENAME).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no SAE (it has no cfg.json): give the folder that SAELens saved."
+        )
     saved = read_saved(folder, device, groups_required=False, label=label)
     sae = saved.sae
     if hasattr(sae.cfg, "d_out"):

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -65,15 +64,6 @@ def test_the_page_lands_beside_the_sae_if_not_told_otherwise(
     )  # fmt: skip
     assert (folder / "report.html").is_file()
     assert (folder / "report.json").is_file()
-
-
-def test_without_the_extra_the_remedy_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    monkeypatch.delitem(sys.modules, "sae_lens_gba.report.html", raising=False)
-    with pytest.raises(ImportError, match=r"needs jinja2: .*pip install 'sae-lens-gba\[report\]'"):
-        run(str(tmp_path))
 
 
 def test_an_output_that_is_no_page_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.cli import main
-from sae_lens_gba.report import TrainingRecord, TrainingRecorder
+from sae_lens_gba.training_record import TrainingRecord, TrainingRecorder
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
 
 STEPS, PERIOD, BATCH, D_SAE = 43, 10, 64, 32
