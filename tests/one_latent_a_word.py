@@ -103,7 +103,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             eos_token_id=0,
         )
     )
-    embedding = model.get_input_embeddings().weight.data
+    embedding = model.get_parameter("model.embed_tokens.weight").data
     embedding.copy_(torch.linalg.qr(torch.randn_like(embedding)).Q)
     model.save_pretrained(folder)
     return folder

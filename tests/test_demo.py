@@ -57,7 +57,7 @@ def test_the_reload_check_notices_a_changed_weight(tmp_path: Path) -> None:
     sae = GBATrainingSAE(tiny_config())
     sae.save_inference_model(tmp_path)
     with torch.no_grad():
-        sae.W_dec += 0.1
+        sae.W_dec.add_(0.1)
     with pytest.raises(RuntimeError, match="not the one that was trained"):
         run._reload_with_plain_saelens(tmp_path, next(mixture(0)), sae)
 

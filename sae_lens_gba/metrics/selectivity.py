@@ -1,6 +1,5 @@
 """How often, how strongly and how selectively each latent responds, streamed over data."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -113,24 +112,3 @@ class SelectivityMeter:
         z_score = torch.where(known, lift / std.clamp(min=1e-300), 0.0)
         frequency = self._active.double() / self.n_samples
         return Selectivity(frequency.float(), self._peak.float(), z_score.float())
-
-
-def selectivity(
-    batches: Iterable[torch.Tensor], threshold: torch.Tensor | float = 0.0
-) -> Selectivity:
-    """`Selectivity` of batches of pre-activations; see `SelectivityMeter`.
-
-    Args:
-        batches: each of shape (n, d_sae).
-        threshold: a latent is active above it, shape (d_sae,) or a number.
-
-    Raises:
-        ValueError: no batches, or see `SelectivityMeter.add`.
-    """
-    meter = None
-    for batch in batches:
-        meter = meter or SelectivityMeter(batch.shape[-1])
-        meter.add(batch, threshold)
-    if meter is None:
-        raise ValueError("no pre-activations were given.")
-    return meter.compute()

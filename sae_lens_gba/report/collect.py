@@ -14,17 +14,9 @@ from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
 from sae_lens_gba.report.latent_sample import sample_latents
 from sae_lens_gba.report.loading import TextDataset
-from sae_lens_gba.report.metrics import build_metrics, build_table, trained_architecture
 from sae_lens_gba.report.reading import Reading
-from sae_lens_gba.report.results import (
-    SCHEMA_VERSION,
-    LatentDetail,
-    LatentTable,
-    Metrics,
-    Provenance,
-    Report,
-    SaeResult,
-)
+from sae_lens_gba.report.results import SCHEMA_VERSION, Provenance, Report
+from sae_lens_gba.report.sae_result import build_result, measure_ce_loss
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
 from sae_lens_gba.saved.saved_sae import SavedSAE
 
@@ -47,7 +39,7 @@ class ReportConfig:
 
     n_tokens: int = 100_000
     n_latents: int = 60
-    latents: tuple[int, ...] = ()
+    latents: Sequence[int] = ()
     ce_tokens: int = 2048
     context_size: int | None = None
     seed: int = 0
@@ -91,57 +83,28 @@ def collect_report(
     readings = [Reading(sae) for sae in saes]
     started = time.perf_counter()
     text = _read(readings, model, dataset, cfg)
-    seconds = time.perf_counter() - started
-    first = readings[0]
-    shown = [set[int]() for _ in saes]
-    shown[0].update(cfg.latents)
-    shown[0].update(sample_latents(first.frequency, saes[0].groups, cfg.n_latents, generator))
-    comparisons, matches = [], {}
-    for other, of_other in zip(readings[1:], shown[1:], strict=True):
-        comparison, matches[other.saved.label] = compare(first, other, generator)
-        comparisons.append(comparison)
-        shown[0].update(pair.latent for pair in comparison.pairs)
-        of_other.update(pair.other_latent for pair in comparison.pairs)
-        shown[0].update(comparison.only_first)
-        of_other.update(comparison.only_other)
-    results = []
-    for reading, latents in zip(readings, shown, strict=True):
-        details = build_details(reading, sorted(latents), text, model, generator)
-        store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
-        metrics = build_metrics(reading, model, store, cfg.ce_tokens)
-        table = build_table(reading, matches if reading is first else {})
-        results.append(_sae_result(reading.saved, metrics, table, details))
     provenance = Provenance(
         created=utc_now(),
         versions=package_versions(),
         dataset=dataset_name,
-        n_tokens=first.selectivity.n_samples,
-        context_size=int(cfg.context_size or first.saved.sae.cfg.metadata.context_size),
+        n_tokens=readings[0].selectivity.n_samples,
+        context_size=int(cfg.context_size or saes[0].sae.cfg.metadata.context_size),
         seed=cfg.seed,
-        seconds=round(seconds, 1),
+        seconds=round(time.perf_counter() - started, 1),
     )
+    sample = sample_latents(readings[0].frequency, saes[0].groups, cfg.n_latents, generator)
+    found = [compare(readings[0], other, generator) for other in readings[1:]]
+    comparisons = [comparison for comparison, _ in found]
+    shown = [{*sample, *cfg.latents}.union(*(c.latents() for c in comparisons))]
+    shown += [c.other_latents() for c in comparisons]
+    matches = {comparison.other: match for comparison, match in found}
+    results = []
+    for i, (reading, latents) in enumerate(zip(readings, shown, strict=True)):
+        details, notes = build_details(reading, sorted(latents), text, model, generator)
+        store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
+        ce_loss = measure_ce_loss(reading.saved, model, store, cfg.ce_tokens)
+        results.append(build_result(reading, {} if i else matches, details, notes, ce_loss))
     return Report(SCHEMA_VERSION, provenance, results, comparisons)
-
-
-def _sae_result(
-    saved: SavedSAE,
-    metrics: tuple[Metrics, list[str]],
-    table: LatentTable,
-    details: tuple[list[LatentDetail], list[str]],
-) -> SaeResult:
-    return SaeResult(
-        label=saved.label,
-        architecture=trained_architecture(saved.sae),
-        model_name=str(saved.sae.cfg.metadata.model_name),
-        hook_name=saved.hook_name,
-        d_in=int(saved.sae.cfg.d_in),
-        d_sae=saved.d_sae,
-        metrics=metrics[0],
-        latents=table,
-        details=details[0],
-        config=saved.sae.cfg.to_dict(),
-        notes=details[1] + metrics[1],
-    )
 
 
 def _read(

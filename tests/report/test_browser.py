@@ -5,6 +5,7 @@ Without a browser these tests fail. To leave them out, set SAE_LENS_GBA_NO_BROWS
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_every_figure_is_drawn(shown: Any) -> None:
     assert len(places) == 6
     marks = ".trace path, .trace .point"
     for place in places:
-        eventually(shown, lambda at=place: at.find_elements(By.CSS_SELECTOR, marks))
+        eventually(shown, partial(place.find_elements, By.CSS_SELECTOR, marks))
 
 
 def test_the_table_starts_with_the_latents_that_can_be_opened(shown: Any, report: Report) -> None:

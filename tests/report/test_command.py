@@ -40,18 +40,8 @@ def test_a_report_is_one_page_with_its_data_beside_it(
     assert report.provenance.n_tokens == 640 // CONTEXT_SIZE * (CONTEXT_SIZE - 1)
     assert report.provenance.dataset == "my text.txt"
     assert report.provenance.versions["sae-lens-gba"] != "not installed"
-
-
-def test_no_path_of_this_machine_is_in_the_report(
-    sae_folders: tuple[Path, Path], model_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "page.html"
-    run(
-        str(sae_folders[0]), "--model", str(model_folder), "--dataset", str(text_file),
-        "--output", str(path), "--tokens", "64", "--ce-tokens", "0",
-    )  # fmt: skip
-    assert str(tmp_path.parent) not in path.read_text()
-    assert str(tmp_path.parent) not in path.with_suffix(".json").read_text()
+    for file in path.parent.iterdir():
+        assert str(tmp_path.parent) not in file.read_text(), "a path of this machine"
 
 
 def test_the_page_lands_beside_the_sae_if_not_told_otherwise(

@@ -7,7 +7,7 @@ import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
 from sae_lens_gba import NeuronGroups
-from sae_lens_gba.metrics import BestMatch, selectivity
+from sae_lens_gba.metrics import BestMatch, SelectivityMeter
 from sae_lens_gba.report import reading as reading_module
 from sae_lens_gba.report.compare import best_living, mutual_pairs
 from sae_lens_gba.report.details import TOKENS_AFTER, TOKENS_BEFORE, build_details, histogram, phi
@@ -59,7 +59,9 @@ def test_how_the_text_is_cut_into_batches_does_not_matter(
     torch.testing.assert_close(dense, acts)
     torch.testing.assert_close(reading.max_activation, acts.amax(dim=0))
     measured = reading.selectivity.compute()
-    expected = selectivity([(x - sae.b_dec) @ sae.W_enc + sae.b_enc], sae.threshold)
+    at_once = SelectivityMeter(D_SAE)
+    at_once.add((x - sae.b_dec) @ sae.W_enc + sae.b_enc, sae.threshold)
+    expected = at_once.compute()
     torch.testing.assert_close(measured.frequency, expected.frequency)
     torch.testing.assert_close(measured.z_score, expected.z_score)
     assert measured.z_score[DEAD] == firings.count[DEAD] == 0

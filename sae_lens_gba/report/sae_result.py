@@ -1,4 +1,4 @@
-"""Figures of one SAE, and its table of latents."""
+"""What is said of one SAE: figures, and its table of latents."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,39 +12,52 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens_gba.metrics import BestMatch, best_match
 from sae_lens_gba.report.details import significant
 from sae_lens_gba.report.reading import Reading
-from sae_lens_gba.report.results import LatentTable, Metrics
+from sae_lens_gba.report.results import LatentDetail, LatentTable, Metrics, SaeResult
 from sae_lens_gba.saved.saved_sae import SavedSAE
 
 CE_BATCH_SEQUENCES = 8
 
 
-def build_metrics(
-    reading: Reading, model: Any, store: ActivationsStore, ce_tokens: int
-) -> tuple[Metrics, list[str]]:
-    """Metrics, and notes on what could not be measured."""
-    frequency, variance = reading.frequency, reading.variance
-    ce_loss, notes = _ce_loss(reading.saved, model, store, ce_tokens)
-    n_samples = max(variance.num_samples, 1)
-    metrics = Metrics(
-        explained_variance=significant(variance.compute()),
-        mean_squared_error=significant(variance.sum_squared_residual / n_samples),
-        l0=significant(float(frequency.double().sum())),
-        l0_asked=l0_asked(reading.saved),
-        dead=int((frequency == 0).sum()),
-        ce_loss_recovered=ce_loss.get("ce_loss_score"),
-        ce_loss_with_sae=ce_loss.get("ce_loss_with_sae"),
-        ce_loss_without_sae=ce_loss.get("ce_loss_without_sae"),
-        ce_loss_with_ablation=ce_loss.get("ce_loss_with_ablation"),
+def build_result(
+    reading: Reading,
+    matches: Mapping[str, BestMatch],
+    details: list[LatentDetail],
+    notes: list[str],
+    ce_loss: Mapping[str, float],
+) -> SaeResult:
+    """All that is said of an SAE.
+
+    Args:
+        reading: of the SAE.
+        matches: of its latents with those of compared SAEs, by label.
+        details: of some latents.
+        notes: on what could not be had.
+        ce_loss: see `measure_ce_loss`; empty if it was not measured.
+    """
+    saved = reading.saved
+    if not ce_loss:
+        notes = [*notes, "CE loss was not measured (ce_tokens=0)."]
+    return SaeResult(
+        label=saved.label,
+        architecture=trained_architecture(saved.sae),
+        model_name=str(saved.sae.cfg.metadata.model_name),
+        hook_name=saved.hook_name,
+        d_in=int(saved.sae.cfg.d_in),
+        d_sae=saved.d_sae,
+        metrics=_metrics(reading, ce_loss),
+        latents=_table(reading, matches),
+        details=details,
+        config=saved.sae.cfg.to_dict(),
+        notes=notes,
     )
-    return metrics, notes
 
 
-def _ce_loss(
+def measure_ce_loss(
     saved: SavedSAE, model: Any, store: ActivationsStore, ce_tokens: int
-) -> tuple[dict[str, float], list[str]]:
+) -> dict[str, float]:
     """By SAELens' own evaluation, on the text's beginning: the same for every SAE."""
     if ce_tokens == 0:
-        return {}, ["CE loss was not measured (ce_tokens=0)."]
+        return {}
     n_sequences = max(1, ce_tokens // store.context_size)
     batch = min(CE_BATCH_SEQUENCES, n_sequences)
     found, _ = run_evals(
@@ -59,7 +72,23 @@ def _ce_loss(
         ),
     )
     values = found["model_performance_preservation"]
-    return {name: significant(float(value)) for name, value in values.items()}, []
+    return {name: significant(float(value)) for name, value in values.items()}
+
+
+def _metrics(reading: Reading, ce_loss: Mapping[str, float]) -> Metrics:
+    frequency, variance = reading.frequency, reading.variance
+    squared_error = variance.sum_squared_residual / max(variance.num_samples, 1)
+    return Metrics(
+        explained_variance=significant(variance.compute()),
+        mean_squared_error=significant(squared_error),
+        l0=significant(float(frequency.double().sum())),
+        l0_asked=l0_asked(reading.saved),
+        dead=int((frequency == 0).sum()),
+        ce_loss_recovered=ce_loss.get("ce_loss_score"),
+        ce_loss_with_sae=ce_loss.get("ce_loss_with_sae"),
+        ce_loss_without_sae=ce_loss.get("ce_loss_without_sae"),
+        ce_loss_with_ablation=ce_loss.get("ce_loss_with_ablation"),
+    )
 
 
 def l0_asked(saved: SavedSAE) -> float | None:
@@ -82,8 +111,7 @@ def trained_architecture(sae: SAE[Any]) -> str:
     return saved if trained in (None, saved) else f"{trained} (saved as {saved})"
 
 
-def build_table(reading: Reading, matches: Mapping[str, BestMatch]) -> LatentTable:
-    """One row a latent; ``matches`` are those with compared SAEs, by label."""
+def _table(reading: Reading, matches: Mapping[str, BestMatch]) -> LatentTable:
     saved, latents = reading.saved, reading.selectivity.compute()
     rows = saved.decoder_rows
     nearest = best_match(rows, rows, signed=True, exclude_same=True)
