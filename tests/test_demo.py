@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from toolbox import D_MODEL, mixture, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.demo import model as demo_model
 from sae_lens_gba.demo import run, text, training
 from sae_lens_gba.demo.wheels import files_of_wheel
+from tests.toolbox import D_MODEL, mixture, tiny_config
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -84,7 +84,7 @@ class SelectivityMeter:
             raise ValueError("pre_activations have NaN or Inf: nothing was counted.")
         self._merge_moments(len(h), mean, (h - mean).square_().sum(dim=0))
         samples, latents = (h > threshold if active is None else active).nonzero(as_tuple=True)
-        active_h = h[samples, latents].double().cpu()
+        active_h = h[samples, latents].cpu().double()
         latents = latents.cpu()
         self._active += latents.bincount(minlength=self.d_sae)
         self._active_sum += latents.bincount(active_h, minlength=self.d_sae)

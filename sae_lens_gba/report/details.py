@@ -69,14 +69,14 @@ def build_details(
     for i, latent in enumerate(latents):
         places, activations = firings.of(latent)
         show = _context_reader(text, places, activations, read)
-        weakest_first = places[activations.argsort(stable=True)]
-        top = one_a_sequence(weakest_first.flip(0), text.shape[1], N_TOP)
+        strongest_first = places[activations.argsort(descending=True, stable=True)]
+        top = one_a_sequence(strongest_first, text.shape[1], N_TOP)
         details.append(
             LatentDetail(
                 latent=latent,
                 histogram=histogram(activations),
                 top=[show(place) for place in top],
-                intervals=_intervals(weakest_first, text.shape[1], show, generator),
+                intervals=_intervals(strongest_first.flip(0), text.shape[1], show, generator),
                 promoted=promoted[i] if promoted else [],
                 demoted=demoted[i] if demoted else [],
                 co_firing=_co_firing(firings, latent, places),

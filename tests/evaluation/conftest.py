@@ -1,3 +1,3 @@
-from one_latent_a_word import model, model_folder, sae_folders
+from tests.one_latent_a_word import model, model_folder, sae_folders
 
 __all__ = ["model", "model_folder", "sae_folders"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from one_latent_a_word import model, model_folder, sae_folders, texts
 
 from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.loading import load_saes
+from tests.one_latent_a_word import model, model_folder, sae_folders, texts
 
 __all__ = ["model", "model_folder", "sae_folders", "texts"]
 

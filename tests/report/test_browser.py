@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sae_lens_gba.report import Report
+from tests.one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
 
 DESKTOP, PHONE = (1200, 900), (390, 844)
 

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from one_latent_a_word import (
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activations_store import ActivationsStore
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.report import Report, ReportConfig, collect_report
+from sae_lens_gba.report.details import _final_norm_weight
+from sae_lens_gba.report.loading import load_saes
+from tests.one_latent_a_word import (
     CONTEXT_SIZE,
     D_MODEL,
     HOOK,
@@ -19,31 +28,15 @@ from one_latent_a_word import (
     VOCABULARY,
     save_sae,
 )
-from sae_lens import StandardSAE, StandardSAEConfig
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.training.activations_store import ActivationsStore
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.report import Report, ReportConfig, collect_report
-from sae_lens_gba.report.details import _final_norm_weight
-from sae_lens_gba.report.loading import load_saes
-
-
-def tokens_that_were_read(model: Any, folder: Path, texts: Dataset, n: int) -> torch.Tensor:
-    """The first n tokens, as SAELens cuts the text, without the special one."""
-    (loaded,) = load_saes([folder])
-    store = ActivationsStore.from_sae(
-        model, loaded.sae, texts, context_size=CONTEXT_SIZE, total_tokens=1
-    )
-    tokens = store.get_batch_tokens(n // CONTEXT_SIZE).flatten()
-    return tokens[tokens != 0]
 
 
 def test_frequencies_are_the_words_shares_of_the_text(
     report: Report, model: Any, sae_folders: tuple[Path, Path], texts: Dataset
 ) -> None:
-    tokens = tokens_that_were_read(model, sae_folders[0], texts, 1600)
+    sae = load_saes(sae_folders[:1])[0].sae
+    store = ActivationsStore.from_sae(model, sae, texts, context_size=CONTEXT_SIZE, total_tokens=1)
+    tokens = store.get_batch_tokens(1600 // CONTEXT_SIZE).flatten()
+    tokens = tokens[tokens != 0]  # as SAELens cuts the text, without the special one
     share = tokens.bincount(minlength=N_LATENTS) / len(tokens)
     assert report.provenance.n_tokens == len(tokens) < 1600
     measured = torch.tensor(report.saes[0].latents.frequency)

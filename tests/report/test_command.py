@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
-from sae_lens_gba.report import Report, add_arguments, run_from_arguments
+from sae_lens_gba.report import Report
+from sae_lens_gba.report.command import add_arguments, run_from_arguments
 from sae_lens_gba.report.loading import load_report_text
+from tests.one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
 
 def run(*arguments: str) -> None:

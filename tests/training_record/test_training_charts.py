@@ -9,12 +9,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-from toolbox import make_trainer, mixture
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.cli import main
 from sae_lens_gba.training_record import TrainingRecord, TrainingRecorder
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
+from tests.toolbox import make_trainer, mixture
 
 STEPS, PERIOD, BATCH, D_SAE = 43, 10, 64, 32
 
