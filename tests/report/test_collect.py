@@ -274,3 +274,13 @@ def test_folders_of_the_same_name_get_different_labels(tmp_path: Path) -> None:
 def test_a_folder_without_an_sae_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no SAE .*cfg.json"):
         load_saes([tmp_path])
+
+
+def test_a_checkpoint_that_lost_the_scale_of_its_inputs_is_refused(tmp_path: Path) -> None:
+    metadata = SAEMetadata(model_name="tiny", hook_name=HOOK)
+    cfg = StandardSAEConfig(
+        d_in=4, d_sae=8, normalize_activations="expected_average_only_in", metadata=metadata
+    )
+    StandardSAE(cfg).save_model(tmp_path)
+    with pytest.raises(ValueError, match=r"activation_scaler.json is missing: give the folder"):
+        load_saes([tmp_path])
