@@ -12,8 +12,6 @@ import torch
 from sae_lens_gba.evaluation.probing import probe
 
 sae_probes = pytest.importorskip("sae_probes", reason="sae-probes or its needs are not installed")
-# what sae-probes asks of scikit-learn is its own affair
-pytestmark = pytest.mark.filterwarnings("ignore:.*penalty.*:FutureWarning")
 
 PLANTED = "999_planted"
 # latent i is the i-th word of the vocabulary, and its last word decides the class
