@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from toolbox import D_MODEL, mixture, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.demo import model as demo_model
-from sae_lens_gba.demo import run, snippets, text, training
+from sae_lens_gba.demo import run, text, training
 from sae_lens_gba.demo.wheels import files_of_wheel
+from tests.toolbox import D_MODEL, mixture, tiny_config
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -24,7 +24,6 @@ def tiny_demo(monkeypatch: pytest.MonkeyPatch, tiny_bridge: Any, tiny_texts: Dat
     monkeypatch.setattr(text, "demo_texts", lambda held_out=False: tiny_texts)
     monkeypatch.setattr(training, "D_MODEL", D_MODEL)
     monkeypatch.setattr(training, "CONTEXT_SIZE", 16)
-    monkeypatch.setattr(snippets, "CONTEXT_SIZE", 16)
     monkeypatch.setattr(training, "TRAIN_BATCH", 64)
 
 
@@ -58,7 +57,7 @@ def test_the_reload_check_notices_a_changed_weight(tmp_path: Path) -> None:
     sae = GBATrainingSAE(tiny_config())
     sae.save_inference_model(tmp_path)
     with torch.no_grad():
-        sae.W_dec += 0.1
+        sae.W_dec.add_(0.1)
     with pytest.raises(RuntimeError, match="not the one that was trained"):
         run._reload_with_plain_saelens(tmp_path, next(mixture(0)), sae)
 

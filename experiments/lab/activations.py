@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.demo.activations import BATCH_CONTEXTS, activations_on, contexts
 
 
 def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: int) -> torch.Tensor:
@@ -27,9 +28,7 @@ def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: i
     """
     rows: list[list[int]] = []
     for text in texts["text"]:
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for start in range(0, len(ids) - context + 2, context - 1):
-            rows.append([model.tokenizer.bos_token_id, *ids[start : start + context - 1]])
+        rows += contexts(model.tokenizer, text, context)
         if len(rows) * (context - 1) >= n_tokens:
             return torch.tensor(rows)
     raise ValueError(f"the texts hold only {len(rows) * (context - 1)} of {n_tokens} tokens.")
@@ -47,17 +46,12 @@ def cached_activations(
     missing = [name for name in hook_names if name not in stored]
     if not missing:
         return stored
-    # the model runs no further than the last hook point needs
-    stop = 1 + max(int(name.split(".")[1]) for name in missing)
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in missing}
-    for i, batch in enumerate(tokens.split(16)):
-        _, cache = model.run_with_cache(
-            batch, names_filter=missing, stop_at_layer=stop, prepend_bos=False
-        )
+    for i, batch in enumerate(activations_on(model, tokens, missing)):
         for name in missing:
-            collected[name].append(cache[name][:, 1:].flatten(0, 1).bfloat16())
+            collected[name].append(batch[name].bfloat16())
         if i % 50 == 0:
-            logging.info("cached %d of %d contexts", 16 * i, len(tokens))
+            logging.info("cached %d of %d contexts", BATCH_CONTEXTS * i, len(tokens))
     new = {name: torch.cat(parts).contiguous() for name, parts in collected.items()}
     activations = {**stored, **new}
     path.parent.mkdir(parents=True, exist_ok=True)

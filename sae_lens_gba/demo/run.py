@@ -7,40 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sae_lens_gba.demo.config import DemoConfig
+
 MIN_FREE_BYTES = 2 * 1024**3
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """Settings of the demo.
-
-    Attributes:
-        output: folder for the trained SAE; must not exist, or be an earlier demo's.
-        cache: folder for the de-quantised model; None is the user's cache.
-        hook_name: TransformerLens hook point the SAE is trained on.
-        d_sae: number of latents.
-        target_l0: active latents a token to train towards.
-        training_tokens: tokens to train on.
-        snippets_tokens: held-out tokens in which top activating snippets are looked for.
-        seed: of weights and data order.
-    """
-
-    output: Path = Path("demo_output")
-    cache: Path | None = None
-    hook_name: str = "blocks.8.hook_resid_post"
-    d_sae: int = 2304
-    target_l0: float = 32.0
-    training_tokens: int = 200_000
-    snippets_tokens: int = 16_384
-    seed: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +58,12 @@ def run_demo(cfg: DemoConfig) -> None:
     _log.info("loading SmolLM2-135M (the first time takes a minute) ...")
     model = load_demo_model(cfg.cache)
     sae = training.train(runner_cfg, model, demo_texts())
-    held_out = training.held_out_activations(
-        model, demo_texts(held_out=True), cfg.hook_name, cfg.snippets_tokens
+    held_out = training.read_held_out(
+        sae, model, demo_texts(held_out=True), cfg.hook_name, cfg.snippets_tokens
     )
     _log.info("%s", training.report(sae, held_out))
-    _reload_with_plain_saelens(cfg.output, held_out.activations[:64], sae)
-    _log.info("%s", show_snippets(sae, held_out))
+    _reload_with_plain_saelens(cfg.output, held_out.inputs[:64], sae)
+    _log.info("%s", show_snippets(sae.groups(), held_out))
     _log.info(
         "saved in %s\nload it anywhere, without this package:\n"
         '    from sae_lens import SAE\n    sae = SAE.load_from_disk("%s")',

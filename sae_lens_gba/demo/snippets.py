@@ -4,43 +4,39 @@ from typing import Any
 
 import torch
 
-from sae_lens_gba.demo.training import CONTEXT_SIZE, HeldOutActivations
-from sae_lens_gba.training_sae import GBATrainingSAE
+from sae_lens_gba.demo.training import HeldOut
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.report.details import one_a_sequence
 
 LATENTS_A_GROUP = 2
 SNIPPETS_A_LATENT = 4
 TOKENS_BEFORE, TOKENS_AFTER = 8, 3
 
 
-@torch.no_grad()
-def show_snippets(sae: GBATrainingSAE, held_out: HeldOutActivations) -> str:
+def show_snippets(groups: NeuronGroups, held_out: HeldOut) -> str:
     """For latents of the first, a middle and the last group, where they fire most."""
-    acts = torch.cat([sae.encode(part) for part in held_out.activations.split(2048)])
-    group = sae.groups().group
+    group, peak = groups.group, held_out.acts.amax(dim=0)
     n_groups = int(group.max()) + 1
     lines = ["where some latents fire most, the token in >>> <<<:"]
     for k in sorted({0, n_groups // 2, n_groups - 1}):
-        strongest = acts.amax(dim=0).masked_fill(group != k, -1).topk(LATENTS_A_GROUP)
+        strongest = peak.masked_fill(group != k, -1).topk(LATENTS_A_GROUP)
         for latent in strongest.indices.tolist():
-            lines.append(f"\n  latent {latent} (group {k}, {_percent(acts[:, latent])} of tokens)")
-            lines += [f"    {snippet}" for snippet in _snippets(acts[:, latent], held_out)]
+            acts = held_out.acts[:, latent]
+            frequency = float((acts > 0).float().mean())
+            lines.append(f"\n  latent {latent} (group {k}, {frequency:.2%} of tokens)")
+            lines += [f"    {snippet}" for snippet in _snippets(acts, held_out)]
     return "\n".join(lines) + "\n"
 
 
-def _percent(acts: torch.Tensor) -> str:
-    return f"{float((acts > 0).float().mean()):.2%}"
-
-
-def _snippets(acts: torch.Tensor, held_out: HeldOutActivations) -> list[str]:
+def _snippets(acts: torch.Tensor, held_out: HeldOut) -> list[str]:
     """One snippet a prompt, strongest first."""
-    by_prompt = acts.view(-1, CONTEXT_SIZE - 1)
-    peaks = by_prompt.max(dim=1)
-    found = []
-    for prompt in peaks.values.topk(min(SNIPPETS_A_LATENT, len(by_prompt))).indices.tolist():
-        if peaks.values[prompt] > 0:
-            at = int(peaks.indices[prompt]) + 1  # activations leave out BOS
-            found.append(_snippet(held_out.tokens[prompt], at, held_out.tokenizer))
-    return found
+    strongest_first = acts.argsort(descending=True, stable=True)[: int((acts > 0).sum())]
+    n_tokens = held_out.tokens.shape[1] - 1  # activations leave out BOS
+    found = one_a_sequence(strongest_first, n_tokens, SNIPPETS_A_LATENT)
+    return [
+        _snippet(held_out.tokens[place // n_tokens], place % n_tokens + 1, held_out.tokenizer)
+        for place in found
+    ]
 
 
 def _snippet(tokens: torch.Tensor, at: int, tokenizer: Any) -> str:

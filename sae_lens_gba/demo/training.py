@@ -1,7 +1,8 @@
 """Training and measuring the demo's SAE, with SAELens' own runner."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,12 +14,11 @@ from sae_lens import (
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.demo.activations import activations_on, contexts
+from sae_lens_gba.demo.config import DemoConfig
 from sae_lens_gba.demo.model import MODEL_NAME
 from sae_lens_gba.demo.text import DATASET_NAME
 from sae_lens_gba.training_sae import GBATrainingSAE
-
-if TYPE_CHECKING:
-    from sae_lens_gba.demo.run import DemoConfig
 
 D_MODEL = 576
 CONTEXT_SIZE = 128
@@ -26,21 +26,23 @@ TRAIN_BATCH = 512
 
 
 @dataclass(frozen=True)
-class HeldOutActivations:
-    """Activations of text that training did not see; BOS left out.
+class HeldOut:
+    """Text that training did not see, and what model and SAE make of it; BOS left out.
 
     Attributes:
-        activations: shape (n, d_in).
+        inputs: of the SAE, shape (n, d_in).
+        acts: of the SAE, shape (n, d_sae).
         tokens: token ids, shape (n_prompts, context_size), BOS included.
         tokenizer: of the model.
     """
 
-    activations: torch.Tensor
+    inputs: torch.Tensor
+    acts: torch.Tensor
     tokens: torch.Tensor
-    tokenizer: object
+    tokenizer: Any
 
 
-def runner_config(cfg: "DemoConfig") -> LanguageModelSAERunnerConfig[GBATrainingSAEConfig]:
+def runner_config(cfg: DemoConfig) -> LanguageModelSAERunnerConfig[GBATrainingSAEConfig]:
     """A SAELens runner config like any other, with a GBA config where another was."""
     steps = cfg.training_tokens // TRAIN_BATCH
     return LanguageModelSAERunnerConfig(
@@ -90,35 +92,23 @@ def train(
     return sae
 
 
-def held_out_activations(
-    model: TransformerBridge, texts: Dataset, hook_name: str, n_tokens: int
-) -> HeldOutActivations:
-    """Run the model over the beginnings of ``texts``, ``n_tokens`` tokens in all."""
-    tokenizer = model.tokenizer
-    rows: list[list[int]] = []
-    for text in texts["text"]:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][: CONTEXT_SIZE - 1]
-        if len(ids) == CONTEXT_SIZE - 1:
-            rows.append([tokenizer.bos_token_id, *ids])
-        if len(rows) * CONTEXT_SIZE >= n_tokens:
-            break
-    tokens = torch.tensor(rows)
-    layer = int(hook_name.split(".")[1])
-    activations = []
-    with torch.no_grad():
-        for batch in tokens.split(16):
-            _, cache = model.run_with_cache(
-                batch, names_filter=hook_name, stop_at_layer=layer + 1, prepend_bos=False
-            )
-            activations.append(cache[hook_name][:, 1:].flatten(0, 1))
-    return HeldOutActivations(torch.cat(activations), tokens, tokenizer)
+@torch.no_grad()
+def read_held_out(
+    sae: GBATrainingSAE, model: TransformerBridge, texts: Dataset, hook_name: str, n_tokens: int
+) -> HeldOut:
+    """Run model and SAE over the beginnings of ``texts``, ``n_tokens`` tokens in all."""
+    beginnings = (contexts(model.tokenizer, text, CONTEXT_SIZE)[:1] for text in texts["text"])
+    n_prompts = -(-n_tokens // CONTEXT_SIZE)
+    tokens = torch.tensor(list(islice(chain.from_iterable(beginnings), n_prompts)))
+    inputs = torch.cat([part[hook_name] for part in activations_on(model, tokens, [hook_name])])
+    acts = torch.cat([sae.encode(part) for part in inputs.split(2048)])
+    return HeldOut(inputs, acts, tokens, model.tokenizer)
 
 
 @torch.no_grad()
-def report(sae: GBATrainingSAE, held_out: HeldOutActivations) -> str:
+def report(sae: GBATrainingSAE, held_out: HeldOut) -> str:
     """What was asked and what was got, on held-out text."""
-    x = held_out.activations
-    acts = torch.cat([sae.encode(part) for part in x.split(2048)])
+    x, acts = held_out.inputs, held_out.acts
     error = (x - sae.decode(acts)).pow(2).sum()
     explained = 1 - error / (x - x.mean(dim=0)).pow(2).sum()
     frequency = (acts > 0).float().mean(dim=0)

@@ -77,26 +77,26 @@ def probe(
         raise ValueError(f"datasets={unknown or datasets}: give names from sae_probes.DATASETS.")
     if not ks or min(ks) < 1:
         raise ValueError(f"ks={ks!r} is not possible: give numbers of latents, at least 1.")
-    (loaded,) = load_saes([Path(sae_dir)], device)
+    (saved,) = load_saes([Path(sae_dir)], device)
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else str(model)
-        model = load_report_model(loaded.sae, name, device)
+        model = load_report_model(saved.sae, name, device)
     # a "/" would end up in file names
-    model_name = str(loaded.sae.cfg.metadata.model_name).replace("/", "_")
+    model_name = str(saved.sae.cfg.metadata.model_name).replace("/", "_")
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         cache = Path(activations_cache or scratch) / f"context_{max_seq_len}"
         cache.mkdir(parents=True, exist_ok=True)
         where = {"model_name": model_name, "model_cache_path": cache, "device": device}
         sae_probes.generate_model_activations.ensure_dataset_activations(
             dataset_short_names=list(datasets),
-            hook_names=[loaded.hook_name],
+            hook_names=[saved.hook_name],
             max_seq_len=max_seq_len,
             model=model,
             **where,
         )
         sae_probes.run_sae_evals(
-            sae=loaded.sae,
-            hook_name=loaded.hook_name,
+            sae=saved.sae,
+            hook_name=saved.hook_name,
             reg_type="l1",
             setting="normal",
             ks=list(ks),

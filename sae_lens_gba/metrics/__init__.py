@@ -1,17 +1,16 @@
 """Measures of dictionaries: bare matrices in, numbers out."""
 
 from sae_lens_gba.metrics.feature_recovery import BestMatch, best_match, feature_recovery_rate
+from sae_lens_gba.metrics.frequencies import share_on_target
 from sae_lens_gba.metrics.seed_consistency import (
     Matching,
     consistency_over_seeds,
     match_one_to_one,
-    maximum_cosine_similarity,
     pairwise_mcc,
-    share_consistent,
     shares_consistent,
     top_latents,
 )
-from sae_lens_gba.metrics.selectivity import Selectivity, SelectivityMeter, selectivity
+from sae_lens_gba.metrics.selectivity import Selectivity, SelectivityMeter
 
 __all__ = [
     "BestMatch",
@@ -22,10 +21,8 @@ __all__ = [
     "consistency_over_seeds",
     "feature_recovery_rate",
     "match_one_to_one",
-    "maximum_cosine_similarity",
     "pairwise_mcc",
-    "selectivity",
-    "share_consistent",
+    "share_on_target",
     "shares_consistent",
     "top_latents",
 ]

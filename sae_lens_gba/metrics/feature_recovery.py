@@ -36,6 +36,7 @@ def best_match(
     candidates: torch.Tensor,
     signed: bool = False,
     max_cosines: int = _MAX_COSINES,
+    exclude_same: bool = False,
 ) -> BestMatch:
     """For each row, the candidate with the largest cosine.
 
@@ -47,6 +48,8 @@ def best_match(
         candidates: shape (m, d). Rows of zeros have cosine 0 with everything.
         signed: whether -v is a different direction from v.
         max_cosines: cosines held in memory at once; no effect on the result.
+        exclude_same: row i does not match candidate i, for a matrix compared with itself; a
+            single row then has cosine -inf.
 
     Raises:
         ValueError: no candidates, or the dimensions differ.
@@ -64,7 +67,10 @@ def best_match(
     for start in range(0, rows.shape[0], block_size):
         block = slice(start, start + block_size)
         cosines = unit_rows(rows[block]) @ candidates.T
-        best = (cosines if signed else cosines.abs_()).max(dim=1)
+        cosines = cosines if signed else cosines.abs_()
+        if exclude_same:
+            cosines.diagonal(start).fill_(-torch.inf)
+        best = cosines.max(dim=1)
         similarity[block], candidate[block] = best.values, best.indices
     return BestMatch(similarity, candidate)
 

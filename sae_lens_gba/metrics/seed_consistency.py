@@ -17,28 +17,6 @@ MAX_HUNGARIAN = 8192
 _NEIGHBOURS = 64  # of each latent that the greedy matching looks at
 
 
-def maximum_cosine_similarity(
-    a: torch.Tensor, b: torch.Tensor, signed: bool = True
-) -> torch.Tensor:
-    """MCS of each latent of run A: ``max_j cos(a_m, b_j)`` (arXiv 2506.14002).
-
-    Signed by default, because a latent's activations are not negative: its opposite
-    direction means something else.
-
-    Args:
-        a: directions of run A's latents, shape (n, d).
-        b: of run B's, shape (m, d).
-        signed: False takes absolute values.
-
-    Returns:
-        Shape (n,), from -1 to 1. 66k x 66k need well below 2 GiB.
-
-    Raises:
-        ValueError: run B has no latents, or the dimensions differ.
-    """
-    return best_match(a, b, signed=signed).similarity
-
-
 def top_latents(score: torch.Tensor, top_share: float = 1.0) -> torch.Tensor:
     """Indices of the ceil(top_share * n) latents that score highest, best first.
 
@@ -57,46 +35,38 @@ def top_latents(score: torch.Tensor, top_share: float = 1.0) -> torch.Tensor:
     return score.argsort(descending=True, stable=True)[:n]
 
 
-def share_consistent(
+def shares_consistent(
     a: torch.Tensor,
     b: torch.Tensor,
     score: torch.Tensor | None = None,
-    top_share: float = 1.0,
+    top_shares: Sequence[float] = (1.0,),
     threshold: float = 0.9,
-) -> float:
-    """Share of run A's top latents whose MCS in run B is above ``threshold``.
+) -> list[float]:
+    """Shares of run A's top latents whose MCS in run B is above ``threshold``.
+
+    The MCS of a latent is its best cosine (arXiv 2506.14002). It is signed, because a latent's
+    activations are not negative: its opposite direction means something else.
 
     Args:
         a: directions of run A's latents, shape (n, d).
         b: of run B's, shape (m, d).
-        score: rule by which A's latents are ranked, shape (n,); None needs top_share=1.
-        top_share: alpha, the share of A's latents looked at.
+        score: rule by which A's latents are ranked, shape (n,); None needs top_shares of 1.
+        top_shares: alpha, the shares of A's latents looked at.
         threshold: a cosine.
 
     Returns:
-        From 0 to 1.
+        For each alpha, from 0 to 1.
 
     Raises:
         ValueError: see `top_latents`; a score is missing or of another length.
     """
-    return shares_consistent(a, b, score, (top_share,), threshold)[0]
-
-
-def shares_consistent(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    score: torch.Tensor | None,
-    top_shares: Sequence[float],
-    threshold: float = 0.9,
-) -> list[float]:
-    """`share_consistent` for several values of alpha, with the cosines computed once."""
     if score is None:
         if any(share < 1 for share in top_shares):
-            raise ValueError("top_share below 1 needs a score to rank the latents by.")
+            raise ValueError("top_shares below 1 need a score to rank the latents by.")
         score = torch.zeros(a.shape[0])
     if score.shape != (a.shape[0],):
         raise ValueError(f"score has shape {tuple(score.shape)}, but there are {len(a)} latents.")
-    consistent = (maximum_cosine_similarity(a, b) > threshold).float()
+    consistent = (best_match(a, b, signed=True).similarity > threshold).float()
     return [
         float(consistent[top_latents(score, share).to(a.device)].mean()) for share in top_shares
     ]
@@ -108,7 +78,7 @@ def consistency_over_seeds(
     top_share: float = 1.0,
     threshold: float = 0.9,
 ) -> dict[tuple[int, int], float]:
-    """`share_consistent` for every ordered pair (i, j), i != j, of runs.
+    """`shares_consistent` for every ordered pair (i, j), i != j, of runs.
 
     Ordered, because the share of A's latents found in B differs from that of B's in A.
 
@@ -119,7 +89,7 @@ def consistency_over_seeds(
         threshold: a cosine.
 
     Raises:
-        ValueError: fewer than two runs, or see `share_consistent`.
+        ValueError: fewer than two runs, or see `shares_consistent`.
     """
     if len(runs) < 2:
         raise ValueError(f"consistency needs at least two runs, got {len(runs)}.")
@@ -127,7 +97,8 @@ def consistency_over_seeds(
     for i, j in combinations(range(len(runs)), 2):
         for a, b in ((i, j), (j, i)):
             score = None if scores is None else scores[a]
-            result[a, b] = share_consistent(runs[a], runs[b], score, top_share, threshold)
+            (share,) = shares_consistent(runs[a], runs[b], score, (top_share,), threshold)
+            result[a, b] = share
     return result
 
 

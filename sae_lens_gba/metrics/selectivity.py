@@ -1,6 +1,5 @@
 """How often, how strongly and how selectively each latent responds, streamed over data."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -31,16 +30,20 @@ class SelectivityMeter:
     is a thresholded Gaussian has, at frequency p, only what the tail of a Gaussian gives
     (1.75 at p = 0.1, 3.37 at p = 0.001), so compare latents of one frequency.
 
-    Mean and variance are merged batch by batch (Chan et al.), in float64: sums of squares
-    would lose the variance of a pre-activation with a large mean.
+    Mean and variance are those of each batch, in its own precision, merged in float64 (Chan et
+    al.): sums of squares would lose the variance of a pre-activation with a large mean. Beside
+    them a batch costs what its active entries cost.
 
     Args:
         d_sae: number of latents.
+
+    Attributes:
+        n_samples: samples added.
     """
 
     def __init__(self, d_sae: int):
         self.d_sae = d_sae
-        self._n = 0
+        self.n_samples = 0
         self._mean = torch.zeros(d_sae, dtype=torch.float64)
         self._squares = torch.zeros(d_sae, dtype=torch.float64)  # sum of (h - mean)^2
         self._active = torch.zeros(d_sae, dtype=torch.long)
@@ -48,12 +51,19 @@ class SelectivityMeter:
         self._peak = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, pre_activations: torch.Tensor, threshold: torch.Tensor | float = 0.0) -> None:
+    def add(
+        self,
+        pre_activations: torch.Tensor,
+        threshold: torch.Tensor | float = 0.0,
+        active: torch.Tensor | None = None,
+    ) -> None:
         """Count one batch.
 
         Args:
             pre_activations: dense, shape (n, d_sae), encoder bias included.
             threshold: a latent is active above it, shape (d_sae,) or a number.
+            active: bool, same shape as ``pre_activations``, where no threshold decides which
+                latents are active (TopK).
 
         Raises:
             ValueError: wrong shape, or NaN or Inf.
@@ -63,27 +73,30 @@ class SelectivityMeter:
                 f"pre_activations have shape {tuple(pre_activations.shape)}, "
                 f"expected (n, {self.d_sae})."
             )
-        n = pre_activations.shape[0]
-        if n == 0:
+        if not len(pre_activations):
             return
-        h = pre_activations.detach().cpu().double()
+        h = pre_activations.detach()
+        h = h if h.dtype == torch.float64 else h.float()
+        if isinstance(threshold, torch.Tensor):
+            threshold = threshold.to(h)
         mean = h.mean(dim=0)
         if not torch.isfinite(mean).all():
             raise ValueError("pre_activations have NaN or Inf: nothing was counted.")
-        if isinstance(threshold, torch.Tensor):
-            threshold = threshold.detach().cpu().double()
-        self._merge_moments(n, mean, (h - mean).square().sum(dim=0))
-        active = h > threshold
-        self._active += active.sum(dim=0)
-        self._active_sum += torch.where(active, h, 0.0).sum(dim=0)
-        self._peak = torch.maximum(self._peak, (h - threshold).amax(dim=0))
+        self._merge_moments(len(h), mean, (h - mean).square_().sum(dim=0))
+        samples, latents = (h > threshold if active is None else active).nonzero(as_tuple=True)
+        active_h = h[samples, latents].cpu().double()
+        latents = latents.cpu()
+        self._active += latents.bincount(minlength=self.d_sae)
+        self._active_sum += latents.bincount(active_h, minlength=self.d_sae)
+        self._peak = torch.maximum(self._peak, (h.amax(dim=0) - threshold).cpu())
 
     def _merge_moments(self, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
-        total = self._n + n
+        mean, squares = mean.cpu().double(), squares.cpu().double()
+        total = self.n_samples + n
         shift = mean - self._mean
-        self._squares += squares + shift.square() * (self._n * n / total)
+        self._squares += squares + shift.square() * (self.n_samples * n / total)
         self._mean += shift * (n / total)
-        self._n = total
+        self.n_samples = total
 
     def compute(self) -> Selectivity:
         """Result so far, float32.
@@ -91,32 +104,11 @@ class SelectivityMeter:
         Raises:
             ValueError: nothing was added.
         """
-        if self._n == 0:
+        if self.n_samples == 0:
             raise ValueError("no pre-activations were added.")
-        std = (self._squares / self._n).sqrt()
+        std = (self._squares / self.n_samples).sqrt()
         lift = self._active_sum / self._active.clamp(min=1) - self._mean
         known = (self._active > 0) & (std > 0)
         z_score = torch.where(known, lift / std.clamp(min=1e-300), 0.0)
-        frequency = self._active.double() / self._n
+        frequency = self._active.double() / self.n_samples
         return Selectivity(frequency.float(), self._peak.float(), z_score.float())
-
-
-def selectivity(
-    batches: Iterable[torch.Tensor], threshold: torch.Tensor | float = 0.0
-) -> Selectivity:
-    """`Selectivity` of batches of pre-activations; see `SelectivityMeter`.
-
-    Args:
-        batches: each of shape (n, d_sae).
-        threshold: a latent is active above it, shape (d_sae,) or a number.
-
-    Raises:
-        ValueError: no batches, or see `SelectivityMeter.add`.
-    """
-    meter = None
-    for batch in batches:
-        meter = meter or SelectivityMeter(batch.shape[-1])
-        meter.add(batch, threshold)
-    if meter is None:
-        raise ValueError("no pre-activations were given.")
-    return meter.compute()

@@ -1,33 +1,24 @@
 """One pass over text with a model and some SAEs: what a report is made of."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 
-from sae_lens_gba.report.compare import ComparisonPlan, plan_comparisons
-from sae_lens_gba.report.decoder_matching import Match
+from sae_lens_gba.provenance import package_versions, utc_now
+from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
-from sae_lens_gba.report.latent_sample import choose_candidates, thin_out
-from sae_lens_gba.report.loading import LoadedSae, TextDataset
-from sae_lens_gba.report.metrics import build_metrics, build_table, trained_architecture
-from sae_lens_gba.report.results import (
-    SCHEMA_VERSION,
-    Comparison,
-    Provenance,
-    Report,
-    SaeResult,
-)
-from sae_lens_gba.report.sae_observer import SaeObserver
+from sae_lens_gba.report.latent_sample import sample_latents
+from sae_lens_gba.report.loading import TextDataset
+from sae_lens_gba.report.reading import Reading
+from sae_lens_gba.report.results import SCHEMA_VERSION, Provenance, Report
+from sae_lens_gba.report.sae_result import build_result, measure_ce_loss
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
-
-_PACKAGES = ("sae-lens-gba", "sae-lens", "transformer-lens", "transformers", "torch")
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class ReportConfig:
 
     n_tokens: int = 100_000
     n_latents: int = 60
-    latents: tuple[int, ...] = ()
+    latents: Sequence[int] = ()
     ce_tokens: int = 2048
     context_size: int | None = None
     seed: int = 0
@@ -67,7 +58,7 @@ class ReportConfig:
 
 
 def collect_report(
-    saes: Sequence[LoadedSae],
+    saes: Sequence[SavedSAE],
     model: Any,
     dataset: TextDataset,
     dataset_name: str,
@@ -87,93 +78,68 @@ def collect_report(
     """
     cfg = cfg or ReportConfig()
     _require_latents(cfg, saes[0].d_sae)
+    _require_same_width(saes)
     generator = torch.Generator().manual_seed(cfg.seed)
-    plans = plan_comparisons(saes, generator)
-    candidates = choose_candidates(saes[0].d_sae, saes[0].groups, cfg.n_latents, generator)
-    observers = []
-    for i, sae in enumerate(saes):
-        watched = [latent for plan in plans for latent in plan.watched(i)]
-        if i == 0:
-            watched += [*candidates, *cfg.latents]
-        observers.append(SaeObserver(sae, watched, generator))
+    readings = [Reading(sae) for sae in saes]
     started = time.perf_counter()
-    _run(observers, model, dataset, cfg)
-    seconds = time.perf_counter() - started
-    frequency = observers[0].statistics.frequency()
-    sample = thin_out(candidates, saes[0].groups, frequency, cfg.n_latents)
-    finished = [plan.finish(observers) for plan in plans]
-    comparisons = [comparison for comparison, _ in finished]
-    matches = {comparison.other: match for comparison, match in finished}
+    text = _read(readings, model, dataset, cfg)
+    provenance = Provenance(
+        created=utc_now(),
+        versions=package_versions(),
+        dataset=dataset_name,
+        n_tokens=readings[0].selectivity.n_samples,
+        context_size=int(cfg.context_size or saes[0].sae.cfg.metadata.context_size),
+        seed=cfg.seed,
+        seconds=round(time.perf_counter() - started, 1),
+    )
+    sample = sample_latents(readings[0].frequency, saes[0].groups, cfg.n_latents, generator)
+    found = [compare(readings[0], other, generator) for other in readings[1:]]
+    comparisons = [comparison for comparison, _ in found]
+    shown = [{*sample, *cfg.latents}.union(*(c.latents() for c in comparisons))]
+    shown += [c.other_latents() for c in comparisons]
+    matches = {comparison.other: match for comparison, match in found}
     results = []
-    for i, observer in enumerate(observers):
-        shown = _shown(i, plans, comparisons) + ([*sample, *cfg.latents] if i == 0 else [])
-        results.append(_sae_result(observer, model, dataset, shown, matches if i == 0 else {}, cfg))
-    provenance = _provenance(dataset_name, observers[0], cfg, seconds)
+    for i, (reading, latents) in enumerate(zip(readings, shown, strict=True)):
+        details, notes = build_details(reading, sorted(latents), text, model, generator)
+        store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
+        ce_loss = measure_ce_loss(reading.saved, model, store, cfg.ce_tokens)
+        results.append(build_result(reading, {} if i else matches, details, notes, ce_loss))
     return Report(SCHEMA_VERSION, provenance, results, comparisons)
 
 
-def _shown(
-    index: int, plans: Sequence[ComparisonPlan], comparisons: Sequence[Comparison]
-) -> list[int]:
-    return [
-        latent
-        for plan, comparison in zip(plans, comparisons, strict=True)
-        for latent in plan.shown(index, comparison)
-    ]
+def _read(
+    readings: Sequence[Reading], model: Any, dataset: TextDataset, cfg: ReportConfig
+) -> torch.Tensor:
+    """The pass over the text; its token ids, shape (n_sequences, n_tokens).
 
-
-def _sae_result(
-    observer: SaeObserver,
-    model: Any,
-    dataset: TextDataset,
-    shown: Sequence[int],
-    matches: Mapping[str, Match],
-    cfg: ReportConfig,
-) -> SaeResult:
-    loaded = observer.loaded
-    details, notes = build_details(observer, shown, model)
-    store = open_text(model, loaded, dataset, cfg.context_size, cfg.autocast)
-    metrics, metric_notes = build_metrics(observer, model, store, cfg.ce_tokens)
-    return SaeResult(
-        label=loaded.label,
-        architecture=trained_architecture(loaded.sae),
-        model_name=str(loaded.sae.cfg.metadata.model_name),
-        hook_name=loaded.hook_name,
-        d_in=int(loaded.sae.cfg.d_in),
-        d_sae=loaded.d_sae,
-        metrics=metrics,
-        latents=build_table(observer, matches),
-        details=details,
-        config=loaded.sae.cfg.to_dict(),
-        notes=notes + metric_notes,
-    )
-
-
-def _run(
-    observers: Sequence[SaeObserver], model: Any, dataset: TextDataset, cfg: ReportConfig
-) -> None:
-    """The pass over the text: SAEs of the same hook share the model's activations."""
+    SAEs of the same hook share the model's activations.
+    """
     stores: dict[str, ActivationsStore] = {}
-    for observer in observers:
-        if observer.loaded.hook_name not in stores:
-            store = open_text(model, observer.loaded, dataset, cfg.context_size, cfg.autocast)
+    for reading in readings:
+        if reading.saved.hook_name not in stores:
+            store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
             # tokens and positions are the first SAE's, whatever the others were trained on
             store.seqpos_slice = next(iter(stores.values()), store).seqpos_slice
-            stores[observer.loaded.hook_name] = store
-    first = stores[observers[0].loaded.hook_name]
+            stores[reading.saved.hook_name] = store
+    first = stores[readings[0].saved.hook_name]
     special = torch.tensor(get_special_token_ids(model.tokenizer))
-    d_sae = max(observer.loaded.d_sae for observer in observers)
+    d_sae = max(reading.saved.d_sae for reading in readings)
+    text: list[torch.Tensor] = []
+    n_read = 0
     for tokens in token_batches(first, cfg.n_tokens, d_sae):
         inputs = {hook: activations_on(store, tokens) for hook, store in stores.items()}
-        shown = tokens[:, slice(*first.seqpos_slice)]
-        counts = torch.isin(shown, special.to(shown.device), invert=True)
-        for observer in observers:
-            observer.update(inputs[observer.loaded.hook_name], shown, counts)
-    if observers[0].statistics.n_tokens == 0:
+        text.append(tokens[:, slice(*first.seqpos_slice)].cpu())
+        places = torch.isin(text[-1], special, invert=True).flatten().nonzero().squeeze(1)
+        for reading in readings:
+            x = inputs[reading.saved.hook_name].flatten(0, 1)
+            reading.update(x[places.to(x.device)], n_read + places)
+        n_read += text[-1].numel()
+    if readings[0].selectivity.n_samples == 0:
         raise ValueError(
             f"the text is shorter than one sequence of {first.context_size} tokens: give more, "
             "or a smaller --context-size."
         )
+    return torch.cat(text)
 
 
 def _require_latents(cfg: ReportConfig, d_sae: int) -> None:
@@ -184,19 +150,11 @@ def _require_latents(cfg: ReportConfig, d_sae: int) -> None:
             )
 
 
-def _provenance(dataset: str, first: SaeObserver, cfg: ReportConfig, seconds: float) -> Provenance:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return Provenance(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=versions,
-        dataset=dataset,
-        n_tokens=first.statistics.n_tokens,
-        context_size=int(cfg.context_size or first.loaded.sae.cfg.metadata.context_size),
-        seed=cfg.seed,
-        seconds=round(seconds, 1),
-    )
+def _require_same_width(saes: Sequence[SavedSAE]) -> None:
+    first = saes[0]
+    for other in saes[1:]:
+        if other.sae.cfg.d_in != first.sae.cfg.d_in:
+            raise ValueError(
+                f"{other.label} has d_in={other.sae.cfg.d_in}, {first.label} has "
+                f"{first.sae.cfg.d_in}: compare SAEs whose inputs have the same dimension."
+            )

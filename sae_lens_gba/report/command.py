@@ -2,12 +2,13 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from sae_lens_gba.report.collect import ReportConfig, collect_report
+from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.loading import load_report_model, load_report_text, load_saes
-from sae_lens_gba.report.results import Report
 
 HTML_NAME = "report.html"
 
@@ -30,16 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, help=f"HTML file to write, SAE_DIR/{HTML_NAME} if not given"
     )
-    parser.add_argument("--tokens", type=int, default=default.n_tokens, help="of text to read")
+    parser.add_argument(
+        "--tokens", dest="n_tokens", type=int, default=default.n_tokens, help="of text to read"
+    )
     parser.add_argument("--context-size", type=int, help="tokens a sequence; the SAE's own")
     parser.add_argument(
         "--ce-tokens", type=int, default=default.ce_tokens, help="for the CE loss; 0 leaves it out"
     )
     parser.add_argument(
-        "--sample", type=int, default=default.n_latents, help="latents to show in detail"
+        "--sample",
+        dest="n_latents",
+        type=int,
+        default=default.n_latents,
+        help="latents to show in detail",
     )
     parser.add_argument(
-        "--latents", type=int, nargs="+", default=[], help="latents to show whatever happens"
+        "--latents", type=int, nargs="+", default=(), help="latents to show whatever happens"
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="of the samples")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ...")
@@ -60,15 +67,7 @@ def run_from_arguments(arguments: argparse.Namespace) -> None:
         dataset=arguments.dataset,
         output=arguments.output,
         device=arguments.device,
-        cfg=ReportConfig(
-            n_tokens=arguments.tokens,
-            n_latents=arguments.sample,
-            latents=tuple(arguments.latents),
-            ce_tokens=arguments.ce_tokens,
-            context_size=arguments.context_size,
-            seed=arguments.seed,
-            autocast=arguments.autocast,
-        ),
+        cfg=ReportConfig(**{f.name: getattr(arguments, f.name) for f in fields(ReportConfig)}),
     )
 
 
@@ -94,11 +93,7 @@ def write_report(
 
     Returns:
         The HTML file's path. The JSON has the same name with ``.json``.
-
-    Raises:
-        ImportError: the extra ``report`` is not installed.
     """
-    write_html = _html_writer()
     path = Path(output) if output is not None else Path(sae_dir) / HTML_NAME
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
@@ -111,14 +106,3 @@ def write_report(
     write_html(report, path)
     _log.info("wrote %s and %s", path, path.with_suffix(".json").name)
     return path
-
-
-def _html_writer() -> Callable[[Report, Path], None]:
-    """Imported late: jinja2 and plotly are an extra, and the command line offers more."""
-    try:
-        from sae_lens_gba.report.html import write_html
-    except ImportError as error:
-        raise ImportError(
-            f"the report needs {error.name}: install it with pip install 'sae-lens-gba[report]'."
-        ) from error
-    return write_html

@@ -1,4 +1,4 @@
-"""From what was kept of a latent to what is shown of it."""
+"""What is shown of a latent: a histogram, contexts, what it promotes, what fires with it."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sae_lens_gba.report.context_keeper import NO_TOKEN, TOKENS_BEFORE, ContextKeeper
+from sae_lens_gba.report.reading import MAX_FIRINGS, Firings, Reading
 from sae_lens_gba.report.results import (
     CoFiring,
     Context,
@@ -15,12 +15,15 @@ from sae_lens_gba.report.results import (
     LatentDetail,
     TokenWeight,
 )
-from sae_lens_gba.report.sae_observer import SaeObserver
 
+N_TOP = 10
 N_PROMOTED = 10
 N_CO_FIRING = 8
 INTERVALS = ((0.9, 1.0), (0.6, 0.9), (0.3, 0.6), (0.0, 0.3))
 A_INTERVAL = 3
+HISTOGRAM_BINS = 40
+TOKENS_BEFORE = 14
+TOKENS_AFTER = 8
 
 
 def significant(value: float) -> float:
@@ -39,94 +42,148 @@ def token_reader(tokenizer: Any) -> Callable[[int], str]:
 
 
 def build_details(
-    observer: SaeObserver, latents: Sequence[int], model: Any
+    reading: Reading,
+    latents: Sequence[int],
+    text: torch.Tensor,
+    model: Any,
+    generator: torch.Generator,
 ) -> tuple[list[LatentDetail], list[str]]:
-    """Details of watched latents, by index, and notes on what could not be had."""
+    """Details of latents, and notes on what could not be had.
+
+    Args:
+        reading: of the SAE.
+        latents: to show.
+        text: token ids, shape (n_sequences, n_tokens).
+        model: whose tokenizer reads them.
+        generator: draws the examples.
+    """
     read = token_reader(model.tokenizer)
-    wanted = sorted(set(latents))
-    promoted, demoted, notes = _logit_lens(observer, wanted, model, read)
-    statistics = observer.statistics
-    phi = observer.co_firing.correlation(statistics.count, statistics.n_tokens)
-    row_of = {latent: row for row, latent in enumerate(observer.watched.tolist())}
+    promoted, demoted, notes = _logit_lens(reading, latents, model, read)
+    firings = reading.firings()
+    if firings.n_tokens < reading.selectivity.n_samples:
+        notes.append(
+            f"Examples, histograms and co-firing are of the first {firings.n_tokens:,} tokens: of "
+            f"an SAE at most {MAX_FIRINGS:,} activations are kept."
+        )
     details = []
-    for i, latent in enumerate(wanted):
-        row = row_of[latent]
+    for i, latent in enumerate(latents):
+        places, activations = firings.of(latent)
+        show = _context_reader(text, places, activations, read)
+        strongest_first = places[activations.argsort(descending=True, stable=True)]
+        top = one_a_sequence(strongest_first, text.shape[1], N_TOP)
         details.append(
             LatentDetail(
                 latent=latent,
-                histogram=_histogram(observer, row),
-                top=_contexts(observer.top, row, _found(observer.top, row), read),
-                intervals=_intervals(observer.random, row, read),
+                histogram=histogram(activations),
+                top=[show(place) for place in top],
+                intervals=_intervals(strongest_first.flip(0), text.shape[1], show, generator),
                 promoted=promoted[i] if promoted else [],
                 demoted=demoted[i] if demoted else [],
-                co_firing=_co_firing(observer, row, latent, phi[row]),
+                co_firing=_co_firing(firings, latent, places),
             )
         )
     return details, notes
 
 
-def _histogram(observer: SaeObserver, row: int) -> Histogram:
-    counts = observer.histogram.counts[row]
-    in_use = int((counts > 0).nonzero().max()) + 1 if bool(counts.any()) else 0
-    width = significant(float(observer.histogram.width[row]))
-    return Histogram(start=0.0, width=width, counts=counts[:in_use].tolist())
+def histogram(activations: torch.Tensor) -> Histogram:
+    """Of activations above 0, shape (n,); the largest is the end of the last bin."""
+    if not len(activations):
+        return Histogram(start=0.0, width=0.0, counts=[])
+    width = activations.double().max() / HISTOGRAM_BINS
+    bins = (activations / width).long().clamp(max=HISTOGRAM_BINS - 1)
+    counts = bins.bincount(minlength=HISTOGRAM_BINS).tolist()
+    return Histogram(start=0.0, width=significant(float(width)), counts=counts)
 
 
-def _found(keeper: ContextKeeper, row: int) -> list[int]:
-    return keeper.key[row].isfinite().nonzero().flatten().tolist()
+def _context_reader(
+    text: torch.Tensor,
+    places: torch.Tensor,
+    activations: torch.Tensor,
+    read: Callable[[int], str],
+) -> Callable[[int], Context]:
+    """The context of a place in the text, with the activations of a latent."""
+    along_text = torch.zeros(text.numel())
+    along_text[places] = activations
 
-
-def _contexts(
-    keeper: ContextKeeper, row: int, which: Sequence[int], read: Callable[[int], str]
-) -> list[Context]:
-    contexts = []
-    for k in which:
-        tokens, acts = keeper.tokens[row, k], keeper.activations[row, k]
-        inside = tokens != NO_TOKEN
-        contexts.append(
-            Context(
-                tokens=[read(t) for t in tokens[inside].tolist()],
-                activations=[significant(a) for a in acts[inside].tolist()],
-                focus=int(inside[:TOKENS_BEFORE].sum()),
-            )
+    def show(place: int) -> Context:
+        sequence = place // text.shape[1] * text.shape[1]
+        start = max(place - TOKENS_BEFORE, sequence)
+        piece = slice(start, min(place + TOKENS_AFTER + 1, sequence + text.shape[1]))
+        return Context(
+            tokens=[read(token) for token in text.view(-1)[piece].tolist()],
+            activations=[significant(value) for value in along_text[piece].tolist()],
+            focus=place - start,
         )
-    return contexts
+
+    return show
 
 
-def _intervals(keeper: ContextKeeper, row: int, read: Callable[[int], str]) -> list[Interval]:
+def one_a_sequence(places: torch.Tensor, n_tokens: int, n_wanted: int) -> list[int]:
+    """Of places in a text, the first ``n_wanted``, at most one a sequence of ``n_tokens``."""
+    found: dict[int, int] = {}
+    for place in places.tolist():
+        found.setdefault(place // n_tokens, place)
+        if len(found) == n_wanted:
+            break
+    return list(found.values())
+
+
+def _intervals(
+    weakest_first: torch.Tensor,
+    n_tokens: int,
+    show: Callable[[int], Context],
+    generator: torch.Generator,
+) -> list[Interval]:
     """A few random contexts of each part of the activations above 0."""
-    found = torch.tensor(_found(keeper, row), dtype=torch.int64)
-    strength = keeper.activations[row, found, TOKENS_BEFORE]
-    weakest_first = found[strength.argsort()]
+    n = len(weakest_first)
     intervals = []
     for low, high in INTERVALS:
-        first, last = int(low * len(found)), int(high * len(found))
-        # within an interval their order is by strength; a random key decides who is shown
-        members = weakest_first[first:last].sort().values[:A_INTERVAL].tolist()
-        if members:
-            contexts = _contexts(keeper, row, members, read)
-            intervals.append(Interval(low=low, high=high, contexts=contexts))
+        members = weakest_first[int(low * n) : int(high * n)]
+        members = members[torch.randperm(len(members), generator=generator)]
+        chosen = one_a_sequence(members, n_tokens, A_INTERVAL)
+        if chosen:
+            intervals.append(Interval(low, high, [show(place) for place in chosen]))
     return intervals
 
 
-def _co_firing(observer: SaeObserver, row: int, latent: int, phi: torch.Tensor) -> list[CoFiring]:
-    best = phi.topk(min(N_CO_FIRING, len(phi)))
-    n_active = max(int(observer.statistics.count[latent]), 1)
+def _co_firing(firings: Firings, latent: int, places: torch.Tensor) -> list[CoFiring]:
+    if not len(places):
+        return []
+    together = firings.together(places)
+    correlation = phi(together, firings.count, latent, firings.n_tokens)
+    best = correlation.topk(min(N_CO_FIRING, len(correlation)))
     return [
         CoFiring(
             latent=other,
             correlation=significant(value),
-            share=significant(int(observer.co_firing.counts[row, other]) / n_active),
+            share=significant(int(together[other]) / len(places)),
         )
         for value, other in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         if value > 0
     ]
 
 
+def phi(together: torch.Tensor, count: torch.Tensor, latent: int, n_tokens: int) -> torch.Tensor:
+    """Correlation of each latent's being active with that of ``latent``; 0 with itself.
+
+    Args:
+        together: tokens on which both are active, shape (d_sae,).
+        count: tokens on which each is active, shape (d_sae,).
+        latent: index.
+        n_tokens: tokens in all.
+    """
+    p = count.double() / n_tokens
+    covariance = together.double() / n_tokens - p[latent] * p
+    deviation = (p[latent] * (1 - p[latent]) * p * (1 - p)).sqrt()
+    correlation = torch.where(deviation > 0, covariance / deviation, 0.0)
+    correlation[latent] = 0.0
+    return correlation
+
+
 def _logit_lens(
-    observer: SaeObserver, latents: Sequence[int], model: Any, read: Callable[[int], str]
+    reading: Reading, latents: Sequence[int], model: Any, read: Callable[[int], str]
 ) -> tuple[list[list[TokenWeight]], list[list[TokenWeight]], list[str]]:
-    rows = observer.loaded.decoder_rows[list(latents)]
+    rows = reading.saved.decoder_rows[list(latents)]
     unembedding = getattr(model, "W_U", None)
     if unembedding is None or unembedding.shape[0] != rows.shape[1]:
         return [], [], ["No logit lens: the SAE's hook does not write to the residual stream."]

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.report import plots
 from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
 
@@ -108,7 +109,7 @@ def group_rows(sae: SaeResult) -> list[dict[str, Any]]:
         return []
     n_groups = max(table.group) + 1
     rows: list[dict[str, Any]] = [
-        {"group": k, "color": plots.group_color(k, n_groups), "frequencies": [], "latents": []}
+        {"group": k, "color": group_color(k, n_groups), "frequencies": [], "latents": []}
         for k in range(n_groups)
     ]
     for latent, group in enumerate(table.group):

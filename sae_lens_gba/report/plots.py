@@ -5,18 +5,17 @@ gives them those of its light or dark theme.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from sae_lens_gba.report.decoder_matching import RELATED, SAME_FEATURE
+from sae_lens_gba.group_colors import group_color
+from sae_lens_gba.report.compare import RELATED, SAME_FEATURE
 from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
 
 BINS_A_DECADE = 10
-COLORSCALE = "Turbo"
 MAX_POINTS = 4000
 PLAIN = "#4c8bf5"
 # shares on a log axis, as 0.01%, 0.1%, 1%
@@ -27,10 +26,9 @@ GRID = "rgba(128,128,128,0.25)"
 def all_figures(report: Report) -> dict[str, go.Figure]:
     """Every figure of the page by the id of its place in it."""
     first = report.saes[0]
-    figures = {
-        "frequencies": frequency_histogram(first),
-        "thresholds": threshold_against_frequency(first),
-    }
+    figures = {"frequencies": frequency_histogram(first)}
+    if first.latents.threshold is not None:
+        figures["thresholds"] = threshold_against_frequency(first)
     if first.latents.target_frequency is not None:
         figures["targets"] = frequency_against_target(first)
     if report.comparisons:
@@ -71,29 +69,19 @@ def frequencies_side_by_side(saes: Sequence[SaeResult]) -> go.Figure:
 
 def frequency_against_target(sae: SaeResult) -> go.Figure:
     """Measured frequency of every latent against its target; on the line it is on target."""
-    table = sae.latents
-    targets = _targets(sae)
+    table, targets = sae.latents, _targets(sae)
     figure = _figure("target frequency", "measured frequency")
-    for group, members in _members(sae).items():
-        alive = _thin([m for m in members if table.frequency[m] > 0])
-        # side by side instead of on top of each other: a group has one target
-        spread = [targets[group] * 10 ** (0.1 * ((m * 0.618) % 1 - 0.5)) for m in alive]
-        figure.add_scatter(
-            x=spread,
-            y=[table.frequency[m] for m in alive],
-            mode="markers",
-            marker={"size": 4, "opacity": 0.5, "color": group_color(group, len(targets))},
-            name=f"group {group}",
-            text=[f"latent {m}" for m in alive],
-            hovertemplate="%{text}<br>measured %{y:.2g}",
-        )
+
+    def aside(latent: int, group: int) -> float:
+        """Side by side instead of on top of each other: a group has one target."""
+        return targets[group] * float(10 ** (0.1 * ((latent * 0.618) % 1 - 0.5)))
+
+    _add_points(figure, sae, aside, table.frequency, "measured %{y:.2g}")
     ends = [min(targets.values()), max(targets.values())]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", name="on target", line={"color": "gray", "dash": "dash"}
     )
-    figure.update_xaxes(**SHARE_AXIS)
     figure.update_yaxes(**SHARE_AXIS)
-    figure.update_layout(showlegend=False)
     return figure
 
 
@@ -101,20 +89,10 @@ def threshold_against_frequency(sae: SaeResult) -> go.Figure:
     """How a latent's threshold (minus its bias) relates to how often it is active."""
     table = sae.latents
     figure = _figure("measured frequency", "threshold (= -bias)")
-    groups = _members(sae)
-    for group, members in groups.items():
-        alive = _thin([m for m in members if table.frequency[m] > 0])
-        figure.add_scatter(
-            x=[table.frequency[m] for m in alive],
-            y=[] if table.threshold is None else [table.threshold[m] for m in alive],
-            mode="markers",
-            marker={"size": 4, "opacity": 0.5, "color": group_color(group, len(groups))},
-            name=f"group {group}" if table.group is not None else "latents",
-            text=[f"latent {m}" for m in alive],
-            hovertemplate="%{text}<br>threshold %{y:.3g}, active on %{x:.2g}",
-        )
-    figure.update_xaxes(**SHARE_AXIS)
-    figure.update_layout(showlegend=False)
+    hover = "threshold %{y:.3g}, active on %{x:.2g}"
+    _add_points(
+        figure, sae, lambda latent, _: table.frequency[latent], table.threshold or [], hover
+    )
     return figure
 
 
@@ -188,10 +166,28 @@ def latent_histogram(detail: LatentDetail) -> go.Figure:
     return figure
 
 
-def group_color(group: int, n_groups: int) -> str:
-    """From the most active group (warm) to the least (cool), readable on white and black."""
-    at = 0.88 - 0.76 * (group / (n_groups - 1) if n_groups > 1 else 1.0)
-    return str(sample_colorscale(COLORSCALE, [at])[0])
+def _add_points(
+    figure: go.Figure,
+    sae: SaeResult,
+    x: Callable[[int, int], float],
+    y: Sequence[float],
+    hover: str,
+) -> None:
+    """A point for each latent that fires, at ``x(latent, group)`` and ``y[latent]``."""
+    groups = _members(sae)
+    for group, members in groups.items():
+        alive = _thin([m for m in members if sae.latents.frequency[m] > 0])
+        figure.add_scatter(
+            x=[x(m, group) for m in alive],
+            y=[y[m] for m in alive],
+            mode="markers",
+            marker={"size": 4, "opacity": 0.5, "color": group_color(group, len(groups))},
+            name=f"group {group}" if sae.latents.group is not None else "latents",
+            text=[f"latent {m}" for m in alive],
+            hovertemplate=f"%{{text}}<br>{hover}",
+        )
+    figure.update_xaxes(**SHARE_AXIS)
+    figure.update_layout(showlegend=False)
 
 
 def _add_frequency_bars(

@@ -7,7 +7,7 @@ that could not be measured is null, and `SaeResult.notes` says why. `json_schema
 as a JSON Schema, `Report.load` reads a file back and checks it.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class LatentDetail:
 
     Attributes:
         latent: its index.
-        histogram: of its activations above 0, all of them.
+        histogram: of its activations above 0.
         top: contexts of its strongest activations, one a sequence, strongest first.
         intervals: contexts by quantile of its activations, highest first.
         promoted: tokens its decoder row promotes most (logit lens).
@@ -236,6 +236,14 @@ class Comparison:
     n_only_first: int
     n_only_other: int
 
+    def latents(self) -> set[int]:
+        """Those of the first SAE that are shown."""
+        return {pair.latent for pair in self.pairs}.union(self.only_first)
+
+    def other_latents(self) -> set[int]:
+        """Those of the other."""
+        return {pair.other_latent for pair in self.pairs}.union(self.only_other)
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -297,10 +305,6 @@ class Report:
                 f"{SCHEMA_VERSION}: make the report again with `sae-lens-gba report`."
             )
         return report
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists."""
-        return asdict(self)
 
 
 def json_schema() -> dict[str, Any]:

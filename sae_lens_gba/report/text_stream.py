@@ -10,7 +10,8 @@ import torch
 from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
 
-from sae_lens_gba.report.loading import LoadedSae, TextDataset
+from sae_lens_gba.report.loading import TextDataset
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 # bounds the dense activations of a batch, (tokens, d_sae) float32, to 64 MB
 MAX_BATCH_ENTRIES = 2**24
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 def open_text(
     model: Any,
-    loaded: LoadedSae,
+    saved: SavedSAE,
     dataset: TextDataset,
     context_size: int | None,
     autocast: bool,
@@ -30,7 +31,7 @@ def open_text(
 
     Args:
         model: the model.
-        loaded: the SAE.
+        saved: the SAE.
         dataset: the text.
         context_size: tokens a sequence; None is the SAE's own.
         autocast: whether the model runs in bfloat16.
@@ -38,11 +39,11 @@ def open_text(
     Raises:
         ValueError: the SAE's config lacks what the store needs.
     """
-    metadata = loaded.sae.cfg.metadata
+    metadata = saved.sae.cfg.metadata
     context_size = context_size or metadata.context_size
     if not context_size:
         raise ValueError(
-            f"{loaded.label}: its cfg.json has no metadata.context_size: give --context-size."
+            f"{saved.label}: its cfg.json has no metadata.context_size: give --context-size."
         )
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True  # the default of SAELens' runner
@@ -51,11 +52,11 @@ def open_text(
         warnings.simplefilter("ignore")
         store = ActivationsStore.from_sae(
             model,
-            loaded.sae,
+            saved.sae,
             dataset,
             context_size=int(context_size),
             total_tokens=1,
-            device=str(loaded.sae.device),
+            device=str(saved.sae.device),
             sequence_separator_token=metadata.get("sequence_separator_token", "bos"),
             disable_concat_sequences=bool(metadata.disable_concat_sequences),
         )
@@ -68,13 +69,15 @@ def token_batches(store: ActivationsStore, n_tokens: int, d_sae: int) -> Iterato
     size = max(1, min(MAX_BATCH_SEQUENCES, MAX_BATCH_ENTRIES // (store.context_size * d_sae)))
     n_sequences = -(-n_tokens // store.context_size)
     sequences = islice(_sequences(store), n_sequences)
+    n_read = 0
     with tqdm(total=n_sequences * store.context_size, unit="token", desc="reading") as progress:
         while batch := list(islice(sequences, size)):
             tokens = torch.cat(batch)
             yield tokens
+            n_read += tokens.numel()
             progress.update(tokens.numel())
-    if progress.n < n_tokens:
-        _log.warning("the text ended after %d of %d tokens", progress.n, n_tokens)
+    if n_read < n_tokens:
+        _log.warning("the text ended after %d of %d tokens", n_read, n_tokens)
 
 
 def _sequences(store: ActivationsStore) -> Iterator[torch.Tensor]:

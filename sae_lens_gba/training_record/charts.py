@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.group_colors import group_color
+from sae_lens_gba.metrics.frequencies import ON_TARGET_WITHIN
 from sae_lens_gba.training_record.record import (
     DENSITY_START,
     DENSITY_STOP,
-    ON_TARGET_WITHIN,
     QUANTILES,
     TrainingRecord,
     TrainingRecorder,
@@ -105,9 +106,9 @@ def draw(record: TrainingRecord) -> "Figure":
 
 
 def _group_frequencies(ax: "Axes", record: TrainingRecord) -> None:
-    colors = _group_colors(len(record.target_frequency))
     by_group = np.array(record.group_frequency).T
-    for k, (color, frequency) in enumerate(zip(colors, by_group, strict=True)):
+    for k, frequency in enumerate(by_group):
+        color = group_color(k, len(by_group))
         # a group that is silent cannot be shown on a log axis
         seen = np.where(frequency > 0, frequency, np.nan)
         ax.plot(record.step, seen, color=color, label=f"group {k}")
@@ -155,10 +156,3 @@ def _bias_quantiles(ax: "Axes", record: TrainingRecord) -> None:
 def _line(ax: "Axes", record: TrainingRecord, values: list[Any], title: str) -> None:
     ax.plot(record.step, values)
     ax.set_title(title)
-
-
-def _group_colors(n_groups: int) -> list[Any]:
-    """As in the report: the most active group is the warmest."""
-    from matplotlib import colormaps
-
-    return [colormaps["turbo"](x) for x in np.linspace(0.88, 0.12, n_groups)]

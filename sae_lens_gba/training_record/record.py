@@ -9,11 +9,11 @@ import torch
 from pydantic import TypeAdapter
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.metrics import share_on_target
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 RECORD_NAME = "training_record.json"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-ON_TARGET_WITHIN = 2.0
 # log10 of activation frequency, by tenths; what lies outside is counted in the first or last
 DENSITY_START, DENSITY_STOP, DENSITY_BINS = -6.0, 0.0, 60
 
@@ -29,7 +29,7 @@ class TrainingRecord:
         step: optimizer steps done.
         l0: sum of the latents' frequencies since the adaptation before.
         dead: latents below the config's dead_frequency.
-        on_target: share of latents within a factor of ON_TARGET_WITHIN of their target.
+        on_target: share of latents within a factor of 2 of their target.
         group_frequency: mean frequency of each group.
         bias_quantiles: of the biases, at QUANTILES.
         density: latents by log10 of frequency, DENSITY_BINS bins from DENSITY_START to
@@ -126,14 +126,13 @@ class TrainingRecorder:
             return
         self._last_step = step
         frequency = adapter.frequency.float().cpu()
-        relative = frequency / adapter.target_frequency.float().cpu()
-        near = (relative >= 1 / ON_TARGET_WITHIN) & (relative <= ON_TARGET_WITHIN)
+        on_target = share_on_target(frequency, adapter.target_frequency.float().cpu())
         by_group = adapter.targets.group_mean(adapter.frequency)
         levels = torch.tensor(QUANTILES)
         self.record.step.append(step)
         self.record.l0.append(float(frequency.sum()))
         self.record.dead.append(int((frequency < self._sae.cfg.dead_frequency).sum()))
-        self.record.on_target.append(float(near.float().mean()))
+        self.record.on_target.append(float(on_target))
         self.record.group_frequency.append(by_group.tolist())
         self.record.bias_quantiles.append(self._sae.bias.float().cpu().quantile(levels).tolist())
         self.record.density.append(_density(frequency))

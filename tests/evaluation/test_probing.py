@@ -1,5 +1,6 @@
 """Sparse probing by sae-probes, on planted data that one latent solves."""
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from sae_lens_gba.evaluation.probing import probe
 
-pytest.importorskip("sae_probes", reason="sae-probes or what it needs is not installed")
+sae_probes = pytest.importorskip("sae_probes", reason="sae-probes or its needs are not installed")
 
 PLANTED = "999_planted"
 # latent i is the i-th word of the vocabulary, and its last word decides the class
@@ -19,9 +20,8 @@ POSITIVE, NEGATIVE = 3, 4
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sae_probes
-    from sae_probes import generate_model_activations, run_sae_evals, utils_data  # noqa: F401
-
+    for part in ("run_sae_evals", "utils_data"):
+        importlib.import_module(f"sae_probes.{part}")
     shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     is_positive = shuffled < 150  # the benchmark's split wants as many of each
     rows = pd.DataFrame(
@@ -36,8 +36,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cleaned_data").mkdir()
     rows.to_csv(tmp_path / "cleaned_data" / f"{PLANTED}.csv.zst", index=False)
     monkeypatch.setattr(sae_probes, "DATASETS", [PLANTED])
-    monkeypatch.setattr(generate_model_activations, "DATA_PATH", tmp_path)
-    monkeypatch.setattr(utils_data, "read_dataset_df", lambda _: rows)
+    monkeypatch.setattr("sae_probes.generate_model_activations.DATA_PATH", tmp_path)
+    monkeypatch.setattr("sae_probes.utils_data.read_dataset_df", lambda _: rows)
     sizes = sys.modules["sae_probes.generate_sae_activations"].DATASET_SIZES
     monkeypatch.setitem(sizes, PLANTED, len(rows))
 

@@ -99,3 +99,11 @@ def test_what_can_not_be_compared_is_refused(W: torch.Tensor) -> None:
 def test_recovery_of_no_features_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one true feature"):
         feature_recovery_rate(torch.zeros(0, 4), torch.ones(2, 4))
+
+
+def test_a_matrix_compared_with_itself_does_not_match_each_row_with_itself() -> None:
+    V = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    for max_cosines in (3, 100):
+        match = best_match(V, V, max_cosines=max_cosines, exclude_same=True)
+        torch.testing.assert_close(match.similarity, torch.tensor([0.8, 0.8, 0.6]))
+        assert match.candidate.tolist() == [1, 0, 1]

@@ -1,7 +1,19 @@
+from collections.abc import Iterable
+
 import pytest
 import torch
 
-from sae_lens_gba.metrics import SelectivityMeter, selectivity
+from sae_lens_gba.metrics import Selectivity, SelectivityMeter
+
+
+def selectivity(
+    batches: Iterable[torch.Tensor], threshold: torch.Tensor | float = 0.0
+) -> Selectivity:
+    first, *rest = batches
+    meter = SelectivityMeter(first.shape[1])
+    for batch in (first, *rest):
+        meter.add(batch, threshold)
+    return meter.compute()
 
 
 def pre_activations(n: int = 1000, d: int = 5) -> torch.Tensor:
@@ -70,6 +82,13 @@ def test_wrong_shapes_and_empty_streams_are_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
         SelectivityMeter(3).add(torch.ones(2, 4))
     with pytest.raises(ValueError, match="no pre-activations"):
-        selectivity([])
-    with pytest.raises(ValueError, match="no pre-activations"):
         SelectivityMeter(3).compute()
+
+
+def test_what_is_active_may_be_said_instead_of_a_threshold() -> None:
+    h = pre_activations()
+    meter = SelectivityMeter(5)
+    meter.add(h, active=h > 1.0)
+    by_threshold = selectivity([h], 1.0)
+    assert torch.equal(meter.compute().frequency, by_threshold.frequency)
+    assert torch.equal(meter.compute().z_score, by_threshold.z_score)

@@ -7,97 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
-from one_latent_a_word import (
-    D_MODEL,
-    N_GROUPS,
-    N_LATENTS,
-    REPLACED,
-    VOCABULARY,
-    save_sae,
-    text_rows,
-)
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sae_lens_gba import NeuronGroups
 from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.loading import load_saes
+from tests.one_latent_a_word import model, model_folder, sae_folders, texts
 
-torch.set_num_threads(1)
+__all__ = ["model", "model_folder", "sae_folders", "texts"]
 
 NO_BROWSER = "SAE_LENS_GBA_NO_BROWSER_TESTS"
-
-
-@pytest.fixture(scope="session")
-def texts() -> Dataset:
-    return Dataset.from_dict({"text": text_rows()})
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=N_LATENTS,
-            hidden_size=D_MODEL,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-    embedding = model.get_input_embeddings().weight.data
-    embedding.copy_(torch.linalg.qr(torch.randn_like(embedding)).Q)
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def model(model_folder: Path) -> Any:
-    return TransformerBridge.boot_transformers(str(model_folder), device="cpu")
-
-
-@pytest.fixture(scope="session")
-def sae_folders(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The SAE with one latent a token, in N_GROUPS groups, and a changed copy without groups.
-
-    The copy has the latents in reverse order, and random directions instead of REPLACED.
-    """
-    root = tmp_path_factory.mktemp("saes")
-    directions = model.W_E.detach().float().clone()
-    first = save_sae(
-        root / "first<b>",
-        directions,
-        training_architecture="gba",
-        training_architecture_details={"target_l0": 1.0},
-    )
-    NeuronGroups(
-        group=torch.arange(N_LATENTS) * N_GROUPS // N_LATENTS,
-        target_frequency=torch.full((N_LATENTS,), 1 / N_LATENTS),
-        measured_frequency=torch.full((N_LATENTS,), 1 / N_LATENTS),
-    ).save(first)
-    changed = directions.clone()
-    generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(len(REPLACED), D_MODEL, generator=generator)
-    changed[list(REPLACED)] = torch.nn.functional.normalize(noise, dim=1)
-    second = save_sae(root / "second", changed.flip(0))
-    return first, second
 
 
 @pytest.fixture(scope="session")

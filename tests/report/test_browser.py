@@ -5,17 +5,18 @@ Without a browser these tests fail. To leave them out, set SAE_LENS_GBA_NO_BROWS
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sae_lens_gba.report import Report
+from tests.one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
 
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
@@ -124,7 +125,7 @@ def test_every_figure_is_drawn(shown: Any) -> None:
     assert len(places) == 6
     marks = ".trace path, .trace .point"
     for place in places:
-        eventually(shown, lambda at=place: at.find_elements(By.CSS_SELECTOR, marks))
+        eventually(shown, partial(place.find_elements, By.CSS_SELECTOR, marks))
 
 
 def test_the_table_starts_with_the_latents_that_can_be_opened(shown: Any, report: Report) -> None:

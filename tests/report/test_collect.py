@@ -1,6 +1,5 @@
 """Reports of an SAE whose every latent is one word: all numbers can be counted."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from one_latent_a_word import (
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activations_store import ActivationsStore
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.report import Report, ReportConfig, collect_report
+from sae_lens_gba.report.details import _final_norm_weight
+from sae_lens_gba.report.loading import load_saes
+from tests.one_latent_a_word import (
     CONTEXT_SIZE,
     D_MODEL,
     HOOK,
@@ -20,32 +28,15 @@ from one_latent_a_word import (
     VOCABULARY,
     save_sae,
 )
-from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
-from sae_lens.saes.sae import SAEMetadata
-from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.activations_store import ActivationsStore
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.report import Report, ReportConfig, collect_report
-from sae_lens_gba.report.details import _final_norm_weight
-from sae_lens_gba.report.loading import LoadedSae, load_saes
-
-
-def tokens_that_were_read(model: Any, folder: Path, texts: Dataset, n: int) -> torch.Tensor:
-    """The first n tokens, as SAELens cuts the text, without the special one."""
-    (loaded,) = load_saes([folder])
-    store = ActivationsStore.from_sae(
-        model, loaded.sae, texts, context_size=CONTEXT_SIZE, total_tokens=1
-    )
-    tokens = store.get_batch_tokens(n // CONTEXT_SIZE).flatten()
-    return tokens[tokens != 0]
 
 
 def test_frequencies_are_the_words_shares_of_the_text(
     report: Report, model: Any, sae_folders: tuple[Path, Path], texts: Dataset
 ) -> None:
-    tokens = tokens_that_were_read(model, sae_folders[0], texts, 1600)
+    sae = load_saes(sae_folders[:1])[0].sae
+    store = ActivationsStore.from_sae(model, sae, texts, context_size=CONTEXT_SIZE, total_tokens=1)
+    tokens = store.get_batch_tokens(1600 // CONTEXT_SIZE).flatten()
+    tokens = tokens[tokens != 0]  # as SAELens cuts the text, without the special one
     share = tokens.bincount(minlength=N_LATENTS) / len(tokens)
     assert report.provenance.n_tokens == len(tokens) < 1600
     measured = torch.tensor(report.saes[0].latents.frequency)
@@ -86,19 +77,6 @@ def test_contexts_show_the_latents_own_word(report: Report) -> None:
                 assert activation == pytest.approx(float(token == word), abs=1e-3)
 
 
-def test_contexts_are_pieces_of_the_text(
-    report: Report, model: Any, sae_folders: tuple[Path, Path], texts: Dataset
-) -> None:
-    text = " ".join(
-        VOCABULARY[t] for t in tokens_that_were_read(model, sae_folders[0], texts, 1600)
-    )
-    for detail in report.saes[0].details:
-        for context in detail.top:
-            # special tokens are cut out of both
-            words = " ".join(t for t in context.tokens if t != "<s>")
-            assert words in text
-
-
 def test_every_group_is_in_the_sample(report: Report) -> None:
     table = report.saes[0].latents
     assert table.group is not None
@@ -112,13 +90,6 @@ def test_the_logit_lens_promotes_the_word_of_the_direction(report: Report) -> No
     for detail in report.saes[0].details:
         assert detail.promoted[0].token == VOCABULARY[detail.latent]
         assert detail.promoted[0].weight > 0 > detail.demoted[0].weight
-
-
-def test_the_histogram_counts_every_activation(report: Report) -> None:
-    table, n_tokens = report.saes[0].latents, report.provenance.n_tokens
-    for detail in report.saes[0].details:
-        n_active = round(table.frequency[detail.latent] * n_tokens)
-        assert sum(detail.histogram.counts) == n_active > 0
 
 
 def test_words_that_never_meet_do_not_fire_together(report: Report) -> None:
@@ -156,11 +127,6 @@ def test_features_that_only_one_has_are_the_ones_taken_away(report: Report) -> N
     # the random directions instead of them never fire, so the other has nothing of its own
     assert comparison.only_other == []
     assert comparison.n_only_other == 0
-
-
-def test_a_dead_latent_is_not_a_match(report: Report) -> None:
-    # the copy has word39's direction too, but as it never fires it is no feature
-    assert report.saes[0].latents.best_match_cosine["second"][NEVER_USED] < 0.9
 
 
 def test_the_same_seed_gives_the_same_report(
@@ -249,29 +215,12 @@ def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
     )
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: StandardSAE(StandardSAEConfig(d_in=8, d_sae=16)),
-        lambda: JumpReLUSAE(JumpReLUSAEConfig(d_in=8, d_sae=16)),
-        lambda: GBATrainingSAE(GBATrainingSAEConfig(d_in=8, d_sae=16, n_groups=2, target_l0=2.0)),
-    ],
-    ids=["standard", "jumprelu", "gba"],
-)
-def test_weights_on_a_gpu_are_looked_at_as_float32_on_the_cpu(make: Callable[[], SAE[Any]]) -> None:
-    sae = make()
-    with FakeTensorMode(allow_non_fake_inputs=True):  # a GPU need not be there
-        for parameter in sae.parameters():
-            parameter.data = torch.empty(parameter.shape, dtype=torch.bfloat16, device="cuda")
-        loaded = LoadedSae("sae", sae, None, ActivationScaler())
+def test_a_norm_on_a_gpu_is_looked_at_as_float32_on_the_cpu() -> None:
+    with FakeTensorMode():  # a GPU need not be there
         norm = SimpleNamespace(weight=torch.empty(8, dtype=torch.bfloat16, device="cuda"))
-        for seen in (
-            loaded.decoder_rows,
-            loaded.threshold,
-            _final_norm_weight(SimpleNamespace(ln_final=norm)),
-        ):
-            assert isinstance(seen, torch.Tensor)
-            assert (seen.dtype, seen.device.type) == (torch.float32, "cpu")
+        seen = _final_norm_weight(SimpleNamespace(ln_final=norm))
+    assert isinstance(seen, torch.Tensor)
+    assert (seen.dtype, seen.device.type) == (torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -327,9 +276,11 @@ def test_a_folder_without_an_sae_is_named(tmp_path: Path) -> None:
         load_saes([tmp_path])
 
 
-def test_groups_of_another_sae_are_refused(tmp_path: Path, sae_folders: tuple[Path, Path]) -> None:
-    folder = save_sae(tmp_path / "mixed", torch.eye(D_MODEL)[:40])
-    groups = sae_folders[0] / "gba_groups.safetensors"
-    (folder / groups.name).write_bytes(groups.read_bytes())
-    with pytest.raises(ValueError, match=f"{N_LATENTS} latents.* has 40"):
-        load_saes([folder])
+def test_a_checkpoint_that_lost_the_scale_of_its_inputs_is_refused(tmp_path: Path) -> None:
+    metadata = SAEMetadata(model_name="tiny", hook_name=HOOK)
+    cfg = StandardSAEConfig(
+        d_in=4, d_sae=8, normalize_activations="expected_average_only_in", metadata=metadata
+    )
+    StandardSAE(cfg).save_model(tmp_path)
+    with pytest.raises(ValueError, match=r"activation_scaler.json is missing: give the folder"):
+        load_saes([tmp_path])

@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from one_latent_a_word import ATTACKS, N_LATENTS, VOCABULARY
 from plotly.offline import get_plotlyjs
 
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.html import headline, latent_table, number, percent, render, visible
+from tests.one_latent_a_word import ATTACKS, N_LATENTS, VOCABULARY
 
 
 @pytest.fixture(scope="module")

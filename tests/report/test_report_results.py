@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from sae_lens_gba.report import Report, json_schema
 from sae_lens_gba.report.plots import all_figures, latent_histogram
@@ -24,13 +23,10 @@ def test_a_saved_report_comes_back_the_same(report: Report, saved: Path) -> None
     assert Report.load(saved) == report
 
 
-def test_figures_are_made_from_the_json_alone(report: Report, saved: Path) -> None:
-    from_file, from_run = all_figures(Report.load(saved)), all_figures(report)
-    assert set(from_file) == {
+def test_figures_are_made_from_the_json_alone(saved: Path) -> None:
+    assert set(all_figures(Report.load(saved))) == {
         "frequencies", "targets", "thresholds", "frontier", "frequencies-compared", "matches"
     }  # fmt: skip
-    for name, figure in from_file.items():
-        assert figure.to_json() == from_run[name].to_json()
     detail = Report.load(saved).saes[0].details[0]
     assert sum(latent_histogram(detail).data[0].y) == sum(detail.histogram.counts)
 
@@ -57,7 +53,6 @@ def test_the_schema_names_every_field_and_the_json_has_no_other(saved: Path) -> 
     metrics = content["saes"][0]["metrics"]
     assert set(metrics) == set(schema["$defs"]["Metrics"]["properties"])
     assert set(metrics) == {field.name for field in fields(Metrics)}
-    TypeAdapter(Report).validate_python(content)
 
 
 def test_a_damaged_or_foreign_file_is_named(tmp_path: Path) -> None:
