@@ -343,17 +343,15 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     def _take_in(self, batch: torch.Tensor) -> None:
         """What a batch says before it is trained on: the scale of the inputs, a start."""
         x = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
+        mean = x.mean(dim=0)
+        norm = typical_norm(x - mean if self.cfg.apply_b_dec_to_input else x)
         if self._has_started():
-            b_dec = self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else 0.0
-            self.adapter.follow_norm(typical_norm(x - b_dec))
+            self.adapter.follow_norm(norm)
             if self.cfg.calibration_samples > 0:
                 self._recent.add(batch.detach())
-            return
-        mean = x.mean(dim=0)
-        norm = typical_norm(x - mean)
         # a batch of zeros, of one row or of equal rows (but for rounding) says nothing
-        if float(norm) > 1e-5 * float(mean.norm()):
-            self._start(x, norm if self.cfg.apply_b_dec_to_input else typical_norm(x))
+        elif float(typical_norm(x - mean)) > 1e-5 * float(mean.norm()):
+            self._start(x, norm)
 
     def _has_started(self) -> bool:
         """Whether the scale of the inputs is known; nothing is learnt before."""

@@ -118,7 +118,7 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
     moved_by = offset[groups.group] * jumprelu.W_enc.detach().norm(dim=0).cpu().double()
     factor = l0 / float(groups.target_frequency.sum())
     target = (groups.target_frequency * factor).clamp(max=1)
-    return _moved(saved, moved_by, NeuronGroups(groups.group, target, target))
+    return _moved(saved, moved_by, NeuronGroups(groups.group, target, target.clone()))
 
 
 def _as_saved(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:

@@ -1,0 +1,135 @@
+"""Saved SAEs at the L0 one wants, with and without activations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
+from toolbox import make_trainer, mixture, take_steps, tiny_config
+
+from sae_lens_gba import GBATrainingSAE, NeuronGroups, at_l0, calibrate, load
+from sae_lens_gba.errors import CalibrationError
+
+
+def samples(n: int, seed: int = 77) -> torch.Tensor:
+    return next(mixture(seed, batch=n))
+
+
+def l0(sae: SAE, x: torch.Tensor) -> float:
+    return float((sae.encode(x) > 0).sum()) / len(x)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    sae = GBATrainingSAE(tiny_config(normalize_activations="expected_average_only_in"))
+    make_trainer(sae, 300, lr=3e-3).fit()
+    path = tmp_path_factory.mktemp("sae")
+    sae.save_inference_model(path)
+    return path
+
+
+@pytest.mark.parametrize("wanted", [None, 2.0, 4.0, 9.0])
+def test_calibrate_gives_the_l0_asked_for_on_these_activations(
+    folder: Path, wanted: float | None
+) -> None:
+    before = load(folder)
+    found = calibrate(folder, samples(4000).split(1000), wanted)
+    target = 4.0 if wanted is None else wanted
+    assert l0(found.sae, samples(4000)) == pytest.approx(target, rel=2e-3)
+    assert found.groups is not None
+    assert float(found.groups.measured_frequency.sum()) == pytest.approx(target, rel=2e-3)
+    assert float(found.groups.target_frequency.sum()) == pytest.approx(target, rel=1e-3)
+    assert found.cfg["metadata"]["l0"] == pytest.approx(target, rel=2e-3)
+    # what was passed stays as it is
+    again = load(folder)
+    assert torch.equal(again.sae.threshold, before.sae.threshold)
+
+
+@pytest.mark.parametrize("wanted", [1.0, 2.0, 4.0, 5.3, 8.0, 11.0])
+def test_at_l0_needs_no_activations(folder: Path, wanted: float) -> None:
+    found = at_l0(folder, wanted)
+    assert type(found.sae) is JumpReLUSAE
+    assert l0(found.sae, samples(20_000)) == pytest.approx(wanted, rel=0.05)
+    assert found.groups is not None
+    assert float(found.groups.target_frequency.sum()) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_at_the_l0_it_was_trained_for_the_sae_stays_as_it_is(folder: Path) -> None:
+    saved = load(folder)
+    assert saved.groups is not None
+    same = at_l0(saved, float(saved.groups.target_frequency.sum()))
+    torch.testing.assert_close(same.sae.threshold, saved.sae.threshold, rtol=1e-3, atol=1e-4)
+
+
+def test_thresholds_for_other_l0s_travel_with_the_groups(folder: Path, tmp_path: Path) -> None:
+    groups = NeuronGroups.load(folder)
+    assert groups.other_l0s is not None
+    assert groups.offsets is not None
+    assert groups.offsets.shape == (4, len(groups.other_l0s))
+    assert (groups.other_l0s.diff() > 0).all()
+    # a group's thresholds fall as L0 rises, until all that can fire does
+    assert (groups.offsets.diff(dim=1)[:, :8] < 0).all()
+    assert (groups.offsets.diff(dim=1) <= 0).all()
+    moved = at_l0(folder, 2.0)
+    moved.save(tmp_path / "moved")
+    reloaded = load(tmp_path / "moved").sae
+    x = samples(100)
+    assert torch.equal(reloaded.encode(x), moved.sae.encode(x))
+    assert torch.equal(SAE.load_from_disk(tmp_path / "moved").encode(x), moved.sae.encode(x))
+
+
+def others_sae(threshold: float = 1.0) -> JumpReLUSAE:
+    torch.manual_seed(1)
+    sae = JumpReLUSAE(JumpReLUSAEConfig(16, 64))
+    with torch.no_grad():
+        sae.W_enc.copy_(sae.W_dec.T * torch.linspace(0.5, 2, 64))
+        sae.b_dec.fill_(2.0)
+        sae.threshold.fill_(threshold)
+    return sae
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_an_sae_of_others_can_be_calibrated_too(unit: float) -> None:
+    sae = others_sae(unit)
+    sae.b_dec.data *= unit
+    x = samples(2000) * unit
+    assert l0(calibrate(sae, x, 3.0).sae, x) == pytest.approx(3.0, rel=1e-3)
+    assert float(sae.threshold[0]) == pytest.approx(unit)
+
+
+def test_what_can_not_be_had_is_said_in_one_sentence(folder: Path) -> None:
+    x = samples(1000)
+    with pytest.raises(CalibrationError, match=r"target_l0=60 can't be had .* ask for that"):
+        calibrate(others_sae(), x, 60.0)
+    with pytest.raises(CalibrationError, match="target_l0=-1 is not possible"):
+        calibrate(others_sae(), x, -1)
+    with pytest.raises(CalibrationError, match="target_l0 is needed"):
+        calibrate(others_sae(), x)
+    with pytest.raises(CalibrationError, match="'standard' has no thresholds"):
+        calibrate(StandardSAE(StandardSAEConfig(16, 64)), x, 3.0)
+    with pytest.raises(CalibrationError, match=r"rarest group .* pass at least"):
+        calibrate(folder, x[:20])
+    with pytest.raises(CalibrationError, match=r"shape \(1000, 8\), the SAE reads \(n, 16\)"):
+        calibrate(folder, x[:, :8])
+    with pytest.raises(CalibrationError, match="NaN or Inf"):
+        calibrate(folder, x / 0)
+    with pytest.raises(CalibrationError, match="activations is empty"):
+        calibrate(folder, x[:0])
+    with pytest.raises(CalibrationError, match=r"l0=60 is not among .* nearest possible value"):
+        at_l0(folder, 60)
+    with pytest.raises(CalibrationError, match="nearest possible value"):
+        at_l0(folder, float("nan"))
+    with pytest.raises(CalibrationError, match="not saved with thresholds for other L0s"):
+        at_l0(others_sae(), 3.0)
+
+
+def test_fine_tuning_on_inputs_of_another_scale_keeps_l0(folder: Path) -> None:
+    sae = load(folder).to_training_sae()
+    data = (batch * 5 for batch in mixture(4))
+    trainer = make_trainer(sae, 60, data, lr=1e-3)
+    output = take_steps(trainer, 1)
+    first = output.feature_acts.bool().float().sum(-1).to_dense().mean()
+    assert float(first) == pytest.approx(4.0, rel=0.1)
+    take_steps(trainer, 59)
+    assert l0(sae.eval(), 5 * samples(4000)) == pytest.approx(4.0, rel=0.05)
