@@ -24,10 +24,10 @@ from sae_lens.multi_sae_training_runner import (
 from sae_lens.saes.sae import TrainingSAEConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from toolbox import D_MODEL, mixture, tiny_config, trainer_config
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.cli import main, train
+from tests.toolbox import D_MODEL, mixture, tiny_config, trainer_config
 
 HOOK = "blocks.0.hook_resid_post"
 

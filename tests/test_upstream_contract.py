@@ -12,11 +12,11 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAECon
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
-from toolbox import make_trainer, mixture, take_steps, tiny_config
 from torch.optim import Adam
 
 import sae_lens_gba
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
 def test_a_second_registration_under_a_name_is_refused_upstream_and_harmless_here() -> None:

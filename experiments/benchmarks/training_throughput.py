@@ -98,7 +98,7 @@ def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
     """A trainer in the middle of training: every latent of GBA at its target."""
     torch.manual_seed(0)
     sae: TrainingSAE[Any] = TrainingSAE.from_dict(cfg.to_dict())
-    settings = SAETrainerConfig(10**9, case.batch, lr=1e-4, autocast=case.autocast)
+    settings = SAETrainerConfig(10**9, case.batch, lr=1e-4, lr_end=1e-4, autocast=case.autocast)
     trainer: SAETrainer[Any, Any] = SAETrainer(settings, sae, iter([]))
     trainer.step(x)
     if isinstance(sae, GBATrainingSAE):
