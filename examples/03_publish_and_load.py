@@ -3,7 +3,7 @@
 Without arguments it shows what would be published, and loads that: nothing is sent.
 To try it on a Hub on this machine, in two terminals:
 
-    python tests/hub/local_hub.py          # shows its address and token
+    python -m tests.local_hub              # shows its address and token
     python examples/03_publish_and_load.py --endpoint http://127.0.0.1:PORT --token valid
 """
 

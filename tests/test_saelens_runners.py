@@ -115,7 +115,7 @@ def test_language_model_runner_with_evals_compiled_and_logged(
         cfg, override_model=tiny_bridge, override_dataset=tiny_texts
     ).run()
     assert_trained(tmp_path / "out", sae)
-    (checkpoint,) = Path(cfg.checkpoint_path).glob("*")
+    (checkpoint,) = Path(str(cfg.checkpoint_path)).glob("*")
     assert type(TrainingSAE.load_from_disk(checkpoint)) is GBATrainingSAE
 
 
@@ -192,7 +192,7 @@ def test_the_runner_resumes_from_a_checkpoint(
 
 def test_synthetic_runner(tmp_path: Path) -> None:
     model = SyntheticModelConfig(num_features=48, hidden_dim=16, seed=0)
-    result = SyntheticSAERunner(
+    result: Any = SyntheticSAERunner(
         SyntheticSAERunnerConfig(
             synthetic_model=model,
             sae=tiny_config(),
@@ -210,7 +210,7 @@ def test_synthetic_runner(tmp_path: Path) -> None:
 
 def test_trainer_directly() -> None:
     sae = TrainingSAE.from_dict(tiny_config().to_dict())
-    trained = SAETrainer(trainer_config(20), sae, mixture(0)).fit()
+    trained: Any = SAETrainer(trainer_config(20), sae, mixture(0)).fit()
     assert int(trained.adapter.n_steps) == 20
     assert float(trained.bias.sum()) < 0
 

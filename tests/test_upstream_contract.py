@@ -11,7 +11,6 @@ import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
-from sae_lens.training.sae_trainer import SAETrainer
 from torch.optim import Adam
 
 import sae_lens_gba
@@ -50,7 +49,7 @@ def test_the_trainer_counts_sparse_activations_like_dense_ones() -> None:
     for density in (0.0, 1.0):
         torch.manual_seed(0)
         sae = GBATrainingSAE(tiny_config(sparse_below_density=density))
-        trainer: SAETrainer = make_trainer(sae, 3, mixture(0))
+        trainer = make_trainer(sae, 3, mixture(0))
         take_steps(trainer, 1)
         scores.append(
             (trainer.act_freq_scores.clone(), trainer.n_forward_passes_since_fired.clone())

@@ -25,7 +25,7 @@ def group_by(rows: Rows, *names: str) -> dict[tuple[Any, ...], Rows]:
     return dict(groups)
 
 
-def values(rows: Rows, name: str) -> list[float]:
+def values(rows: Rows, name: str) -> list[Any]:
     """One field of every row."""
     return [row[name] for row in rows]
 
@@ -42,7 +42,7 @@ def plot_results(plots: Mapping[str, Plot], argv: list[str] | None = None) -> No
         plots: by the names of the experiments.
         argv: the folder; None takes the arguments of the process.
     """
-    parser = argparse.ArgumentParser(description=plot_results.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Plots of the results in a folder.")
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     folder: Path = parser.parse_args(argv).results
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -75,7 +75,7 @@ def run(config: Config) -> Tables:
             data = FeatureMixtureConfig(config.n_features, d, (config.sparsity,))
             mixture = FeatureMixture(data, config.training.batch_size, seed)
             targets = [multiple * f for multiple in config.frequencies]
-            saes = [build_sae(one_group(config, d, p), d, seed) for p in targets]
+            saes: list[Any] = [build_sae(one_group(config, d, p), d, seed) for p in targets]
             train_together(saes, mixture, config.training)
             band = resonance_band(config.n_features, d, config.sparsity)
             for p, sae in zip(targets, saes, strict=True):

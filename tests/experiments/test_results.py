@@ -71,7 +71,7 @@ def test_a_result_that_fails_to_be_written_leaves_the_old_one(tmp_path: Path) ->
 
 
 def test_deviation_is_over_runs() -> None:
-    assert mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert mean_and_deviation([1.0, 3.0]) == pytest.approx((2.0, 2**0.5))
     assert mean_and_deviation(iter([5.0])) == (5.0, 0.0)
 
 
