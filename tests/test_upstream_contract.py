@@ -86,9 +86,11 @@ def test_an_unknown_architecture_is_a_bare_key_error_upstream() -> None:
 
 
 def test_the_command_line_is_where_we_call_it() -> None:
-    from sae_lens.llm_sae_training_runner import _run_cli
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args, _run_cli
 
     assert list(inspect.signature(_run_cli).parameters) == ["args"]
+    cfg = _parse_cfg_args(["--architecture", "gba", "--d_sae", "64", "--output_path", "here"])
+    assert (cfg.sae.architecture(), cfg.sae.d_sae, cfg.output_path) == ("gba", 64, "here")
 
 
 def test_hook_points_have_what_we_use() -> None:
