@@ -42,4 +42,5 @@ print(publication.summary())
 where = publication.folder or args.repo
 print(*list_published(where, endpoint=args.endpoint, token=args.token), sep="\n")
 loaded = load(where, publication.sae_ids[0], endpoint=args.endpoint, token=args.token)
+assert loaded.groups is not None  # as it would be for another architecture
 print(*loaded.groups.summary(), sep="\n")
