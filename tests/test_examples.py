@@ -2,8 +2,8 @@
 
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -13,8 +13,7 @@ from tests.toolbox import D_MODEL, WORDS, make_trainer, tiny_config
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-class Run(Protocol):
-    def __call__(self, script: str, *arguments: str) -> str: ...
+Run = Callable[..., str]
 
 
 @pytest.fixture
