@@ -18,6 +18,7 @@ import torch
 
 from sae_lens_gba.atomic_write import write_atomically
 
+RESULTS = Path(__file__).parents[1] / "results"
 _PACKAGES = ("sae-lens-gba", "sae-lens", "transformer-lens", "torch")
 
 T = TypeVar("T")
