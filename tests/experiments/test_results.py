@@ -7,6 +7,7 @@ import pytest
 
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables, mean_and_deviation, provenance, write_result
+from sae_lens_gba.provenance import PACKAGES
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def test_a_result_holds_config_rows_and_where_they_come_from(tmp_path: Path) -> 
     assert result["config"] == {"steps": 100, "seeds": [0, 1]}
     assert result["rows"] == [{"steps": 100, "seed": 0}, {"steps": 100, "seed": 1}]
     origin = result["provenance"]
-    assert set(origin["versions"]) == {"sae-lens-gba", "sae-lens", "transformer-lens", "torch"}
+    assert set(origin["versions"]) == set(PACKAGES)
     assert origin["date"].endswith("+00:00")
 
 
