@@ -39,15 +39,17 @@ demo: setup  ## train, save, reload and show a GBA SAE of a real language model
 	$(BIN)/sae-lens-gba demo
 
 test: setup browser  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov
 
-check: setup  ## formatter, linter and type checker
+check: setup  ## formatter, linter, type checker, arrows between modules, declared dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 bench-speed: setup  ## time of a training step against SAELens' architectures
-	$(BIN)/python -m experiments.benchmarks.training_throughput
+	$(BIN)/python -m experiments.benchmarks.training_throughput --threads 2
 	$(BIN)/python -m experiments.benchmarks.plots
 
 bench-quality: setup  ## quality against SAELens' architectures (hours)
@@ -55,7 +57,7 @@ bench-quality: setup  ## quality against SAELens' architectures (hours)
 	  TQDM_DISABLE=1 $(BIN)/python -m experiments.benchmarks.$$b || exit 1; done
 	$(BIN)/python -m experiments.benchmarks.plots
 
-PAPER := 01_imbalanced_set 02_neuron_resonance 03_group_ablation 04_language_model
+PAPER := imbalanced_set neuron_resonance group_ablation language_model
 QUICK := output/paper_quick
 
 paper-quick: setup  ## the paper's experiments at reduced size
@@ -68,4 +70,4 @@ paper: setup  ## the paper's experiments at full size (hours), into experiments/
 	$(BIN)/python -m experiments.paper.plots
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

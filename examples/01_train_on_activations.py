@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator
 
 import torch
-from sae_lens import SAE, LoggingConfig, TrainingSAE
+from sae_lens import SAE, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
@@ -26,37 +26,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     steps = parser.parse_args().steps
     torch.manual_seed(0)
-    cfg = GBATrainingSAEConfig(d_in=D_IN, d_sae=N_FEATURES, target_l0=3.0)
-    trainer = SAETrainer(
-        SAETrainerConfig(
-            total_training_samples=steps * BATCH,
-            train_batch_size_samples=BATCH,
-            lr=1e-3,
-            lr_end=1e-4,
-            lr_decay_steps=steps // 4,
-            lr_warm_up_steps=0,
-            lr_scheduler_name="constant",
-            n_restart_cycles=1,
-            adam_beta1=0.9,
-            adam_beta2=0.999,
-            device="cpu",
-            autocast=False,
-            n_checkpoints=0,
-            checkpoint_path=None,
-            save_final_checkpoint=False,
-            dead_feature_window=1000,
-            feature_sampling_window=1000,
-            n_batches_for_norm_estimate=10,
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        TrainingSAE.from_dict(cfg.to_dict()),
-        activations(),
+    data = activations()
+    sae = TrainingSAE.from_dict(
+        GBATrainingSAEConfig(d_in=D_IN, d_sae=N_FEATURES, target_l0=3.0).to_dict()
     )
-    sae = trainer.fit()
+    cfg = SAETrainerConfig(
+        total_training_samples=steps * BATCH,
+        train_batch_size_samples=BATCH,
+        lr=1e-3,
+        lr_end=1e-4,
+        lr_decay_steps=steps // 4,
+    )
+    SAETrainer(cfg, sae, data).fit()
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
         loaded = SAE.load_from_disk(folder)
-    x = next(activations())
+    x = torch.cat([next(data) for _ in range(10)])  # the same features, samples it has not seen
     print(f"{type(loaded).__name__}: L0 {(loaded.encode(x) > 0).sum(1).float().mean():.2f} of 3")
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from toolbox import D_MODEL, WORDS
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from tests.toolbox import D_MODEL, WORDS, boot, save_tiny_llama
 
 torch.set_num_threads(1)
 
@@ -30,34 +30,13 @@ def _seeded() -> None:
 def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a word tokenizer, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("tiny-llm")
-    vocabulary = {word: i for i, word in enumerate(["<s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=D_MODEL,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    ).save_pretrained(folder)
+    save_tiny_llama(folder, ["<s>", "<unk>", *WORDS])
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_bridge(tiny_llm_folder: Path) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    return TransformerBridge.boot_transformers(str(tiny_llm_folder), device="cpu")
+    return boot(tiny_llm_folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from local_hub import LocalHub
 from sae_lens.training.sae_trainer import SAETrainer
-from toolbox import make_trainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.hub.publishing import Publication, publish
+from tests.local_hub import LocalHub
+from tests.toolbox import make_trainer
 
 REPO = "user/tiny-gba-saes"
 HOOK = "blocks.1.hook_resid_post"

@@ -5,7 +5,7 @@
 
 State is kept per commit. `LocalHub.faults` holds what should go wrong, on which requests and
 how often; see `Fault`. The client is the real huggingface_hub. Run as a program, it serves
-until interrupted: ``python tests/local_hub.py``.
+until interrupted: ``python -m tests.local_hub``.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from local_hub_endpoints import HubEndpoints
+from tests.local_hub_endpoints import HubEndpoints
 
 
 @dataclass

@@ -15,11 +15,9 @@ import torch
 from datasets import Dataset
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_lens_gba import NeuronGroups
+from tests.toolbox import boot, save_tiny_llama
 
 HOOK = "blocks.0.hook_resid_pre"
 CONTEXT_SIZE = 16
@@ -81,27 +79,8 @@ def texts() -> Dataset:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=N_LATENTS,
-            hidden_size=D_MODEL,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
+    model = save_tiny_llama(
+        folder, VOCABULARY, hidden_size=D_MODEL, num_hidden_layers=1, tie_word_embeddings=True
     )
     embedding = model.get_parameter("model.embed_tokens.weight").data
     embedding.copy_(torch.linalg.qr(torch.randn_like(embedding)).Q)
@@ -111,7 +90,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(model_folder: Path) -> Any:
-    return TransformerBridge.boot_transformers(str(model_folder), device="cpu")
+    return boot(model_folder)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from reference_bias_adaptation import ReferenceBiasAdaptation
 
 from sae_lens_gba.bias_adaptation import (
     UPDATE_RULES,
@@ -15,6 +14,7 @@ from sae_lens_gba.bias_adaptation import (
 )
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum, build_spectrum
+from tests.reference_bias_adaptation import ReferenceBiasAdaptation
 
 RATES = AdaptationRates(decrease=0.01, increase=0.01, dead_frequency=1e-3, frequency_cap=3.0)
 

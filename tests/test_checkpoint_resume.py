@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toolbox import make_trainer, mixture, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
 @pytest.mark.parametrize("stop_at", [10, 13], ids=["at an adaptation", "between two adaptations"])

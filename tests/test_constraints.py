@@ -22,5 +22,5 @@ def test_what_is_pinned_for_the_oldest_python_installs_there() -> None:
         if package is None or not pin.specifier.contains(package.version):
             continue
         if pin.marker is None or pin.marker.evaluate(OLDEST):
-            pythons = SpecifierSet(package.metadata.get("Requires-Python") or "")
+            pythons = SpecifierSet(package.metadata["Requires-Python"] or "")
             assert pythons.contains(OLDEST["python_full_version"]), line

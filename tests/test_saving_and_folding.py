@@ -7,9 +7,9 @@ import pytest
 import torch
 from sae_lens import SAE, TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
+from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
 
 VARIANTS = [
     {"activation": a, "tied": t, "learn_output_scale": s, "dtype": d}

@@ -10,9 +10,9 @@ from sae_lens.synthetic import (
     SyntheticModelConfig,
     ZipfianFiringProbabilityConfig,
 )
-from toolbox import make_trainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from tests.toolbox import make_trainer
 
 D_IN, D_SAE, BATCH = 64, 256, 1024
 

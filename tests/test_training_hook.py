@@ -10,9 +10,9 @@ from sae_lens import (
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
-from toolbox import make_trainer, mixture, take_steps
 
 from sae_lens_gba import BiasAdaptationHook
+from tests.toolbox import make_trainer, mixture, take_steps
 
 SETTINGS = {
     "target_l0": 4.0,

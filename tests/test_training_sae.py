@@ -6,10 +6,10 @@ import torch
 from sae_lens import TrainingSAE
 from sae_lens.config import LoggingConfig
 from sae_lens.saes.sae import TrainStepInput
-from toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.bias_adaptation import UPDATE_RULES
+from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
 
 ACTIVATIONS = ("jumprelu", "relu")
 

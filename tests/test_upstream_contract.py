@@ -11,12 +11,11 @@ import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
-from sae_lens.training.sae_trainer import SAETrainer
-from toolbox import make_trainer, mixture, take_steps, tiny_config
 from torch.optim import Adam
 
 import sae_lens_gba
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
 def test_a_second_registration_under_a_name_is_refused_upstream_and_harmless_here() -> None:
@@ -50,7 +49,7 @@ def test_the_trainer_counts_sparse_activations_like_dense_ones() -> None:
     for density in (0.0, 1.0):
         torch.manual_seed(0)
         sae = GBATrainingSAE(tiny_config(sparse_below_density=density))
-        trainer: SAETrainer = make_trainer(sae, 3, mixture(0))
+        trainer = make_trainer(sae, 3, mixture(0))
         take_steps(trainer, 1)
         scores.append(
             (trainer.act_freq_scores.clone(), trainer.n_forward_passes_since_fired.clone())
@@ -87,9 +86,11 @@ def test_an_unknown_architecture_is_a_bare_key_error_upstream() -> None:
 
 
 def test_the_command_line_is_where_we_call_it() -> None:
-    from sae_lens.llm_sae_training_runner import _run_cli
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args, _run_cli
 
     assert list(inspect.signature(_run_cli).parameters) == ["args"]
+    cfg = _parse_cfg_args(["--architecture", "gba", "--d_sae", "64", "--output_path", "here"])
+    assert (cfg.sae.architecture(), cfg.sae.d_sae, cfg.output_path) == ("gba", 64, "here")
 
 
 def test_hook_points_have_what_we_use() -> None:

@@ -1,16 +1,15 @@
-"""Tiny settings, data and training runs that the tests share."""
+"""Tiny settings, data, models and training runs that the tests share."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
-from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 
@@ -44,25 +43,11 @@ def tiny_config(**settings: Any) -> GBATrainingSAEConfig:
 
 def trainer_config(steps: int, batch: int = 256, **settings: Any) -> SAETrainerConfig:
     defaults: dict[str, Any] = {
-        "n_checkpoints": 0,
-        "checkpoint_path": None,
-        "save_final_checkpoint": False,
         "total_training_samples": steps * batch,
-        "device": "cpu",
-        "autocast": False,
+        "train_batch_size_samples": batch,
         "lr": 1e-3,
         "lr_end": 1e-3,
-        "lr_scheduler_name": "constant",
-        "lr_warm_up_steps": 0,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.999,
-        "lr_decay_steps": 0,
-        "n_restart_cycles": 1,
-        "train_batch_size_samples": batch,
-        "dead_feature_window": 1000,
-        "feature_sampling_window": 2000,
         "n_batches_for_norm_estimate": 4,
-        "logger": LoggingConfig(log_to_wandb=False),
     }
     return SAETrainerConfig(**{**defaults, **settings})
 
@@ -96,13 +81,37 @@ def randomise(sae: GBATrainingSAE) -> GBATrainingSAE:
     return sae
 
 
-def load_script(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script of examples/ as a module; what stands beside it can be imported by it."""
-    monkeypatch.syspath_prepend(str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def save_tiny_llama(folder: Path, vocabulary: list[str], **settings: Any) -> LlamaForCausalLM:
+    """A random Llama whose tokens are words, as a Hugging Face folder.
+
+    Args:
+        folder: to be written.
+        vocabulary: the words; "<s>" and "<unk>" first.
+        settings: of `LlamaConfig`; by default two layers of D_MODEL dimensions.
+    """
+    words = models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
+    ).save_pretrained(folder)
+    defaults = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": D_MODEL,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**defaults, **settings}))
+    model.save_pretrained(folder)
+    return model
+
+
+def boot(folder: Path) -> Any:
+    """A model's folder as TransformerLens takes it."""
+    return TransformerBridge.boot_transformers(str(folder), device="cpu")

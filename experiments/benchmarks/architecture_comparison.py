@@ -6,7 +6,7 @@ in 192 dimensions. Every architecture gets its learning rate, and those without 
 their coefficient, tuned on seed 0; GBA gets ``target_l0`` and nothing else, with a learning rate
 tuned like the others'.
 
-    python experiments/benchmarks/architecture_comparison.py [--quick]
+    python -m experiments.benchmarks.architecture_comparison [--quick]
 
 The comparison on a language model is language_model_comparison.py.
 """
@@ -39,14 +39,13 @@ from experiments.lab.training import (
     TrainingSettings,
     as_inference,
     build_sae,
+    of_saelens,
     train_together,
 )
 from experiments.lab.tuning import TUNED, Row, Tuner
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.demo.model import default_cache_dir
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -134,19 +133,11 @@ def architectures(config: Config) -> dict[str, Row]:
         "standard": {"l1_coefficient": TUNED},
         "topk": {"k": round(k)},
         "batchtopk": {"k": k},
-        # thresholds move by no more than the learning rate a step: they must start near
-        "jumprelu": {
-            "l0_coefficient": TUNED,
-            "jumprelu_init_threshold": 1.0,
-            "jumprelu_bandwidth": 2.0,
-        },
+        "jumprelu": {"l0_coefficient": TUNED},
         "matryoshka_batchtopk": {"k": k, "matryoshka_widths": widths},
     }
-    # SAELens starts decoder rows at norm 0.1. These inputs' norm is 17, and all its architectures
-    # learn faster from 1: BatchTopK's MCC after 1M samples is 0.69 then, not 0.47
-    start = {"d_sae": d_sae, "decoder_init_norm": 1.0}
     return {
-        **{name: {"architecture": name, **start, **own} for name, own in saelens.items()},
+        **{name: of_saelens(name, d_sae=d_sae, **own) for name, own in saelens.items()},
         "gba paper": {**paper, "adapt_every_n_steps": 10},
         "gba": {"architecture": "gba", "d_sae": d_sae, "target_l0": k},
     }
@@ -311,11 +302,10 @@ def main() -> None:
         "l0_tolerance": 0.3,
     }
     run_experiments(
+        "Feature recovery of GBA and SAELens' architectures at the same L0.",
         {"architecture_comparison": Config(), "architecture_comparison_large": LARGE},
-        description="Feature recovery of GBA and SAELens' architectures at the same L0.",
-        quick=quick,
-        run=run,
-        results=RESULTS,
+        run,
+        quick,
     )
 
 

@@ -4,7 +4,7 @@ SmolLM2-135M, a residual stream and an MLP output; 2000 steps of 512 tokens. L0,
 the model's loss, dead latents, consistency over seeds, and sparse probing with sae-probes on data
 sets that training does not see.
 
-    python experiments/benchmarks/language_model_comparison.py [--quick]
+    python -m experiments.benchmarks.language_model_comparison [--quick]
 """
 
 import logging
@@ -18,21 +18,19 @@ from sae_lens import SAE
 
 from experiments.lab.activations import ShuffledActivations
 from experiments.lab.command_line import run_experiments
-from experiments.lab.hook_point import HookPoint, hook_points
+from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables, once
 from experiments.lab.training import (
     TrainingSettings,
     as_inference,
     build_sae,
+    of_saelens,
     train_together,
 )
 from experiments.lab.tuning import TUNED, Row, Tuner
-from sae_lens_gba.demo.model import default_cache_dir, load_demo_model
-from sae_lens_gba.demo.text import demo_texts
+from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.evaluation.probing import probe
 from sae_lens_gba.metrics import consistency_over_seeds, pairwise_mcc
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -93,27 +91,15 @@ class Config:
 
 def architectures(config: Config, l0: float) -> dict[str, Row]:
     """As `TrainingSAE.from_dict` takes them, TUNED where a coefficient is to be found."""
-    # SAELens starts decoder rows at norm 0.1; on these inputs, of norm sqrt(d_in), all its
-    # architectures learn faster from 1
-    start = {"d_sae": config.d_sae, "decoder_init_norm": 1.0}
-    widths = [config.d_sae // 16, config.d_sae // 4, config.d_sae]
+    d_sae = config.d_sae
+    widths = [d_sae // 16, d_sae // 4, d_sae]
     return {
-        "gba": {"architecture": "gba", "d_sae": config.d_sae, "target_l0": l0},
-        "batchtopk": {"architecture": "batchtopk", **start, "k": l0},
-        "matryoshka": {
-            "architecture": "matryoshka_batchtopk",
-            **start,
-            "k": l0,
-            "matryoshka_widths": widths,
-        },
-        "jumprelu": {
-            "architecture": "jumprelu",
-            **start,
-            "l0_coefficient": TUNED,
-            # thresholds move by no more than the learning rate a step: they must start near
-            "jumprelu_init_threshold": 1.0,
-            "jumprelu_bandwidth": 2.0,
-        },
+        "gba": {"architecture": "gba", "d_sae": d_sae, "target_l0": l0},
+        "batchtopk": of_saelens("batchtopk", d_sae=d_sae, k=l0),
+        "matryoshka": of_saelens(
+            "matryoshka_batchtopk", d_sae=d_sae, k=l0, matryoshka_widths=widths
+        ),
+        "jumprelu": of_saelens("jumprelu", d_sae=d_sae, l0_coefficient=TUNED),
     }
 
 
@@ -223,15 +209,8 @@ class Benchmark:
 
 def run(config: Config) -> Tables:
     """All there is to know of one hook point."""
-    (here,) = hook_points(
-        load_demo_model(),
-        (demo_texts(), demo_texts(held_out=True)),
-        (config.hook_name,),
-        (config.train_tokens, config.held_out_tokens),
-        config.context,
-        config.ce_contexts,
-        default_cache_dir() / "paper",
-    )
+    n_tokens = (config.train_tokens, config.held_out_tokens)
+    (here,) = demo_hook_points((config.hook_name,), n_tokens, config.context, config.ce_contexts)
     benchmark = Benchmark(config, here, default_cache_dir() / "language_model_comparison")
     tables: Tables = {"rows": [], "tuning": [], "chosen": [], "consistency": [], "probing": []}
     wanted = architectures(config, config.l0)
@@ -271,11 +250,10 @@ def main() -> None:
         "probing_datasets": (),
     }
     run_experiments(
+        "GBA and SAELens' architectures on SmolLM2-135M at the same L0.",
         {"language_model_comparison": Config(), "language_model_comparison_mlp": MLP},
-        description="GBA and SAELens' architectures on SmolLM2-135M at the same L0.",
-        quick=quick,
-        run=run,
-        results=RESULTS,
+        run,
+        quick,
     )
 
 

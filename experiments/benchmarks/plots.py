@@ -1,27 +1,22 @@
-"""Plots of the committed benchmark results; reads JSON and measures nothing."""
+"""Plots of the benchmarks' results.
 
-import argparse
-import json
-from pathlib import Path
-from statistics import fmean
+python -m experiments.benchmarks.plots [folder of results]
+"""
+
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent.parent / "results"
+from experiments.lab.plots import group_by, mean_of, plot_results, values
 
 
-def plot_throughput(result: dict[str, Any], path: Path) -> None:
+def plot_throughput(result: dict[str, Any]) -> Figure:
     """Step time against d_sae, one line an architecture, the bare encoder product dotted."""
     panels = sorted({(c["l0"], c["autocast"]) for c in result["cases"]}, key=lambda p: (p[1], p[0]))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5.2 * len(panels), 4.4), sharey=True, squeeze=False
-    )
-    for axis, (l0, autocast) in zip(axes[0], panels, strict=True):
+    figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="tight")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (l0, autocast) in zip(axes, panels, strict=True):
         cases = [c for c in result["cases"] if (c["l0"], c["autocast"]) == (l0, autocast)]
         for name in cases[0]["architectures"]:
             widths = [c["d_sae"] for c in cases]
@@ -37,38 +32,34 @@ def plot_throughput(result: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("d_sae")
         axis.set_title(f"L0 = {l0}, {'bf16 autocast' if autocast else 'float32'}")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("seconds a training step")
-    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    p = result["provenance"]
+    axes[0].set_ylabel("seconds per training step")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    p, config = result["provenance"], result["config"]
     figure.suptitle(
-        f"d_in {result['d_in']}, batch {result['batch']}, {p['torch_threads']} threads, "
+        f"d_in {config['d_in']}, batch {config['batch']}, {p['torch_threads']} threads, "
         f"torch {p['versions']['torch']}", fontsize=10,
     )  # fmt: skip
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return figure
 
 
-def plot_comparison(result: dict[str, Any], path: Path) -> None:
+def plot_comparison(result: dict[str, Any]) -> Figure:
     """Recovery and reconstruction against samples and CPU time; means over seeds."""
-    batch = result["config"]["batch_size"]
+    config = result["config"]
     panels = (
         ("mcc", "steps"),
         ("f1", "steps"),
         ("explained_variance", "steps"),
         ("mcc", "seconds"),
     )
-    figure, axes = plt.subplots(1, len(panels), figsize=(17, 4.2))
-    for method in dict.fromkeys(row["method"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["method"] == method]
-        by_step = [
-            [r for r in rows if r["steps"] == steps] for steps in sorted({r["steps"] for r in rows})
-        ]
-        by_step = [group for group in by_step if len(group) == len(result["config"]["seeds"])]
+    figure = Figure(figsize=(17, 4.2), layout="tight")
+    axes = figure.subplots(1, len(panels))
+    for (method,), rows in group_by(result["rows"], "method").items():
+        by_step = [own for _, own in sorted(group_by(rows, "steps").items())]
+        by_step = [own for own in by_step if len(own) == len(config["seeds"])]
         for axis, (field, against) in zip(axes, panels, strict=True):
-            x = [fmean(row[against] for row in group) for group in by_step]
-            if against == "steps":
-                x = [steps * batch / 1e6 for steps in x]
-            y = [fmean(row[field] for row in group) for group in by_step]
+            unit = config["batch_size"] / 1e6 if against == "steps" else 1.0
+            x = [unit * mean_of(own, against) for own in by_step]
+            y = [mean_of(own, field) for own in by_step]
             style = "-" if method.startswith("gba") else "--"
             axis.plot(x, y, style, marker="o", label=method)
             axis.set_xlabel("million samples" if against == "steps" else "CPU seconds, one thread")
@@ -76,26 +67,23 @@ def plot_comparison(result: dict[str, Any], path: Path) -> None:
             axis.grid(alpha=0.3)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     figure.suptitle(
-        f"{result['config']['n_features']} features in {result['config']['d_in']} dimensions, "
-        f"L0 {result['config']['l0']}, seeds {result['config']['seeds']}", fontsize=10,
+        f"{config['n_features']} features in {config['d_in']} dimensions, "
+        f"L0 {config['l0']}, seeds {config['seeds']}", fontsize=10,
     )  # fmt: skip
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return figure
 
 
-def plot_language_model(result: dict[str, Any], path: Path) -> None:
+def plot_language_model(result: dict[str, Any]) -> Figure:
     """Frontier, consistency over seeds, sparse probing."""
-    config, methods = result["config"], [row["method"] for row in result["consistency"]]
-    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2))
+    config, methods = result["config"], values(result["consistency"], "method")
+    of_method = group_by(result["rows"], "method")
+    figure = Figure(figsize=(17, 4.2), layout="tight")
+    axes = figure.subplots(1, 4)
     for method in methods:
-        own = [row for row in result["rows"] if row["method"] == method]
-        points = [
-            [row for row in own if row["asked_l0"] == l0]
-            for l0 in sorted({row["asked_l0"] for row in own})
-        ]
+        points = [own for _, own in sorted(group_by(of_method[method,], "asked_l0").items())]
         for axis, field in zip(axes, ("explained_variance", "ce_loss_recovered"), strict=False):
-            x = [fmean(row["l0"] for row in group) for group in points]
-            y = [fmean(row[field] for row in group) for group in points]
+            x = [mean_of(own, "l0") for own in points]
+            y = [mean_of(own, field) for own in points]
             axis.plot(x, y, "-" if method == "gba" else "--", marker="o", label=method)
             axis.set_xlabel("L0")
             axis.set_ylabel(field.replace("_", " "))
@@ -103,16 +91,14 @@ def plot_language_model(result: dict[str, Any], path: Path) -> None:
             axis.margins(0.3)
     axes[0].legend(frameon=False)
     consistency = {
-        "share MCS > 0.9": [row["share_mcs_above_09"] for row in result["consistency"]],
-        "PW-MCC": [row["pw_mcc"] for row in result["consistency"]],
+        "share MCS > 0.9": values(result["consistency"], "share_mcs_above_09"),
+        "PW-MCC": values(result["consistency"], "pw_mcc"),
     }
     _bars(axes[2], methods, consistency, "between seeds")
     if result["probing"]:
+        scores = group_by(result["probing"], "method", "k")
         probing = {
-            f"k = {k}": [
-                fmean(r["test_auc"] for r in result["probing"] if (r["method"], r["k"]) == (m, k))
-                for m in methods
-            ]
+            f"k = {k}": [mean_of(scores[method, k], "test_auc") for method in methods]
             for k in config["probing_ks"]
         }
         _bars(axes[3], methods, probing, "mean test AUC of sparse probes")
@@ -123,8 +109,7 @@ def plot_language_model(result: dict[str, Any], path: Path) -> None:
         f"{config['hook_name']}, d_sae {config['d_sae']}, {config['steps']} steps of "
         f"{config['batch_size']}, seeds {config['seeds']}", fontsize=10,
     )  # fmt: skip
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return figure
 
 
 def _bars(axis: Axes, names: list[str], groups: dict[str, list[float]], title: str) -> None:
@@ -148,15 +133,5 @@ PLOTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    folder = parser.parse_args().results
-    for name, plot in PLOTS.items():
-        source = folder / f"{name}.json"
-        if source.is_file():
-            plot(json.loads(source.read_text()), source.with_suffix(".png"))
-
-
 if __name__ == "__main__":
-    main()
+    plot_results(PLOTS)

@@ -4,17 +4,15 @@ Architectures take turns, step by step, on the same batches in one process, so t
 the machine does falls on all alike; medians over the steps after warm-up. The floor is one bare
 encoder product. Peak memory is measured in a process of its own for each architecture.
 
-    python experiments/benchmarks/training_throughput.py            # the table of the README
-    python experiments/benchmarks/training_throughput.py --quick    # minutes less, for a look
+    python -m experiments.benchmarks.training_throughput --threads 2    # the table of the README
+    python -m experiments.benchmarks.training_throughput --quick        # minutes less, for a look
 """
 
-import argparse
-import json
+import logging
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import torch
 from sae_lens import (
     BatchTopKTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
-    LoggingConfig,
     MatryoshkaBatchTopKTrainingSAEConfig,
     StandardTrainingSAEConfig,
     TopKTrainingSAEConfig,
@@ -31,28 +28,58 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from experiments.lab.results import provenance
+from experiments.lab.command_line import run_experiments
+from experiments.lab.results import Tables
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.bias_adaptation import quantile_bias
 
-RESULT = Path(__file__).parent.parent / "results" / "training_throughput.json"
-D_IN, BATCH = 768, 2048
 WARM_UP = 1  # further steps before those that count; the first is taken when a trainer is made
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark.
+
+    Args:
+        d_in: input dimension.
+        batch: samples a step.
+        d_sae: widths.
+        l0: active latents a sample; memory, which hardly depends on it, is measured at the last.
+        steps: timed.
+        adaptation_case: d_sae and L0 at which the share of bias adaptation is measured.
+        adaptation_steps: timed for that.
+    """
+
+    d_in: int = 768
+    batch: int = 2048
+    d_sae: tuple[int, ...] = (2048, 8192, 32768)
+    l0: tuple[int, ...] = (16, 64)
+    steps: int = 5
+    adaptation_case: tuple[int, int] = (8192, 64)
+    adaptation_steps: int = 20
 
 
 @dataclass(frozen=True)
 class Case:
     """One column of the table: sizes and precision."""
 
+    d_in: int
+    batch: int
     d_sae: int
     l0: int
-    autocast: bool
+    autocast: bool = False
+
+    def batches(self, n: int) -> list[torch.Tensor]:
+        """The same Gaussian batches for every architecture."""
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(self.batch, self.d_in, generator=generator) for _ in range(n)]
 
 
 def architectures(case: Case) -> dict[str, Any]:
-    sizes = {"d_in": D_IN, "d_sae": case.d_sae}
+    """Configs by the name of the architecture."""
+    sizes: dict[str, Any] = {"d_in": case.d_in, "d_sae": case.d_sae}
     widths = [w for w in (512, 2048, 8192, 32768) if w < case.d_sae] + [case.d_sae]
-    gba = {**sizes, "target_l0": case.l0, "adapt_every_n_steps": 10}
+    gba: dict[str, Any] = {**sizes, "target_l0": case.l0, "adapt_every_n_steps": 10}
     return {
         "standard": StandardTrainingSAEConfig(**sizes),
         "topk": TopKTrainingSAEConfig(**sizes, k=case.l0, use_sparse_activations=False),
@@ -68,35 +95,24 @@ def architectures(case: Case) -> dict[str, Any]:
 
 
 def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
+    """A trainer in the middle of training: every latent of GBA at its target."""
     torch.manual_seed(0)
-    sae = TrainingSAE.from_dict(cfg.to_dict())
-    trainer_cfg = SAETrainerConfig(
-        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False,
-        total_training_samples=10**9, device="cpu", autocast=case.autocast, lr=1e-4, lr_end=1e-4,
-        lr_scheduler_name="constant", lr_warm_up_steps=0, adam_beta1=0.9, adam_beta2=0.999,
-        lr_decay_steps=0, n_restart_cycles=1, train_batch_size_samples=BATCH,
-        dead_feature_window=1000, feature_sampling_window=2000, n_batches_for_norm_estimate=1,
-        logger=LoggingConfig(log_to_wandb=False),
-    )  # fmt: skip
-    trainer = SAETrainer(trainer_cfg, sae, iter([]))
+    sae: TrainingSAE[Any] = TrainingSAE.from_dict(cfg.to_dict())
+    settings = SAETrainerConfig(10**9, case.batch, lr=1e-4, lr_end=1e-4, autocast=case.autocast)
+    trainer: SAETrainer[Any, Any] = SAETrainer(settings, sae, iter([]))
     trainer.step(x)
     if isinstance(sae, GBATrainingSAE):
-        # in the middle of training: every latent at its target
         sae.set_bias(
             quantile_bias(x - sae.b_dec, sae.W_enc, sae.adapter.target_frequency, sae.bias_range())
         )
     return trainer
 
 
-def batches(seed: int, n: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(BATCH, D_IN, generator=generator) for _ in range(n)]
-
-
 def time_case(case: Case, steps: int) -> dict[str, dict[str, float]]:
-    data = batches(0, 4)
+    """Median seconds of a step of each architecture, in turns, and of the encoder's product."""
+    data = case.batches(4)
     trainers = {name: make_trainer(cfg, case, data[0]) for name, cfg in architectures(case).items()}
-    W = torch.randn(D_IN, case.d_sae)
+    W = torch.randn(case.d_in, case.d_sae)
     seconds: dict[str, list[float]] = {name: [] for name in [*trainers, "encoder product"]}
     for step in range(steps + WARM_UP):
         x = data[step % len(data)]
@@ -119,14 +135,19 @@ def time_case(case: Case, steps: int) -> dict[str, dict[str, float]]:
     }
 
 
-def peak_memory(name: str, case: Case) -> float:
+def peak_memory(name: str, case: Case, threads: int) -> float:
     """Peak memory while it is trained for two steps, in bytes above that after import; Linux."""
-    x = batches(0, 1)[0]
+    torch.set_num_threads(threads)
+    (x,) = case.batches(1)
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    trainer = make_trainer(architectures(case)[name], case, x)
-    trainer.step(x)
+    make_trainer(architectures(case)[name], case, x).step(x)
     return _resident_bytes("VmHWM") - before
+
+
+def peak_memory_in_own_process(name: str, case: Case) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_memory, (name, case, torch.get_num_threads()))
 
 
 def _resident_bytes(field: str) -> float:
@@ -135,17 +156,9 @@ def _resident_bytes(field: str) -> float:
     return 1024.0 * int(status.split(f"{field}:")[1].split()[0])
 
 
-def memory_in_own_process(name: str, case: Case, threads: int) -> float:
-    arguments = ["--memory-of", name, "--case", json.dumps(asdict(case)), "--threads", str(threads)]
-    process = subprocess.run(
-        [sys.executable, __file__, *arguments], capture_output=True, text=True, check=True
-    )
-    return float(process.stdout)
-
-
 def adaptation_share(case: Case, steps: int) -> float:
     """Share of a step that counting and updating take."""
-    x = batches(0, 1)[0]
+    (x,) = case.batches(1)
     trainer = make_trainer(architectures(case)["gba"], case, x)
     sae = trainer.sae
     inside: list[float] = []
@@ -163,59 +176,37 @@ def adaptation_share(case: Case, steps: int) -> float:
     return sum(inside) / (time.perf_counter() - started)
 
 
-def supports_bfloat16(limit_seconds: float = 2.0) -> bool:
+def supports_bfloat16(d_in: int, limit_seconds: float = 0.1) -> bool:
     """Whether a bf16 product is of use: without hardware for it, it takes minutes."""
-    a = torch.randn(256, D_IN).bfloat16()
+    a = torch.randn(256, d_in).bfloat16()
     started = time.perf_counter()
-    a @ torch.randn(D_IN, 1024).bfloat16()
-    return time.perf_counter() - started < limit_seconds / 20
+    a @ torch.randn(d_in, 1024).bfloat16()
+    return time.perf_counter() - started < limit_seconds
 
 
-def cases(quick: bool, bfloat16: bool) -> list[Case]:
-    sizes = [2048, 8192] if quick else [2048, 8192, 32768]
-    precisions = [False, True] if bfloat16 else [False]
-    return [Case(d, l0, a) for d in sizes for l0 in (16, 64) for a in precisions]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--memory-of")
-    parser.add_argument("--case", type=json.loads)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.memory_of:
-        print(peak_memory(arguments.memory_of, Case(**arguments.case)))
-        return
-    bfloat16 = supports_bfloat16()
-    rows = []
-    for case in cases(arguments.quick, bfloat16):
-        timed = time_case(case, arguments.steps)
-        # memory hardly depends on L0: once a width will do
-        for name in architectures(case) if case.l0 == 64 else ():
-            timed[name]["peak_memory_bytes"] = memory_in_own_process(name, case, arguments.threads)
-        rows.append({**asdict(case), "architectures": timed})
-        print(table(case, timed), flush=True)
-    main_case = Case(8192, 64, autocast=False)
-    share = adaptation_share(main_case, 20)
-    print(f"bias adaptation: {share:.2%} of the step")
-    result = {
-        "provenance": provenance(),
-        "d_in": D_IN,
-        "batch": BATCH,
-        "steps": arguments.steps,
-        "bfloat16_measured": bfloat16,
-        "bias_adaptation_share_of_step": share,
-        "cases": rows,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+def run(config: Config) -> Tables:
+    """Step time and memory of every case, and what bias adaptation takes of a step."""
+    precisions = [False, True] if supports_bfloat16(config.d_in) else [False]
+    rows: list[dict[str, Any]] = []
+    for d_sae in config.d_sae:
+        for l0 in config.l0:
+            for autocast in precisions:
+                case = Case(config.d_in, config.batch, d_sae, l0, autocast)
+                timed = time_case(case, config.steps)
+                for name in architectures(case) if l0 == config.l0[-1] else ():
+                    timed[name]["peak_memory_bytes"] = peak_memory_in_own_process(name, case)
+                rows.append(
+                    {"d_sae": d_sae, "l0": l0, "autocast": autocast, "architectures": timed}
+                )
+                logging.info("%s", table(case, timed))
+    d_sae, l0 = config.adaptation_case
+    share = adaptation_share(Case(config.d_in, config.batch, d_sae, l0), config.adaptation_steps)
+    logging.info("bias adaptation: %.2f %% of the step", 100 * share)
+    return {"cases": rows, "adaptation": [{"d_sae": d_sae, "l0": l0, "share_of_step": share}]}
 
 
 def table(case: Case, timed: dict[str, dict[str, float]]) -> str:
+    """A case, to be read."""
     lines = [f"\n{case}\n{'':16s} batchtopk/this  this/encoder  ms/step  peak MiB"]
     for name, row in timed.items():
         memory = row.get("peak_memory_bytes", float("nan")) / 2**20
@@ -227,4 +218,9 @@ def table(case: Case, timed: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_experiments(
+        "Time and memory of a training step of each architecture.",
+        {"training_throughput": Config()},
+        run,
+        quick={"d_sae": (2048, 8192)},
+    )

@@ -1,6 +1,6 @@
 """Hook points of the demo's language model, and what an SAE is worth at one of them.
 
-What experiment 4 of experiments/paper and the benchmark of architectures share.
+What the paper's experiment and the benchmark on a language model share.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sae_lens import SAE, TrainingSAE
-from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
+from sae_lens.evals import get_recons_loss
 from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.model_bridge import TransformerBridge
 
 from experiments.lab.activations import cached_activations, mean_norm, tokenise
-from experiments.lab.training import as_inference
-from sae_lens_gba.demo.model import MODEL_NAME
-from sae_lens_gba.metrics import Selectivity, SelectivityMeter
+from experiments.lab.training import as_inference, measure_reconstruction
+from sae_lens_gba.demo.model import MODEL_NAME, default_cache_dir, load_demo_model
+from sae_lens_gba.demo.text import demo_texts
+from sae_lens_gba.metrics import Selectivity
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,10 @@ class HookPoint:
     ce_tokens: torch.Tensor
     scale: float
 
-    @torch.no_grad()
     def measure(self, sae: SAE[Any]) -> tuple[dict[str, float], Selectivity]:
         """Loss, L0 and the rest on held-out text, and the latents' peaks and frequencies."""
-        explained, l0, squared_error = ExplainedVarianceCalculator(), 0.0, 0.0
-        meter = SelectivityMeter(sae.cfg.d_sae)
-        for part in self.held_out.split(1024):
-            x = part.float() * self.scale
-            acts = sae.encode(x)
-            reconstruction = sae.decode(acts)
-            explained.add_batch(reconstruction, x)
-            l0 += float((acts != 0).sum())
-            squared_error += float((reconstruction - x).square().sum())
-            meter.add(acts)
-        latents, n = meter.compute(), len(self.held_out)
-        measured = {
-            "loss": squared_error / n,
-            "l0": l0 / n,
-            "explained_variance": explained.compute(),
-            "dead": float((latents.frequency == 0).sum()),
-        }
-        return measured, latents
+        parts = (part.float() * self.scale for part in self.held_out.split(1024))
+        return measure_reconstruction(sae, parts)
 
     @torch.no_grad()
     def ce_loss_recovered(self, sae: SAE[Any]) -> float:
@@ -129,3 +113,12 @@ def hook_points(
         # from all over the held-out text: one document can give many contexts in a row
         ce_tokens = tokens[1][:: max(1, len(tokens[1]) // ce_contexts)][:ce_contexts]
         yield HookPoint(name, model, train[name], held_out[name], ce_tokens, scale)
+
+
+def demo_hook_points(
+    names: tuple[str, ...], n_tokens: tuple[int, int], context: int, ce_contexts: int
+) -> Iterator[HookPoint]:
+    """`hook_points` of the demo's model on the demo's texts, kept in the user's cache."""
+    texts = (demo_texts(), demo_texts(held_out=True))
+    cache = default_cache_dir() / "paper"
+    return hook_points(load_demo_model(), texts, names, n_tokens, context, ce_contexts, cache)

@@ -8,17 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from datetime import datetime, timezone
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.provenance import package_versions, utc_now
 
-_PACKAGES = ("sae-lens-gba", "sae-lens", "transformer-lens", "torch")
+RESULTS = Path(__file__).parents[1] / "results"
 
 T = TypeVar("T")
 Tables = dict[str, list[dict[str, Any]]]
@@ -68,11 +67,11 @@ def provenance() -> dict[str, Any]:
     script, *arguments = sys.argv
     return {
         "command": shlex.join(["python", Path(script).name, *arguments]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": package_versions(),
         "machine": platform.machine(),
         "torch_threads": torch.get_num_threads(),
     }

@@ -1,7 +1,7 @@
-"""What the paper's experiments on synthetic data share: train, measure."""
+"""What the experiments share: architectures, training, measures."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,22 +9,17 @@ import torch
 from sae_lens import SAE, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.evals import ExplainedVarianceCalculator
-from sae_lens.synthetic.evals import (
-    DeadLatentsCalculator,
-    L0Calculator,
-    feature_uniqueness,
-    mean_correlation_coefficient,
-)
+from sae_lens.synthetic.evals import feature_uniqueness, mean_correlation_coefficient
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import trange
 
-from sae_lens_gba.metrics import best_match
+from sae_lens_gba.metrics import Selectivity, SelectivityMeter, best_match
 from sae_lens_gba.synthetic.feature_mixture import FeatureMixture
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an SAE is trained on a mixture.
+    """How an SAE is trained.
 
     Args:
         steps: optimizer steps.
@@ -69,6 +64,27 @@ class Recovery:
     explained_variance: float
     loss: float
     dead: int
+
+
+def of_saelens(architecture: str, **settings: Any) -> dict[str, Any]:
+    """An architecture of SAELens as it learns best on inputs of norm well above 1.
+
+    Decoder rows start at norm 1 instead of 0.1: all architectures learn faster then. BatchTopK
+    has MCC 0.69 instead of 0.47 after a million synthetic samples, and 30 dead latents instead
+    of 739 on SmolLM2. JumpReLU's thresholds move by no more than the learning rate per step, so
+    they start near where they are needed.
+
+    Args:
+        architecture: SAELens' name of it.
+        settings: further fields of its config.
+
+    Returns:
+        What `build_sae` takes.
+    """
+    start: dict[str, Any] = {"decoder_init_norm": 1.0}
+    if architecture == "jumprelu":
+        start |= {"jumprelu_init_threshold": 1.0, "jumprelu_bandwidth": 2.0}
+    return {"architecture": architecture, **start, **settings}
 
 
 def build_sae(architecture: dict[str, Any], d_in: int, seed: int) -> TrainingSAE[Any]:
@@ -160,6 +176,36 @@ def as_inference(sae: TrainingSAE[Any]) -> SAE[Any]:
 
 
 @torch.no_grad()
+def measure_reconstruction(
+    sae: SAE[Any], batches: Iterable[torch.Tensor]
+) -> tuple[dict[str, float], Selectivity]:
+    """Loss, L0, explained variance and dead latents of ``sae``, and how its latents fire.
+
+    Args:
+        sae: a stock SAE.
+        batches: of inputs, each (n, d_in).
+    """
+    meter, explained = SelectivityMeter(sae.cfg.d_sae), ExplainedVarianceCalculator()
+    n, l0, squared_error = 0, 0.0, 0.0
+    for x in batches:
+        acts = sae.encode(x)
+        reconstruction = sae.decode(acts)
+        meter.add(acts)
+        explained.add_batch(reconstruction, x)
+        n += len(x)
+        l0 += float((acts != 0).sum())
+        squared_error += float((reconstruction - x).square().sum())
+    latents = meter.compute()
+    measured = {
+        "loss": squared_error / n,
+        "l0": l0 / n,
+        "explained_variance": explained.compute(),
+        "dead": float((latents.frequency == 0).sum()),
+    }
+    return measured, latents
+
+
+@torch.no_grad()
 def measure_recovery(
     sae: TrainingSAE[Any], mixture: FeatureMixture, n_samples: int = 10_000
 ) -> Recovery:
@@ -173,23 +219,16 @@ def measure_recovery(
     inference = as_inference(sae)
     directions = inference.W_dec.detach()
     best = best_match(mixture.features, directions).similarity
-    l0, dead = L0Calculator(), DeadLatentsCalculator(directions.shape[0])
-    explained, squared_error = ExplainedVarianceCalculator(), 0.0
-    for x in mixture.held_out().sample(n_samples)[0].split(1000):
-        acts = inference.encode(x)
-        reconstruction = inference.decode(acts)
-        l0.add_batch(acts)
-        dead.add_batch(acts)
-        explained.add_batch(reconstruction, x)
-        squared_error += float((reconstruction - x).square().sum())
+    held_out = mixture.held_out().sample(n_samples)[0].split(1000)
+    measured, _ = measure_reconstruction(inference, held_out)
     return Recovery(
         frr_08=float((best >= 0.8).float().mean()),
         frr_09=float((best >= 0.9).float().mean()),
         mean_best_cosine=float(best.mean()),
         mcc=mean_correlation_coefficient(directions, mixture.features),
         uniqueness=feature_uniqueness(directions, mixture.features),
-        l0=l0.compute(),
-        explained_variance=explained.compute(),
-        loss=squared_error / n_samples,
-        dead=dead.compute(),
+        l0=measured["l0"],
+        explained_variance=measured["explained_variance"],
+        loss=measured["loss"],
+        dead=int(measured["dead"]),
     )

@@ -1,29 +1,16 @@
-"""Plots of the experiments' results. Reads JSON, never trains.
+"""Plots of the paper's experiments.
 
-python experiments/paper/plots.py [folder of results]
+python -m experiments.paper.plots [folder of results]
 """
 
-import argparse
-import json
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.lab.plots import Plot, Rows, group_by, mean_of, plot_results, values
 from experiments.lab.results import mean_and_deviation
-
-RESULTS = Path(__file__).parents[1] / "results"
-Rows = list[dict[str, Any]]
 
 # share of features, from the paper's table: FRR(0.8), FRR(0.9); it does not say which
 # frequencies its "wrong" ones are
@@ -35,32 +22,12 @@ PAPER = {
 }
 
 
-def group_by(rows: Rows, *names: str) -> dict[tuple[Any, ...], Rows]:
-    """Rows by the values of some fields, in order of first appearance."""
-    groups: dict[tuple[Any, ...], Rows] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    return dict(groups)
-
-
-def values(rows: Iterable[dict[str, Any]], name: str) -> list[float]:
-    return [row[name] for row in rows]
-
-
-def caption(figure: Figure, result: dict[str, Any]) -> None:
-    """Where the numbers come from, in small print."""
-    origin = result["provenance"]
-    seeds = result["config"]["seeds"]
-    commit = (origin["git_commit"] or "unknown")[:10]
-    text = f"seeds {seeds} · sae-lens-gba {origin['versions']['sae-lens-gba']} · {commit}"
-    figure.text(0.995, 0.005, text, ha="right", va="bottom", fontsize=6, color="grey")
-
-
 def plot_imbalanced_set(result: dict[str, Any]) -> Figure:
     """FRR of each method, with the paper's numbers; and FRR(0.8) in the course of training."""
     last = [row for row in result["rows"] if row["steps"] == result["config"]["at_steps"][-1]]
     by_method = group_by(last, "method")
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), width_ratios=(1, 1, 1.2))
+    figure = Figure(figsize=(15, 4.6), layout="tight")
+    axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     names = [name for (name,) in by_method]
     places = list(range(len(names)))[::-1]
     for which, (axis, field) in enumerate(zip(axes, ("frr_08", "frr_09"), strict=False)):
@@ -73,20 +40,19 @@ def plot_imbalanced_set(result: dict[str, Any]) -> Figure:
         axis.plot(*zip(*known, strict=True), "D", color="#d1495b", label="paper")
         axis.set_xlim(0, 105)
         axis.set_xlabel(f"FRR({'0.8' if which == 0 else '0.9'}), % of features")
-    l0 = [fmean(values(rows, "l0")) for rows in by_method.values()]
+    l0 = [mean_of(rows, "l0") for rows in by_method.values()]
     axes[0].set_yticks(places, [f"{n}  (L0 {x:.0f})" for n, x in zip(names, l0, strict=True)])
     axes[1].set_yticks(places, [])
     axes[1].legend(loc="lower right")
     _recovery_over_steps(axes[2], result["rows"])
     figure.suptitle("Imbalanced set: rows with 3 and with 20 active features")
-    figure.tight_layout()
     return figure
 
 
 def _recovery_over_steps(axis: Axes, rows: Rows) -> None:
     for i, ((method,), own) in enumerate(group_by(rows, "method").items()):
         by_step = group_by(own, "steps")
-        frr = [100 * fmean(values(group, "frr_08")) for group in by_step.values()]
+        frr = [100 * mean_of(group, "frr_08") for group in by_step.values()]
         style = "--" if i >= 10 else "-"  # matplotlib has ten colours
         axis.plot([step for (step,) in by_step], frr, style, marker=".", label=method)
     axis.set_xlabel("training steps")
@@ -97,7 +63,8 @@ def _recovery_over_steps(axis: Axes, rows: Rows) -> None:
 def plot_neuron_resonance(result: dict[str, Any]) -> Figure:
     """Heat maps of FRR(0.8) and of the mean best cosine over (p / f, d)."""
     rows = result["rows"]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure = Figure(figsize=(11, 4.2), layout="tight")
+    axes = figure.subplots(1, 2)
     for axis, field, title in (
         (axes[0], "frr_08", "FRR(0.8)"),
         (axes[1], "mean_best_cosine", "mean best |cosine|"),
@@ -111,7 +78,6 @@ def plot_neuron_resonance(result: dict[str, Any]) -> Figure:
         "(constants taken as 1)",
         fontsize=10,
     )
-    figure.tight_layout()
     return figure
 
 
@@ -119,7 +85,7 @@ def _heat_map(axis: Axes, rows: Rows, field: str) -> Any:
     dimensions = sorted({row["d"] for row in rows})
     targets = sorted({row["p"] for row in rows})
     cells = group_by(rows, "d", "p")
-    grid = [[fmean(values(cells[d, p], field)) for p in targets] for d in dimensions]
+    grid = [[mean_of(cells[d, p], field) for p in targets] for d in dimensions]
     image = axis.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
     axis.set_xticks(range(len(targets)), [f"{p:.3g}" for p in targets], rotation=45, fontsize=8)
     axis.set_yticks(range(len(dimensions)), [str(d) for d in dimensions])
@@ -137,7 +103,8 @@ def _heat_map(axis: Axes, rows: Rows, field: str) -> Any:
 
 def plot_group_ablation(result: dict[str, Any]) -> Figure:
     """Loss, L0 and FRR over the number of groups, a line a highest frequency and sizing."""
-    figure, axes = plt.subplots(1, 4, figsize=(16, 3.8))
+    figure = Figure(figsize=(16, 3.8), layout="tight")
+    axes = figure.subplots(1, 4)
     fields = (
         ("loss", "squared error"),
         ("l0", "L0"),
@@ -165,23 +132,21 @@ def plot_group_ablation(result: dict[str, Any]) -> Figure:
                 axis.set_xlabel("groups K")
     axes[1].set_yscale("log")
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3)
-    figure.tight_layout()
     return figure
 
 
 def plot_language_model(result: dict[str, Any]) -> Figure:
     """Loss against L0, explained variance against L0, and consistency over seeds."""
     hooks = list(group_by(result["rows"], "hook_name"))
-    figure, grid = plt.subplots(len(hooks), 3, figsize=(14, 4.2 * len(hooks)), squeeze=False)
+    figure = Figure(figsize=(14, 4.2 * len(hooks)), layout="tight")
+    grid = figure.subplots(len(hooks), 3, squeeze=False)
     for axes, (hook,) in zip(grid, hooks, strict=True):
         here = [row for row in result["rows"] if row["hook_name"] == hook]
         for (method,), rows in group_by(here, "method").items():
-            points = sorted(
-                group_by(rows, "setting").values(), key=lambda g: fmean(values(g, "l0"))
-            )
-            l0 = [fmean(values(group, "l0")) for group in points]
+            points = sorted(group_by(rows, "setting").values(), key=lambda g: mean_of(g, "l0"))
+            l0 = [mean_of(group, "l0") for group in points]
             for axis, field in zip(axes, ("loss", "ce_loss_recovered"), strict=False):
-                axis.plot(l0, [fmean(values(g, field)) for g in points], "o-", label=method)
+                axis.plot(l0, [mean_of(g, field) for g in points], "o-", label=method)
                 axis.set_xscale("log")
                 axis.set_xticks(result["config"]["l0"], map(str, result["config"]["l0"]))
                 axis.minorticks_off()
@@ -195,11 +160,10 @@ def plot_language_model(result: dict[str, Any]) -> Figure:
         axes[2].set_xlabel("top share of latents, by largest activation")
         axes[2].set_ylabel("share with MCS > 0.9")
         axes[2].set_ylim(0, 1)
-    figure.tight_layout()
     return figure
 
 
-PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
+PLOTS: dict[str, Plot] = {
     "01_imbalanced_set": plot_imbalanced_set,
     "01_imbalanced_set_longer": plot_imbalanced_set,
     "02_neuron_resonance": plot_neuron_resonance,
@@ -208,20 +172,5 @@ PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
 }
 
 
-def main() -> None:
-    """Plot every result in the folder; PNGs go beside the JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
-    folder: Path = parser.parse_args().results
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for path in sorted(folder.glob("0*.json")):
-        result = json.loads(path.read_text())
-        figure = PLOTS[result["experiment"]](result)
-        caption(figure, result)
-        figure.savefig(path.with_suffix(".png"), dpi=130)
-        plt.close(figure)
-        logging.info("wrote %s", path.with_suffix(".png").name)
-
-
 if __name__ == "__main__":
-    main()
+    plot_results(PLOTS)

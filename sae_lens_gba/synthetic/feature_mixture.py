@@ -18,7 +18,7 @@ class FeatureMixtureConfig:
 
     The paper leaves open what its rows of H look like beyond "non-negative and s-sparse".
     Each of those choices is an argument; the defaults are the ones under which SAELens'
-    TopK came closest to the paper's TopK rows (see experiments/paper/01_imbalanced_set.py).
+    TopK came closest to the paper's TopK rows (see experiments/paper/imbalanced_set.py).
 
     Args:
         n_features: number of features n.

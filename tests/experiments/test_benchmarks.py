@@ -1,40 +1,29 @@
 """The benchmarks of architectures at a size of seconds."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from toolbox import load_script
 
-from experiments.lab.results import provenance, write_result
+from experiments.benchmarks import (
+    architecture_comparison,
+    language_model_comparison,
+    training_throughput,
+)
+from experiments.benchmarks.plots import PLOTS
 from sae_lens_gba.evaluation.probing import ProbeScore
-
-BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load_script(BENCHMARKS / f"{name}.py", monkeypatch)
-
-
-def plot(
-    name: str, config: Any, tables: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_result(folder / f"{name}.json", name, config, tables, provenance())
-    monkeypatch.setattr("sys.argv", ["plots.py", "--results", str(folder)])
-    load("plots", monkeypatch).main()
-    assert (folder / f"{name}.png").stat().st_size > 5000
+from tests.experiments.plotting import assert_plotted
 
 
 def test_features_recovered_from_samples_to_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = load("architecture_comparison", monkeypatch)
-    monkeypatch.setattr(module, "default_cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = replace(
-        module.Config(),
+        architecture_comparison.Config(),
         n_features=128,
         n_roots=2,
         d_in=16,
@@ -51,9 +40,9 @@ def test_features_recovered_from_samples_to_plot(
         held_out=2048,
         l0_tolerance=10.0,
     )
-    tables = module.run(config)
+    tables = architecture_comparison.run(config)
     chosen = {row["method"]: row["learning_rate"] for row in tables["chosen"]}
-    assert set(chosen) == set(module.architectures(config))
+    assert set(chosen) == set(architecture_comparison.architectures(config))
     for name, rate in chosen.items():
         tried = {r["learning_rate"]: r["mcc"] for r in tables["tuning"] if r["method"] == name}
         assert rate == max(tried, key=lambda r: tried[r])
@@ -62,15 +51,14 @@ def test_features_recovered_from_samples_to_plot(
         assert [(r["seed"], r["steps"]) for r in rows] == [(s, n) for s in (0, 1) for n in steps]
         assert {row["learning_rate"] for row in rows} == {rate}
     # everything is there already: nothing is trained again
-    monkeypatch.setattr(module, "train_together", None)
-    assert module.run(config) == tables
-    plot("architecture_comparison", config, tables, tmp_path, monkeypatch)
+    monkeypatch.setattr(architecture_comparison, "train_together", None)
+    assert architecture_comparison.run(config) == tables
+    assert_plotted(PLOTS, "architecture_comparison", config, tables, tmp_path)
 
 
 def test_a_language_model_from_text_to_plot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bridge: Any, tiny_texts: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_demo: Path
 ) -> None:
-    module = load("language_model_comparison", monkeypatch)
     probed: list[Path] = []
 
     def probe(folder: Path, datasets: Any, ks: Any, **_: Any) -> list[ProbeScore]:
@@ -78,12 +66,9 @@ def test_a_language_model_from_text_to_plot(
         probed.append(folder)
         return [ProbeScore(d, k, 0.5 + k / 40, 0.7, 0.6, [1]) for d in datasets for k in ks]
 
-    monkeypatch.setattr(module, "load_demo_model", lambda: tiny_bridge)
-    monkeypatch.setattr(module, "demo_texts", lambda **_: tiny_texts)
-    monkeypatch.setattr(module, "default_cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(module, "probe", probe)
+    monkeypatch.setattr(language_model_comparison, "probe", probe)
     config = replace(
-        module.Config(),
+        language_model_comparison.Config(),
         hook_name="blocks.1.hook_mlp_out",
         methods=("gba", "batchtopk", "matryoshka", "jumprelu"),
         train_tokens=400,
@@ -101,7 +86,7 @@ def test_a_language_model_from_text_to_plot(
         seeds=(0, 1),
         probing_datasets=("one", "two"),
     )
-    tables = module.run(config)
+    tables = language_model_comparison.run(config)
     methods = config.methods
     for name in methods:
         of = {table: [r for r in rows if r["method"] == name] for table, rows in tables.items()}
@@ -117,11 +102,45 @@ def test_a_language_model_from_text_to_plot(
     assert len(set(probed)) == len(probed) == len(methods) * 2
     for row in tables["rows"]:
         assert row["ce_loss_recovered"] == row["ce_loss_recovered"]  # not NaN
-    monkeypatch.setattr(module, "train_together", None)
-    monkeypatch.setattr(module, "probe", None)
-    assert module.run(config) == json.loads(json.dumps(tables))
-    plot("language_model_comparison", config, tables, tmp_path, monkeypatch)
+    monkeypatch.setattr(language_model_comparison, "train_together", None)
+    monkeypatch.setattr(language_model_comparison, "probe", None)
+    assert language_model_comparison.run(config) == json.loads(json.dumps(tables))
+    assert_plotted(PLOTS, "language_model_comparison", config, tables, tmp_path)
     fewer = replace(config, methods=("gba", "batchtopk"), other_l0=(), probing_datasets=())
-    tables = module.run(fewer)
+    tables = language_model_comparison.run(fewer)
     assert {row["method"] for row in tables["rows"]} == {"gba", "batchtopk"}
-    plot("language_model_comparison_mlp", fewer, tables, tmp_path, monkeypatch)
+    assert_plotted(PLOTS, "language_model_comparison_mlp", fewer, tables, tmp_path)
+
+
+def test_step_times_and_memory_from_run_to_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def peak_memory(name: str, case: training_throughput.Case) -> float:
+        asked.append(name)
+        return 1e6
+
+    # a process of its own imports everything anew: half a minute for each architecture
+    monkeypatch.setattr(training_throughput, "peak_memory_in_own_process", peak_memory)
+    monkeypatch.setattr(training_throughput, "supports_bfloat16", lambda d_in: False)
+    config = training_throughput.Config(8, 32, (32, 64), (2, 4), 1, (32, 4), 2)
+    tables = training_throughput.run(config)
+    assert [(case["d_sae"], case["l0"]) for case in tables["cases"]] == [
+        (32, 2), (32, 4), (64, 2), (64, 4),
+    ]  # fmt: skip
+    for case in tables["cases"]:
+        timed = case["architectures"]
+        assert timed["batchtopk"]["batchtopk_over_this"] == 1.0
+        assert timed["encoder product"]["this_over_encoder_product"] == 1.0
+        assert ("peak_memory_bytes" in timed["gba"]) == (case["l0"] == 4)
+    assert asked.count("gba") == 2
+    assert 0 < tables["adaptation"][0]["share_of_step"] < 1
+    assert_plotted(PLOTS, "training_throughput", config, tables, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_training() -> None:
+    case = training_throughput.Case(d_in=64, batch=4096, d_sae=512, l0=4)
+    # activations and their gradient alone: 2 * 4 bytes * 4096 * 512
+    assert training_throughput.peak_memory("gba dense", case, threads=1) > 16e6

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
-from toolbox import D_MODEL, tiny_config
 
 from experiments.lab.activations import cached_activations, tokenise
 from experiments.lab.hook_point import HookPoint, hook_points
 from experiments.lab.training import TrainingSettings, train_together
 from sae_lens_gba import GBATrainingSAE
+from tests.toolbox import D_MODEL, tiny_config
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_mlp_out")
 

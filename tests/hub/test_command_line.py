@@ -6,12 +6,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from hub_fixtures import D_SAE, HOOK, REPO
-from local_hub import LocalHub
 
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.command_line import add_arguments, run_from_arguments
 from sae_lens_gba.hub.publishing import Publication
+from tests.hub_fixtures import D_SAE, HOOK, REPO
+from tests.local_hub import LocalHub
 
 
 def run(*arguments: str | Path) -> Publication:

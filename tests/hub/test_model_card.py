@@ -1,7 +1,7 @@
 """The generated card, and how it is put beside what a person wrote.
 
 When the card is changed on purpose, write the golden file anew and look at the difference:
-``python tests/hub/test_model_card.py``.
+``python -m tests.hub.test_model_card``.
 """
 
 from pathlib import Path
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_fixtures import publish_to
 from huggingface_hub import HfApi, ModelCard
-from local_hub import LocalHub
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.card_update import BEGIN, END, split_front_matter, update_card
 from sae_lens_gba.hub.frequency_plot import save_frequency_plot
 from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter, number
+from tests.hub_fixtures import publish_to
+from tests.local_hub import LocalHub
 
 REPO = "user/gpt2-gba-saes"
 GOLDEN = Path(__file__).with_name("golden_model_card.md")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import D_IN, D_SAE, HOOK, MakeSAE
 from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
 from sae_lens_gba.saved.loading import load
+from tests.hub_fixtures import D_IN, D_SAE, HOOK, MakeSAE
 
 TOKENS = torch.tensor([[0, 5, 9, 17, 3, 44]])
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_fixtures import D_IN, D_SAE, HOOK, REPO, MakeSAE, activations, contents, publish_to
-from local_hub import LocalHub
 from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
 from sae_lens_gba.errors import AccessError, InvalidPublicationError, PublishError
 from sae_lens_gba.saved.loading import load
+from tests.hub_fixtures import D_IN, D_SAE, HOOK, REPO, MakeSAE, activations, contents, publish_to
+from tests.local_hub import LocalHub
 
 DEFAULT_ID = f"{HOOK}/l0_3/width_{D_SAE}"
 

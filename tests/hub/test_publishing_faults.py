@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fixtures import REPO, contents
-from hub_fixtures import publish_to as publish_any
-from local_hub import Fault, LocalHub
 
 from sae_lens_gba.errors import AccessError, PublishError
 from sae_lens_gba.hub.publishing import Publication
+from tests.hub_fixtures import REPO, contents
+from tests.hub_fixtures import publish_to as publish_any
+from tests.local_hub import Fault, LocalHub
 
 COMMIT = "POST .*/commit/"
 FOR_EVER = 99

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_fixtures import REPO, activations, publish_to
-from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.saved.loading import load
+from tests.hub_fixtures import REPO, activations, publish_to
+from tests.local_hub import LocalHub
 
 # what a stranger's process does; an import of this package fails there
 WITH_PLAIN_SAELENS = """

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
-from local_hub import LocalHub
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE
@@ -17,6 +15,8 @@ from sae_lens_gba.errors import (
     NotAGBASAEError,
 )
 from sae_lens_gba.hub import validation
+from tests.hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
+from tests.local_hub import LocalHub
 
 
 @pytest.mark.parametrize("repo_id", ["no-owner", "a/b/c", "user/..", "user/has space", ""])

@@ -1,6 +1,6 @@
 """Its fixtures are those of tests/hub as well."""
 
-from hub_fixtures import (  # noqa: F401
+from tests.hub_fixtures import (  # noqa: F401
     _no_plots_unless_asked,
     _own_cache_and_no_token,
     hub,

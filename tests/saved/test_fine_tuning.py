@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import D_IN, D_SAE, activations, trainer
 from sae_lens import (
     JumpReLUSAE,
     JumpReLUSAEConfig,
@@ -20,6 +19,7 @@ from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import NotTrainableError
 from sae_lens_gba.saved.fine_tuning import to_training_sae
 from sae_lens_gba.saved.loading import load
+from tests.hub_fixtures import D_IN, D_SAE, activations, trainer
 
 
 def random_stock_sae(kind: str = "jumprelu") -> JumpReLUSAE | StandardSAE:

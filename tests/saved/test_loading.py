@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import (
+from huggingface_hub import HfApi, constants
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.errors import MissingFileError, NotAGBASAEError
+from sae_lens_gba.saved.loading import list_published, load
+from tests.hub_fixtures import (
     D_IN,
     D_SAE,
     HOOK,
@@ -20,12 +25,7 @@ from hub_fixtures import (
     publish_to,
     trainer,
 )
-from huggingface_hub import HfApi, constants
-from local_hub import LocalHub
-
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.errors import MissingFileError, NotAGBASAEError
-from sae_lens_gba.saved.loading import list_published, load
+from tests.local_hub import LocalHub
 
 # --- from the Hub ---
 

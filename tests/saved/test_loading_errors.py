@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import D_SAE, GROUPS, REPO, WEIGHTS, activations
 from huggingface_hub import constants
-from local_hub import Fault, LocalHub
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE
@@ -25,6 +23,8 @@ from sae_lens_gba.errors import (
     WrongShapeError,
 )
 from sae_lens_gba.saved.loading import list_published, load
+from tests.hub_fixtures import D_SAE, GROUPS, REPO, WEIGHTS, activations
+from tests.local_hub import Fault, LocalHub
 
 Damage = Callable[[Path], object]
 

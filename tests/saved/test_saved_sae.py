@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hub_fixtures import D_IN, D_SAE, HOOK, activations, trainer
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAE,
@@ -19,6 +18,7 @@ from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.saved.saved_sae import as_saved, read_saved
 from sae_lens_gba.saved.stock_form import stock_form
+from tests.hub_fixtures import D_IN, D_SAE, HOOK, activations, trainer
 
 
 def of_others(kind: str, **settings: Any) -> TrainingSAE[Any]:

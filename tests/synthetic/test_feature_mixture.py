@@ -108,7 +108,7 @@ def test_it_feeds_the_hosts_trainer() -> None:
     )
     X, _ = mixture.held_out().sample(500)
     before = float((sae(X) - X).square().sum().detach())
-    SAETrainer(cfg, sae, mixture).fit()  # type: ignore[type-var]
+    SAETrainer(cfg, sae, mixture).fit()
     assert float((sae(X) - X).square().sum().detach()) < 0.5 * before
 
 

@@ -97,7 +97,7 @@ def test_reconstruction_and_sparsity_agree_with_a_hand_worked_sae() -> None:
     cfg = FeatureMixtureConfig(n_features=4, d_in=4, sparsities=(1, 3), row_scale="none")
     data = FeatureMixture(cfg)
     data.features = torch.eye(4)
-    sae = build_sae({"architecture": "standard", "d_sae": 5}, 4, 0)
+    sae: Any = build_sae({"architecture": "standard", "d_sae": 5}, 4, 0)
     padded = torch.cat([torch.eye(4), torch.zeros(4, 1)], dim=1)  # the fifth latent is dead
     sae.W_enc.data, sae.W_dec.data = padded, padded.T.contiguous()
     sae.b_enc.data.zero_()

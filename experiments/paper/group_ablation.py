@@ -2,30 +2,22 @@
 
 On features whose frequencies fall geometrically, as the groups' targets do.
 
-    python experiments/paper/03_group_ablation.py [--quick]
+    python -m experiments.paper.group_ablation [--quick]
 """
 
 import logging
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from experiments.lab.command_line import run_experiment
+from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
-from experiments.lab.training import (
-    TrainingSettings,
-    build_sae,
-    measure_recovery,
-    train_together,
-)
+from experiments.lab.training import TrainingSettings, build_sae, measure_recovery, train_together
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.synthetic import (
     FeatureMixture,
     FeatureMixtureConfig,
     geometric_relative_frequencies,
 )
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -98,8 +90,8 @@ def run(config: Config) -> Tables:
         "lowest_target_frequency": config.lowest,
         "adapt_every_n_steps": config.adapt_every_n_steps,
         "bias_init": "quantile",
+        "output_scale_init": config.output_scale,
     }
-    start = {"output_scale_init": config.output_scale}
     rows = []
     for seed in config.seeds:
         mixture = FeatureMixture(data, config.training.batch_size, seed)
@@ -107,7 +99,7 @@ def run(config: Config) -> Tables:
             GBATrainingSAEConfig.paper_v1(config.d_in, config.d_sae, **shared, **varied)
             for varied in settings(config)
         ]
-        saes = [build_sae({**cfg.to_dict(), **start}, config.d_in, seed) for cfg in architectures]
+        saes = [build_sae(cfg.to_dict(), config.d_in, seed) for cfg in architectures]
         train_together(saes, mixture, config.training)
         for cfg, varied, sae in zip(architectures, settings(config), saes, strict=True):
             recovery = asdict(measure_recovery(sae, mixture, config.n_samples))
@@ -117,16 +109,14 @@ def run(config: Config) -> Tables:
 
 
 if __name__ == "__main__":
-    run_experiment(
-        name="03_group_ablation",
-        description="Number of groups, highest target frequency and group sizes.",
-        config=Config(),
+    run_experiments(
+        "Number of groups, highest target frequency and group sizes.",
+        {"03_group_ablation": Config()},
+        run,
         quick={
             "n_groups": (1, 3, 10, 40),
             "highest": (0.05, 0.5),
             "training": TrainingSettings(steps=300, batch_size=256),
             "seeds": (0,),
         },
-        run=run,
-        results=RESULTS,
     )

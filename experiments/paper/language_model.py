@@ -4,14 +4,13 @@ SmolLM2-135M, a residual stream and an MLP output; activations are cached once. 
 method, at least four points each; and, at one point of each curve, the share of latents that
 other seeds find as well.
 
-    python experiments/paper/04_language_model.py [--quick]
+    python -m experiments.paper.language_model [--quick]
 """
 
 import logging
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations, permutations
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,21 +18,19 @@ import torch
 from sae_lens import TrainingSAE
 
 from experiments.lab.activations import ShuffledActivations
-from experiments.lab.command_line import run_experiment
-from experiments.lab.hook_point import HookPoint, hook_points
+from experiments.lab.command_line import run_experiments
+from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables, mean_and_deviation, once
 from experiments.lab.training import (
     TrainingSettings,
     as_inference,
     build_sae,
+    of_saelens,
     train_together,
 )
 from sae_lens_gba import GBATrainingSAEConfig
-from sae_lens_gba.demo.model import default_cache_dir, load_demo_model
-from sae_lens_gba.demo.text import demo_texts
+from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.metrics import pairwise_mcc, shares_consistent
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -95,23 +92,14 @@ def curves(config: Config) -> dict[str, list[dict[str, Any]]]:
     def one_group(p: float) -> dict[str, Any]:
         return paper(p, lowest_target_frequency=p, n_groups=1)
 
-    # SAELens starts decoder rows at norm 0.1; on these inputs, of norm sqrt(d_in), all its
-    # architectures learn faster from 1, and BatchTopK has 30 dead latents then instead of 739
-    def saelens(architecture: str, **settings: Any) -> dict[str, Any]:
-        return {"architecture": architecture, "decoder_init_norm": 1.0, **settings}
-
-    # thresholds move by no more than the learning rate a step: they must start near
-    jumprelu = {"jumprelu_init_threshold": 1.0, "jumprelu_bandwidth": 2.0}
     widths = [config.d_sae // 16, config.d_sae // 4, config.d_sae]
     points = {
-        "l1": [saelens("standard", l1_coefficient=c) for c in config.l1_coefficients],
-        "topk": [saelens("topk", k=k) for k in config.l0],
-        "batchtopk": [saelens("batchtopk", k=k) for k in config.l0],
-        "jumprelu": [
-            saelens("jumprelu", l0_coefficient=c, **jumprelu) for c in config.l0_coefficients
-        ],
+        "l1": [of_saelens("standard", l1_coefficient=c) for c in config.l1_coefficients],
+        "topk": [of_saelens("topk", k=k) for k in config.l0],
+        "batchtopk": [of_saelens("batchtopk", k=k) for k in config.l0],
+        "jumprelu": [of_saelens("jumprelu", l0_coefficient=c) for c in config.l0_coefficients],
         "matryoshka": [
-            saelens("matryoshka_batchtopk", k=k, matryoshka_widths=widths) for k in config.l0
+            of_saelens("matryoshka_batchtopk", k=k, matryoshka_widths=widths) for k in config.l0
         ],
         "ba": [one_group(k / config.d_sae) for k in config.l0],
         "gba_paper": [paper(highest) for highest in config.highest],
@@ -166,32 +154,25 @@ def consistency(
 
 def run(config: Config) -> Tables:
     """All methods at all hook points. A method that is done is not done again after a stop."""
-    cache = default_cache_dir() / "paper"
-    places = hook_points(
-        load_demo_model(),
-        (demo_texts(), demo_texts(held_out=True)),
-        config.hook_names,
-        (config.train_tokens, config.held_out_tokens),
-        config.context,
-        config.ce_contexts,
-        cache,
-    )
+    n_tokens = (config.train_tokens, config.held_out_tokens)
+    places = demo_hook_points(config.hook_names, n_tokens, config.context, config.ce_contexts)
+    done_before = default_cache_dir() / "paper" / "done"
     tables: Tables = {"rows": [], "consistency": []}
     for here in places:
         for name in curves(config):
             settings = {k: v for k, v in asdict(config).items() if k != "hook_names"}
             key = {**settings, "hook_name": here.name, "method": name}
-            done = once(cache / "done", key, partial(run_method, config, name, here))
+            done = once(done_before, key, partial(run_method, config, name, here))
             for table, new in done.items():
                 tables[table] += new
     return tables
 
 
 if __name__ == "__main__":
-    run_experiment(
-        name="04_language_model",
-        description="Loss against L0 and consistency over seeds on SmolLM2-135M.",
-        config=Config(),
+    run_experiments(
+        "Loss against L0 and consistency over seeds on SmolLM2-135M.",
+        {"04_language_model": Config()},
+        run,
         quick={
             "hook_names": ("blocks.8.hook_resid_post",),
             "train_tokens": 20_000,
@@ -203,6 +184,4 @@ if __name__ == "__main__":
             "seeds": (0, 1),
             "adapt_every_n_steps": 5,
         },
-        run=run,
-        results=RESULTS,
     )

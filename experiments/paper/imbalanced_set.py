@@ -3,27 +3,19 @@
 A TopK SAE has one k for both kinds of row; GBA's neurons have frequencies, not rows, to keep
 to. The paper's table: TopK's recovery depends on k, GBA's is complete.
 
-    python experiments/paper/01_imbalanced_set.py [--quick]
+    python -m experiments.paper.imbalanced_set [--quick]
 """
 
 import logging
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from experiments.lab.command_line import run_experiment
+from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
-from experiments.lab.training import (
-    TrainingSettings,
-    build_sae,
-    measure_recovery,
-    train_together,
-)
+from experiments.lab.training import TrainingSettings, build_sae, measure_recovery, train_together
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.synthetic import FeatureMixture, FeatureMixtureConfig
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -68,11 +60,13 @@ def architectures(config: Config) -> dict[str, dict[str, Any]]:
     # a run of 1000 steps is too short for the paper's way of adapting from 0 every 50
     fast = {"adapt_every_n_steps": 10, "bias_init": "quantile"}
 
-    def paper(highest: float, lowest: float, scale: float = 0.01, **more: Any) -> dict[str, Any]:
+    def paper(highest: float, lowest: float, **more: Any) -> dict[str, Any]:
         bounds = {"highest_target_frequency": highest, "lowest_target_frequency": lowest}
-        settings = {"learn_output_scale": False, **bounds, **fast, **more}
-        cfg = GBATrainingSAEConfig.paper_iclr(config.mixture.d_in, config.d_sae, **settings)
-        return {**cfg.to_dict(), "output_scale_init": scale}
+        scale = {"output_scale_init": 0.01, "learn_output_scale": False}
+        settings = {**scale, **bounds, **fast, **more}
+        return GBATrainingSAEConfig.paper_iclr(
+            config.mixture.d_in, config.d_sae, **settings
+        ).to_dict()
 
     # without nesting: this mixture has no hierarchy
     ours = {"architecture": "gba", "target_l0": data_l0, "tied": True, **fast, **size}
@@ -88,7 +82,7 @@ def architectures(config: Config) -> dict[str, dict[str, Any]]:
         "gba_too_low": paper(0.01, 0.001),
         "gba_full_learnt": paper(0.5, 0.001, learn_output_scale=True),
         "gba_l0_matched": paper(0.05, 0.001, learn_output_scale=True),
-        "gba_full_from_1": paper(0.5, 0.001, scale=1.0, learn_output_scale=True),
+        "gba_full_from_1": paper(0.5, 0.001, output_scale_init=1.0, learn_output_scale=True),
         "gba_ours": {**ours, "output_scale_init": 0.01},
     }
 
@@ -134,22 +128,14 @@ LONGER = Config(
 )
 
 
-def main() -> None:
-    """The paper's table, then the longer runs."""
-    quick = {"training": TrainingSettings(steps=500, batch_size=256), "at_steps": (250, 500)}
-    for name, config, seeds in (
-        ("01_imbalanced_set", Config(), (0, 1)),
-        ("01_imbalanced_set_longer", LONGER, (0,)),
-    ):
-        run_experiment(
-            name=name,
-            description="Feature recovery on the paper's imbalanced set, TopK against GBA.",
-            config=config,
-            quick={**quick, "seeds": seeds},
-            run=run,
-            results=RESULTS,
-        )
-
-
 if __name__ == "__main__":
-    main()
+    run_experiments(
+        "Feature recovery on the paper's imbalanced set, TopK against GBA.",
+        {"01_imbalanced_set": Config(), "01_imbalanced_set_longer": LONGER},
+        run,
+        quick={
+            "training": TrainingSettings(steps=500, batch_size=256),
+            "at_steps": (250, 500),
+            "seeds": (0, 1),
+        },
+    )

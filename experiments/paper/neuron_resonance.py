@@ -3,26 +3,18 @@
 Every neuron is given one frequency p; the heat map is the share of features recovered over p
 and the dimension d, at a fixed number of features and a fixed sparsity.
 
-    python experiments/paper/02_neuron_resonance.py [--quick]
+    python -m experiments.paper.neuron_resonance [--quick]
 """
 
 import logging
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from experiments.lab.command_line import run_experiment
+from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
-from experiments.lab.training import (
-    TrainingSettings,
-    build_sae,
-    measure_recovery,
-    train_together,
-)
+from experiments.lab.training import TrainingSettings, build_sae, measure_recovery, train_together
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.synthetic import FeatureMixture, FeatureMixtureConfig, resonance_band
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -68,9 +60,10 @@ def one_group(config: Config, d: int, p: float) -> dict[str, Any]:
         lowest_target_frequency=p,
         adapt_every_n_steps=config.adapt_every_n_steps,
         bias_init="quantile",
+        output_scale_init=config.output_scale,
         learn_output_scale=False,
     )
-    return {**cfg.to_dict(), "output_scale_init": config.output_scale}
+    return cfg.to_dict()
 
 
 def run(config: Config) -> Tables:
@@ -82,7 +75,7 @@ def run(config: Config) -> Tables:
             data = FeatureMixtureConfig(config.n_features, d, (config.sparsity,))
             mixture = FeatureMixture(data, config.training.batch_size, seed)
             targets = [multiple * f for multiple in config.frequencies]
-            saes = [build_sae(one_group(config, d, p), d, seed) for p in targets]
+            saes: list[Any] = [build_sae(one_group(config, d, p), d, seed) for p in targets]
             train_together(saes, mixture, config.training)
             band = resonance_band(config.n_features, d, config.sparsity)
             for p, sae in zip(targets, saes, strict=True):
@@ -95,16 +88,14 @@ def run(config: Config) -> Tables:
 
 
 if __name__ == "__main__":
-    run_experiment(
-        name="02_neuron_resonance",
-        description="Feature recovery over neuron frequency and dimension.",
-        config=Config(),
+    run_experiments(
+        "Feature recovery over neuron frequency and dimension.",
+        {"02_neuron_resonance": Config()},
+        run,
         quick={
             "dimensions": (8, 16, 32),
             "frequencies": (0.25, 1.0, 4.0, 16.0),
             "training": TrainingSettings(steps=300, batch_size=256),
             "seeds": (0,),
         },
-        run=run,
-        results=RESULTS,
     )

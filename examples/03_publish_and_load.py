@@ -3,19 +3,17 @@
 Without arguments it shows what would be published, and loads that: nothing is sent.
 To try it on a Hub on this machine, in two terminals:
 
-    python tests/local_hub.py          # shows its address and token
-    python examples/05_publish_and_load.py --endpoint http://127.0.0.1:PORT --token valid
+    python -m tests.local_hub              # shows its address and token
+    python examples/03_publish_and_load.py --endpoint http://127.0.0.1:PORT --token valid
 """
 
 import argparse
 
 import torch
-from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.hub.publishing import publish
-from sae_lens_gba.saved.loading import list_published, load
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig, list_published, load, publish
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--repo", default="user/tiny-gba-sae")
@@ -28,19 +26,8 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 directions = torch.randn(100, 32)
 data = (((torch.rand(256, 100) < 0.04) * torch.rand(256, 100)) @ directions for _ in iter(int, 1))
-cfg = GBATrainingSAEConfig(
-    d_in=32, d_sae=128, n_groups=4, target_l0=4.0, adapt_every_n_steps=10, bias_decrease_rate=0.2
-)
-sae = GBATrainingSAE(cfg)
-trainer_cfg = SAETrainerConfig(
-    n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False,
-    total_training_samples=256 * 600, train_batch_size_samples=256, device="cpu",
-    autocast=False, lr=1e-3, lr_end=1e-3, lr_scheduler_name="constant", lr_warm_up_steps=0,
-    adam_beta1=0.9, adam_beta2=0.999, lr_decay_steps=0, n_restart_cycles=1,
-    dead_feature_window=1000, feature_sampling_window=400, n_batches_for_norm_estimate=5,
-    logger=LoggingConfig(log_to_wandb=False),
-)  # fmt: skip
-SAETrainer(trainer_cfg, sae, data).fit()
+sae = GBATrainingSAE(GBATrainingSAEConfig(d_in=32, d_sae=128, n_groups=4, target_l0=4.0))
+SAETrainer(SAETrainerConfig(256 * 600, 256, lr=1e-3, lr_end=1e-3), sae, data).fit()
 
 publication = publish(
     sae,
@@ -55,4 +42,5 @@ print(publication.summary())
 where = publication.folder or args.repo
 print(*list_published(where, endpoint=args.endpoint, token=args.token), sep="\n")
 loaded = load(where, publication.sae_ids[0], endpoint=args.endpoint, token=args.token)
+assert loaded.groups is not None  # as it would be for another architecture
 print(*loaded.groups.summary(), sep="\n")

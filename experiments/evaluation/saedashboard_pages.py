@@ -1,11 +1,12 @@
 """SAEDashboard's feature pages (sae-dashboard 0.8.0) of a saved GBA SAE.
 
 SAEDashboard does not resolve beside transformer-lens 3, so it needs a virtual environment of
-its own. It can do without this package: a saved GBA SAE is a stock SAELens SAE.
+its own, and no test runs this script. It can do without this package: a saved GBA SAE is a
+stock SAELens SAE.
 
     python -m venv dashboard
     dashboard/bin/pip install sae-dashboard==0.8.0 "transformer-lens<3" "pyarrow<21"
-    dashboard/bin/python examples/evaluate_with_saedashboard.py demo_output \\
+    dashboard/bin/python experiments/evaluation/saedashboard_pages.py demo_output \\
         --model FOLDER --dataset texts.jsonl
 
 FOLDER is the model as a Hugging Face folder (the demo keeps one in its cache), and the text

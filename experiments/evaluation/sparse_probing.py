@@ -1,10 +1,12 @@
 """Sparse probing of a saved SAE with sae-probes 0.4.2, the benchmark that SAEBench uses.
 
-sae-probes asks for xgboost, whose usual wheel brings a GPU library of 469 MB; so:
+A model's activations on whole data sets take long, so no test runs this script; what it calls is
+tested in tests/evaluation. sae-probes asks for xgboost, whose usual wheel brings a GPU library of
+469 MB; so:
 
-    pip install scikit-learn xgboost-cpu zstandard pandas
+    pip install 'sae-lens-gba[probes]'
     pip install --no-deps sae-probes==0.4.2
-    python examples/evaluate_with_sae_probes.py demo_output
+    python -m experiments.evaluation.sparse_probing demo_output
 
 Scores compare with published ones only at the benchmark's --max-seq-len of 1024.
 """

@@ -1,11 +1,12 @@
 """SAEBench's ``core`` evaluation (sae-bench 0.6.0) of a saved GBA SAE.
 
-SAEBench wants older libraries than sae-lens-gba, so it needs a virtual environment of its own.
-It can do without this package: a saved GBA SAE is a stock SAELens SAE.
+SAEBench wants older libraries than sae-lens-gba, so it needs a virtual environment of its own, and
+no test runs this script. It can do without this package: a saved GBA SAE is a stock SAELens SAE.
 
     python -m venv saebench && . saebench/bin/activate
     pip install sae-bench==0.6.0 'pyarrow<21' && pip uninstall -y torchvision
-    python examples/evaluate_with_saebench.py demo_output --model FOLDER --dataset texts.jsonl
+    python experiments/evaluation/saebench_core.py demo_output \\
+        --model FOLDER --dataset texts.jsonl
 
 FOLDER is the model as a Hugging Face folder (the demo keeps one in its cache), and the text
 file has a JSON object with a field "text" on each line.
