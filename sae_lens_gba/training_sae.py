@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -347,6 +346,7 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         norm = typical_norm(x - mean if self.cfg.apply_b_dec_to_input else x)
         if self._has_started():
             self.adapter.follow_norm(norm)
+            self._calibration = self._other_l0s = None
             if self.cfg.calibration_samples > 0:
                 self._recent.add(batch.detach())
         # a batch of zeros, of one row or of equal rows (but for rounding) says nothing
@@ -419,20 +419,24 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             bias, frequency = self._in_training
             self.set_bias(bias)
             self.adapter.frequency = frequency
-            self._in_training = self._calibration = self._other_l0s = None
-        elif not mode and self.training:
+            self._in_training = self._calibration = None
+        elif not mode and self.training and self._calibration is None:
             state = self.bias.clone(), self.adapter.frequency
             if self._calibrate():
                 self._in_training = state
         return super().train(mode)
 
-    def _settle(self) -> None:
-        """Calibrated biases become the SAE's own: training has ended."""
-        if self._in_training is None:
+    def settle(self) -> None:
+        """Make calibrated biases the SAE's own, as at the end of training.
+
+        Saving it in its stock form does that: the SAE that was trained and the one that was
+        saved are the same.
+        """
+        if self._calibration is None:
             self._calibrate()
         self._in_training = None
-        self._other_l0s = self._thresholds_for_other_l0s()
-        self._recent.batches.clear()
+        if self._other_l0s is None:
+            self._other_l0s = self._thresholds_for_other_l0s()
 
     def _calibrate(self) -> bool:
         """Put each group's mean on target on the recent samples; whether that could be done."""
@@ -490,16 +494,6 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         for batch in self._recent.batches:
             for rows in batch.split(CHUNK_ROWS):
                 yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
-
-    @contextmanager
-    def calibrated(self) -> Iterator[None]:
-        """In evaluation mode for a moment: what is saved is calibrated, training is untouched."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -591,7 +585,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
         The decoder's part goes to output_scale: its rows stay unit norm.
         """
-        self._settle()
+        self.settle()
+        self._recent.batches.clear()  # in the unit of before
         if not self._has_started():
             self.adapter.input_norm.fill_(math.sqrt(self.cfg.d_in))  # input_scale 1, as it was
         self._free_encoder()
@@ -610,7 +605,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         unwhitening_matrix: torch.Tensor,
     ) -> None:
         """As SAELens'; the norm of the raw inputs is estimated anew if training goes on."""
-        self._settle()
+        self.settle()
+        self._recent.batches.clear()  # in the unit of before
         self._other_l0s = None  # a whitening changes each latent's unit
         self._to_input_units()
         self._free_encoder()
@@ -665,16 +661,16 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        """Leave exactly the parameters of the stock architecture, calibrated."""
-        with self.calibrated():
-            weights = {
-                "W_enc": self.W_enc,
-                "b_enc": self.in_input_units(self.b_enc),
-                "W_dec": self._scaled_W_dec(),
-                "b_dec": self.in_input_units(self.b_dec),
-            }
-            if self._is_jumprelu:
-                weights["threshold"] = self.in_input_units(self.threshold)
+        """Leave exactly the parameters of the stock architecture, of calibrated biases."""
+        self.settle()
+        weights = {
+            "W_enc": self.W_enc,
+            "b_enc": self.in_input_units(self.b_enc),
+            "W_dec": self._scaled_W_dec(),
+            "b_dec": self.in_input_units(self.b_dec),
+        }
+        if self._is_jumprelu:
+            weights["threshold"] = self.in_input_units(self.threshold)
         state_dict.clear()
         for name, weight in weights.items():
             state_dict[name] = weight.detach().to(self.dtype).contiguous()
@@ -682,15 +678,14 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a stock SAE, with ``gba_groups.safetensors`` beside it."""
+        self.settle()
         metadata = self.cfg.metadata
-        with self.calibrated():
-            groups = self.groups_with_other_l0s()
-            self.cfg.metadata = self.stock_metadata()
-            try:
-                paths = super().save_inference_model(path)
-            finally:
-                self.cfg.metadata = metadata
-        groups.save(path)
+        self.cfg.metadata = self.stock_metadata()
+        try:
+            paths = super().save_inference_model(path)
+        finally:
+            self.cfg.metadata = metadata
+        self.groups().save(path)
         return paths
 
     def stock_metadata(self) -> SAEMetadata:
@@ -711,19 +706,15 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         return metadata
 
     def groups(self) -> NeuronGroups:
-        """Groups, targets, and frequencies: calibrated ones in evaluation mode.
+        """Groups, targets, and frequencies: as calibrated, or as at the last adaptation.
 
-        In training mode, frequencies are those measured at the last adaptation.
+        With thresholds for other L0s where the biases are `settled <settle>`.
         """
-        return self.adapter.groups()
-
-    def groups_with_other_l0s(self) -> NeuronGroups:
-        """`groups`, with the thresholds for other L0s that the recent samples tell."""
-        known = self._other_l0s or self._thresholds_for_other_l0s()
-        if known is None:
-            return self.groups()
-        l0s, offsets = known
-        return replace(self.groups(), other_l0s=l0s, offsets=offsets * self.input_scale)
+        groups = self.adapter.groups()
+        if self._other_l0s is None:
+            return groups
+        l0s, offsets = self._other_l0s
+        return replace(groups, other_l0s=l0s, offsets=offsets * self.input_scale)
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "GBATrainingSAE":

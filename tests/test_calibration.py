@@ -1,10 +1,10 @@
 import pytest
 import torch
-from toolbox import make_trainer, mixture, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.calibration import RecentSamples, calibrate_groups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
 def test_each_groups_thresholds_end_between_two_samples_by_hand() -> None:

@@ -9,18 +9,16 @@ user's: in evaluation mode, and as left by the last adaptation (``calibrated`` f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens.synthetic import HierarchyConfig, SyntheticModel, SyntheticModelConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
-from experiments.lab.command_line import run_experiment
+from experiments.lab.command_line import run_experiments
 from experiments.lab.training import TrainingSettings, build_sae, trainer_config
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 
-RESULTS = Path(__file__).parents[1] / "results"
 D_IN, D_SAE, HELD_OUT = 32, 256, 40 * 512
 
 Change = Callable[[int, torch.Tensor], torch.Tensor]  # of step and batch
@@ -182,13 +180,11 @@ def _explained_variance(sae: GBATrainingSAE, x: torch.Tensor) -> float:
 
 
 def main() -> None:
-    run_experiment(
-        "l0_control",
-        description="L0 against target_l0, in every condition we know of.",
-        config=Config(),
+    run_experiments(
+        "L0 against target_l0, in every condition we know of.",
+        {"l0_control": Config()},
+        run,
         quick={"seeds": (0,), "names": ("target_l0 4", "first batch x 10", "inputs x 1e+06")},
-        run=run,
-        results=RESULTS,
     )
 
 

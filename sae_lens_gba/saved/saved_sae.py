@@ -134,8 +134,7 @@ def as_saved(training_sae: TrainingSAE[Any], source: str = "the SAE") -> SavedSA
     saved = SavedSAE(sae, cfg)
     if not isinstance(training_sae, GBATrainingSAE):
         return saved
-    with training_sae.calibrated():
-        groups = training_sae.groups_with_other_l0s()
+    groups = training_sae.groups()
     frequency = groups.measured_frequency
     # the same numbers as SAELens' trainer writes, 1e-10 included
     log_sparsity = torch.log10(frequency.float() + 1e-10) if bool(frequency.any()) else None

@@ -1,7 +1,6 @@
 """From a training SAE to the stock SAE that its user gets, in memory."""
 
 import math
-from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,13 @@ def stock_form(training_sae: TrainingSAE[Any]) -> SAE[Any]:
     """The SAE, with metadata, that ``training_sae`` is saved as by `save_inference_model`.
 
     A BatchTopK SAE, for one, trains with a batch's top activations and is used with a
-    threshold. ``training_sae`` stays as it is; no weights are shared.
+    threshold. No weights are shared; a GBA SAE is calibrated by it, as by saving it.
     """
-    gba = training_sae if isinstance(training_sae, GBATrainingSAE) else None
-    with nullcontext() if gba is None else gba.calibrated():
-        weights = training_sae.state_dict()
-        training_sae.process_state_dict_for_saving_inference(weights)
-        cfg = deepcopy(training_sae.cfg.get_inference_sae_cfg_dict())
-        if gba is not None:
-            cfg["metadata"] = gba.stock_metadata().to_dict()
+    weights = training_sae.state_dict()
+    training_sae.process_state_dict_for_saving_inference(weights)
+    cfg = deepcopy(training_sae.cfg.get_inference_sae_cfg_dict())
+    if isinstance(training_sae, GBATrainingSAE):
+        cfg["metadata"] = training_sae.stock_metadata().to_dict()
     sae: SAE[Any] = SAE.from_dict(cfg)
     sae.load_state_dict(weights)
     return sae.eval()

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
-from toolbox import make_trainer, mixture, take_steps, tiny_config
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups, at_l0, calibrate, load
 from sae_lens_gba.errors import CalibrationError
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
 def samples(n: int, seed: int = 77) -> torch.Tensor:
