@@ -109,10 +109,12 @@ class BiasAdaptationHook:
         if not self.sae.training:
             return
         require_finite(tensor, step=int(self.adapter.n_steps))
-        if float(self.adapter.input_norm) == 0:
-            x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
-            centred = x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input
-            self.adapter.input_norm.copy_(typical_norm(centred))
+        x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
+        norm = typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
+        if float(self.adapter.input_norm) > 0:
+            self.adapter.follow_norm(norm)
+        else:
+            self.adapter.input_norm.copy_(norm)
 
     @torch.no_grad()
     def _on_hidden_pre(self, tensor: torch.Tensor, *, hook: HookPoint) -> None:

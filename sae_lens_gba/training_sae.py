@@ -332,6 +332,8 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
         weight = self._loss_weight(step_input.sae_in)
         output.loss = output.loss * weight
         output.losses = {name: loss * weight for name, loss in output.losses.items()}
+        # no loss, but SAELens' progress line and wandb show what stands here
+        output.losses["l0_over_target"] = self._l0_over_target(output.feature_acts.detach())
         if self.training and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
@@ -374,6 +376,12 @@ class GBATrainingSAE(TrainingSAE[GBATrainingSAEConfig]):
             self.set_bias(
                 quantile_bias(sae_in, self.W_enc, self.adapter.target_frequency, self.bias_range())
             )
+
+    def _l0_over_target(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        fires = feature_acts.values() if feature_acts.is_sparse else feature_acts > 0
+        n_active = fires.numel() if feature_acts.is_sparse else fires.sum()
+        n_samples = feature_acts.shape[:-1].numel()
+        return n_active / n_samples / self.adapter.target_frequency.sum()
 
     def _loss_weight(self, sae_in: torch.Tensor) -> torch.Tensor:
         """Makes the squared error that of inputs of the unit's scale."""

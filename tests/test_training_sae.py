@@ -207,7 +207,7 @@ def test_one_reconstruction_or_one_group_has_no_nested_loss() -> None:
     for settings in ({"n_nested_reconstructions": 1}, {"n_groups": 1}):
         sae = GBATrainingSAE(tiny_config(**settings))
         output = sae.training_forward_pass(step_input=step_input(next(mixture(0))))
-        assert set(output.losses) == {"mse_loss"}
+        assert set(output.losses) == {"mse_loss", "l0_over_target"}
 
 
 def test_b_dec_gets_its_gradient_from_the_output_alone() -> None:
@@ -270,6 +270,14 @@ def test_logged_metrics_and_histograms_are_finite_even_before_the_first_adaptati
     assert all(v == v and abs(v) != float("inf") for v in values.values())
     for name, histogram in sae.log_histograms().items():
         assert torch.isfinite(torch.from_numpy(histogram)).all(), name
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0], ids=["dense", "sparse"])
+def test_the_progress_line_shows_l0_over_target(density: float) -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(sparse_below_density=density)))
+    output = sae.training_forward_pass(step_input=step_input(next(mixture(0))))
+    l0 = float((output.feature_acts.to_dense() > 0).sum()) / 256
+    assert float(output.losses["l0_over_target"]) == pytest.approx(l0 / 4.0)
 
 
 def test_metrics_cost_nothing_when_nobody_logs() -> None:

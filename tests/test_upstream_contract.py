@@ -106,3 +106,11 @@ def test_hook_points_have_what_we_use() -> None:
     point(torch.ones(1))
     assert len(seen) == 1
     assert not point.has_hooks()
+
+
+def test_our_process_sae_in_is_saelens_where_the_scale_of_the_inputs_is_one() -> None:
+    for settings in ({}, {"apply_b_dec_to_input": False}, {"normalize_activations": "layer_norm"}):
+        sae = GBATrainingSAE(tiny_config(**settings))
+        sae.b_dec.data.normal_()
+        x = torch.randn(5, 16)
+        assert torch.equal(sae.process_sae_in(x), TrainingSAE.process_sae_in(sae, x))
