@@ -1,0 +1,206 @@
+"""Biases of a training SAE that give exactly the L0 asked for, whenever it is used."""
+
+import logging
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import SAEMetadata
+from typing_extensions import override
+
+from sae_lens_gba.calibration import (
+    LEAST_FIRINGS,
+    Calibration,
+    RecentSamples,
+    calibrate_groups,
+)
+from sae_lens_gba.gba_parameters import GBAParameters
+from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
+
+logger = logging.getLogger(__name__)
+
+# L0s for which thresholds are saved along, relative to the one trained for
+OTHER_L0S = tuple(2 ** (i / 2) for i in range(-6, 7))
+
+
+class CalibratedBiases(GBAParameters):
+    """Keeps the last samples of training; sets the biases on them once training pauses or ends.
+
+    While training, feedback moves the biases, so that L0 is right on average. An SAE that is
+    used has weights that no longer move, and can have it exactly.
+    """
+
+    # in evaluation mode: what biases and frequencies go back to when training goes on
+    _in_training: tuple[torch.Tensor, torch.Tensor] | None = None
+    _calibration: Calibration | None = None
+    _other_l0s: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self._recent = RecentSamples(self.cfg.calibration_samples)
+
+    def _keep_for_calibration(self, batch: torch.Tensor) -> None:
+        self._calibration = self._other_l0s = None
+        if self.cfg.calibration_samples > 0:
+            self._recent.add(batch.detach())
+
+    @override
+    def train(self, mode: bool = True) -> "CalibratedBiases":
+        """In evaluation mode biases are calibrated on the last ``calibration_samples``.
+
+        Training goes on with the biases it had, whether or not it was evaluated in between.
+        """
+        if mode and self._in_training is not None:
+            bias, frequency = self._in_training
+            self.set_bias(bias)
+            self.adapter.frequency = frequency
+            self._in_training = self._calibration = None
+        elif not mode and self.training and self._calibration is None:
+            state = self.bias.clone(), self.adapter.frequency
+            if self._calibrate():
+                self._in_training = state
+        return super().train(mode)
+
+    def settle(self) -> None:
+        """Make calibrated biases the SAE's own, as at the end of training.
+
+        Saving it in its stock form does that: the SAE that was trained and the one that was
+        saved are the same.
+        """
+        if self._calibration is None:
+            self._calibrate()
+        self._in_training = None
+        if self._other_l0s is None:
+            self._other_l0s = self._thresholds_for_other_l0s()
+
+    def _calibrate(self) -> bool:
+        """Put each group's mean on target on the recent samples; whether that could be done."""
+        adapter = self.adapter
+        target_l0 = float(adapter.target_frequency.sum())
+        for found in self._calibrated_for([target_l0]):
+            if found.l0 < 0.99 * target_l0:
+                logger.warning(
+                    "target_l0=%.4g can't be had: with all biases at 0, %.4g latents are active "
+                    "a sample; the biases were not calibrated.", target_l0, found.l0
+                )  # fmt: skip
+                return False
+            unit = self._margin_unit()
+            self.set_bias((self.bias - found.offset[adapter.group] * unit).clamp(max=0))
+            adapter.frequency = found.frequency.to(adapter.frequency.dtype)
+            self._calibration = found
+            return True
+        return False
+
+    @torch.no_grad()
+    def _calibrated_for(self, l0s: list[float]) -> list[Calibration]:
+        """On the recent samples; empty where they are too few to say anything."""
+        adapter, n_samples = self.adapter, len(self._recent)
+        group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
+        sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
+        rarest = float((group_frequency * sizes).min())
+        if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
+            return []
+        return calibrate_groups(
+            self._recent_pre_activations,
+            -self.bias,
+            self._margin_unit(),
+            adapter.group,
+            group_frequency,
+            l0s,
+        )
+
+    def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
+        target_l0 = float(self.adapter.target_frequency.sum())
+        wanted = [factor * target_l0 for factor in OTHER_L0S]
+        found = self._calibrated_for(wanted)
+        found = [c for c, l0 in zip(found, wanted, strict=False) if 0.99 * l0 < c.l0 < 1.01 * l0]
+        if not found:
+            return None
+        return torch.tensor([c.l0 for c in found]), torch.stack([c.offset for c in found], dim=1)
+
+    def _margin_unit(self) -> torch.Tensor:
+        return self.W_enc.detach().norm(dim=0).to(self.state_dtype)
+
+    @torch.no_grad()
+    def _recent_pre_activations(self) -> Iterator[torch.Tensor]:
+        """Biases left out, in units of `input_scale`, chunks of (n, d_sae)."""
+        W_enc = self.W_enc
+        for batch in self._recent.batches:
+            for rows in batch.split(CHUNK_ROWS):
+                yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Save as a stock SAE, with ``gba_groups.safetensors`` beside it."""
+        self.settle()
+        metadata = self.cfg.metadata
+        self.cfg.metadata = self.stock_metadata()
+        try:
+            paths = super().save_inference_model(path)
+        finally:
+            self.cfg.metadata = metadata
+        self.groups().save(path)
+        return paths
+
+    def stock_metadata(self) -> SAEMetadata:
+        """The SAE's own, with groups, L0 and scale of the inputs as they are saved."""
+        metadata, found = deepcopy(self.cfg.metadata), self._calibration
+        measured = float(self.adapter.frequency.sum()) if found is None else found.l0
+        metadata.gba = {
+            "groups": self.groups().summary(),
+            "l0": {
+                "target": float(self.adapter.target_frequency.sum()),
+                "measured": measured,
+                "n_samples": None if found is None else found.n_samples,
+            },
+            "input_scale": float(self.input_scale),
+        }
+        if found is not None:  # of the saved biases; the trainer's is a mean over training
+            metadata.l0 = measured
+        return metadata
+
+    def groups(self) -> NeuronGroups:
+        """Groups, targets, and frequencies: as calibrated, or as at the last adaptation.
+
+        With thresholds for other L0s where the biases are `settled <settle>`.
+        """
+        groups = self.adapter.groups()
+        if self._other_l0s is None:
+            return groups
+        l0s, offsets = self._other_l0s
+        return replace(groups, other_l0s=l0s, offsets=offsets * self.input_scale)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        self.settle()
+        super().process_state_dict_for_saving_inference(state_dict)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        self._in_training = self._calibration = self._other_l0s = None
+        self._recent.batches.clear()
+
+    @override
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        self.settle()
+        self._recent.batches.clear()  # their unit is that of before
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+
+    @override
+    def fold_activation_whitening(
+        self,
+        mean: torch.Tensor,
+        whitening_matrix: torch.Tensor,
+        unwhitening_matrix: torch.Tensor,
+    ) -> None:
+        self.settle()
+        self._recent.batches.clear()
+        self._other_l0s = None  # a whitening changes each latent's unit
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)

@@ -1,0 +1,253 @@
+"""Parameters of a GBA training SAE: their units, folds, and what is saved of them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sae_lens import TrainingSAE
+from torch import nn
+from typing_extensions import override
+
+from sae_lens_gba.bias_adapter import BiasAdapter
+from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.precision import apply_keeping_float32
+from sae_lens_gba.unit_norm_rows import normalise_rows
+
+
+class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
+    """Everything about a `GBATrainingSAE` but what it computes; its table says what is what.
+
+    ``b_dec``, ``b_enc`` and ``threshold`` are in units of `input_scale`, W_enc and W_dec have
+    none. What is saved in stock form is in units of the input.
+    """
+
+    run_time_activation_norm_fn_in: Callable[[torch.Tensor], torch.Tensor]
+    run_time_activation_norm_fn_out: Callable[[torch.Tensor], torch.Tensor]
+    encoder_correction: nn.Parameter  # unless tied, or folded: then W_enc is a parameter
+    b_enc: nn.Parameter
+    threshold: nn.Parameter  # with JumpReLU only
+    output_scale: nn.Parameter
+    adapter: BiasAdapter
+    _encoder_follows_decoder = False  # W_enc is a parameter until the weights are there
+    _started = False
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        cfg = self.cfg
+        del self.W_enc
+        self._encoder_follows_decoder = True
+        if not cfg.tied:
+            self.encoder_correction = nn.Parameter(torch.zeros_like(self.W_dec))
+        self._nested_set_of_group = cfg.nested_set_of_group()
+        self._n_nested_sets = self._nested_set_of_group[-1] + 1
+        zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
+        self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
+        if cfg.activation == "jumprelu":
+            self.threshold = nn.Parameter(zeros.clone(), requires_grad=False)
+        self.output_scale = nn.Parameter(
+            zeros + cfg.output_scale_init, requires_grad=cfg.learn_output_scale
+        )
+        self.adapter = BiasAdapter(
+            cfg.spectrum(),
+            cfg.bias_update,
+            cfg.rates_for(cfg.d_in),
+            cfg.adapt_every_n_steps,
+            self.state_dtype,
+            self.device,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "W_enc" and self._encoder_follows_decoder:
+            if self.cfg.tied:
+                return self.W_dec.T
+            rate = self.cfg.encoder_correction_rate
+            return torch.add(self.W_dec, self.encoder_correction, alpha=rate).T
+        return super().__getattr__(name)
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """Of biases, scales and statistics: that of the weights, at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def bias(self) -> torch.Tensor:
+        """The adapted biases b, at most 0, in units of `input_scale`, shape (d_sae,)."""
+        return -self.threshold.data if self._is_jumprelu else self.b_enc.data
+
+    def set_bias(self, bias: torch.Tensor) -> None:
+        """Put new biases in place, in units of `input_scale`; shape (d_sae,)."""
+        if self._is_jumprelu:
+            self.threshold.data.copy_(-bias)
+        else:
+            self.b_enc.data.copy_(bias)
+
+    def bias_range(self) -> torch.Tensor:
+        """c of the biases' range [-c, 0], in units of `input_scale`, shape (d_sae,)."""
+        return math.sqrt(self.cfg.d_in) * self.W_enc.detach().norm(dim=0)
+
+    @property
+    def input_scale(self) -> torch.Tensor:
+        """Typical norm of the centred input / sqrt(d_in), shape (); 1 until it is known.
+
+        The unit of ``b_dec``, ``b_enc`` and ``threshold`` while training. Together with a loss in
+        its square it makes training the same whatever the unit of the activations, and lets the
+        biases follow when that changes. A saved SAE is in units of the input.
+        """
+        norm = self.adapter.input_norm
+        return torch.where(norm > 0, norm / math.sqrt(self.cfg.d_in), 1.0)
+
+    def in_input_units(self, parameter: torch.Tensor) -> torch.Tensor:
+        """``b_dec``, ``b_enc`` or ``threshold`` in units of the input."""
+        return self.input_scale * parameter
+
+    @override
+    def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
+        # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
+        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        x = self.run_time_activation_norm_fn_in(x)
+        return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
+
+    @torch.no_grad()
+    def _to_input_units(self) -> None:
+        """From here on, until the scale is known anew, the unit is that of the inputs."""
+        for parameter in (self.b_dec, *self._encoder_biases()):
+            parameter.data.mul_(self.input_scale)
+        self.adapter.input_norm.zero_()
+        self._started = False
+
+    def _has_started(self) -> bool:
+        """Whether the scale of the inputs is known; nothing is learnt before."""
+        if not self._started:
+            self._started = float(self.adapter.input_norm) > 0
+        return self._started
+
+    def _encoder_biases(self) -> list[nn.Parameter]:
+        return [self.b_enc, self.threshold] if self._is_jumprelu else [self.b_enc]
+
+    @property
+    def _is_jumprelu(self) -> bool:
+        return self.cfg.activation == "jumprelu"
+
+    def _scaled_W_dec(self) -> torch.Tensor:
+        return self.W_dec * self.output_scale.to(self.dtype).unsqueeze(1)
+
+    def _free_encoder(self) -> None:
+        """From here on the encoder is a parameter of its own."""
+        if not self._encoder_follows_decoder:
+            return
+        W_enc = nn.Parameter(self.W_enc.detach().clone(memory_format=torch.preserve_format))
+        if self.cfg.tied:
+            self.cfg.tied = False
+            self.cfg.add_training_info_to_metadata()
+        else:
+            del self.encoder_correction
+        self._encoder_follows_decoder = False
+        self.W_enc = W_enc
+
+    def correction_for(self, W_enc: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
+        """The encoder_correction that makes ``W_enc`` (d_in, d_sae) of ``W_dec`` (d_sae, d_in)."""
+        return (W_enc.T - W_dec) / self.cfg.encoder_correction_rate
+
+    def _move_row_norms_to_output_scale(self) -> None:
+        self.output_scale.data.mul_(self.W_dec.norm(dim=1))
+        normalise_rows(self.W_dec)
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """As SAELens': same activations from raw inputs, in whose units input_scale is then.
+
+        The decoder's part goes to output_scale: its rows stay unit norm.
+        """
+        if not self._has_started():
+            self.adapter.input_norm.fill_(math.sqrt(self.cfg.d_in))  # input_scale 1, as it was
+        self._free_encoder()
+        for encoder_side in (self.W_enc, *self._encoder_biases()):
+            encoder_side.data.mul_(scaling_factor)
+        self.output_scale.data.div_(scaling_factor)
+        self.adapter.input_norm /= scaling_factor
+        self.cfg.normalize_activations = "none"
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self,
+        mean: torch.Tensor,
+        whitening_matrix: torch.Tensor,
+        unwhitening_matrix: torch.Tensor,
+    ) -> None:
+        """As SAELens'; the norm of the raw inputs is estimated anew if training goes on."""
+        self._to_input_units()
+        self._free_encoder()
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self._move_row_norms_to_output_scale()
+
+    @override
+    @torch.no_grad()
+    def get_W_dec_norm(self) -> torch.Tensor:
+        """Norms of the decoder rows, output scale included, shape (d_sae,)."""
+        return self._scaled_W_dec().norm(dim=-1).clamp(min=1e-8)
+
+    @override
+    @torch.no_grad()
+    def fold_and_get_W_dec_norm(self) -> torch.Tensor:
+        """Move the decoder's norms, output scale included, into encoder and biases."""
+        norms = self.get_W_dec_norm()
+        self._free_encoder()
+        for encoder_side in (self.W_enc, *self._encoder_biases()):
+            encoder_side.data.mul_(norms)
+        self.output_scale.data.div_(norms)
+        return norms
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        if "W_enc" in state_dict:
+            state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        W_enc = state_dict.pop("W_enc", None)  # of an SAE that was folded
+        if W_enc is not None:
+            if self.cfg.tied:
+                raise ValueError(
+                    "tied=True, but the checkpoint has an encoder of its own (it was folded at the "
+                    "end of training): set tied=False to go on from it."
+                )
+            state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
+        if "adapter.band" not in state_dict:
+            self._to_todays_units(state_dict)
+        self._started = False
+
+    def _to_todays_units(self, state_dict: dict[str, Any]) -> None:
+        """Of a checkpoint of before version 0.1, whose biases were in units of the input."""
+        norm = float(state_dict["adapter.input_norm"])
+        if norm > 0:
+            for name in ("b_dec", "b_enc", "threshold", "adapter.peak"):
+                if name in state_dict:
+                    state_dict[name] = state_dict[name] / (norm / math.sqrt(self.cfg.d_in))
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """Leave exactly the parameters of the stock architecture."""
+        weights = {
+            "W_enc": self.W_enc,
+            "b_enc": self.in_input_units(self.b_enc),
+            "W_dec": self._scaled_W_dec(),
+            "b_dec": self.in_input_units(self.b_dec),
+        }
+        if self._is_jumprelu:
+            weights["threshold"] = self.in_input_units(self.threshold)
+        state_dict.clear()
+        for name, weight in weights.items():
+            state_dict[name] = weight.detach().to(self.dtype).contiguous()
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> "GBAParameters":
+        names = ("b_enc", "threshold", "output_scale")
+        kept = {name: p.data for name, p in self.named_parameters() if name in names}
+        apply_keeping_float32(
+            kept, lambda: super(GBAParameters, self)._apply(*args, **kwargs), self.get_parameter
+        )
+        return self

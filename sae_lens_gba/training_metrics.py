@@ -1,0 +1,56 @@
+"""What a GBA training SAE tells wandb of its groups, through SAELens' trainer."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sae_lens_gba.bias_adapter import BiasAdapter
+from sae_lens_gba.metrics import share_on_target
+
+
+def training_metrics(
+    adapter: BiasAdapter, bias: torch.Tensor
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Scalars by name, computed when called; frequencies are those of the last adaptation."""
+    targets, frequency = adapter.targets, adapter.frequency
+    relative = frequency / adapter.target_frequency
+    by_group = targets.group_mean(relative)
+    bias_by_group = targets.group_mean(bias)
+    metrics: dict[str, Callable[[], torch.Tensor]] = {
+        "gba/l0_from_frequencies": frequency.sum,
+        "gba/l0_target": adapter.target_frequency.sum,
+        "gba/share_above_target": (relative > 1).float().mean,
+        "gba/share_within_factor_2_of_target": partial(
+            share_on_target, frequency, adapter.target_frequency
+        ),
+        "gba/share_dead": (frequency < adapter.rates.dead_frequency).float().mean,
+    }
+    for k in range(targets.n_groups):
+        metrics[f"gba/frequency_over_target/group_{k:02d}"] = by_group[k].clone
+        metrics[f"gba/bias/group_{k:02d}"] = bias_by_group[k].clone
+    for percent in (5, 50, 95):
+        metrics[f"gba/bias/percentile_{percent:02d}"] = partial(torch.quantile, bias, percent / 100)
+    return metrics
+
+
+def histograms(
+    adapter: BiasAdapter, bias: torch.Tensor, output_scale: torch.Tensor
+) -> dict[str, NDArray[Any]]:
+    """Values of all latents by name, (d_sae,) each."""
+    floor = math.exp(-20)  # log of a silent neuron must stay finite for wandb
+    relative = adapter.frequency / adapter.target_frequency
+    return {
+        "weights/output_scale": _numpy(output_scale),
+        "gba/log10_frequency": _numpy(adapter.frequency.clamp(min=floor).log10()),
+        "gba/log10_frequency_over_target": _numpy(relative.clamp(min=floor).log10()),
+        "gba/bias": _numpy(bias),
+    }
+
+
+def _numpy(values: torch.Tensor) -> NDArray[np.floating[Any]]:
+    return values.detach().float().cpu().numpy()
