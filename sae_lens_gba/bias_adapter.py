@@ -114,8 +114,11 @@ class BiasAdapter(nn.Module):
                 group.cpu()
             ]
         lossy = torch.finfo(torch.float32).eps
-        for name in ("near_counts", "band"):  # not in checkpoints of before version 0.1
-            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(getattr(self, name)))
+        # not in checkpoints of before version 0.1; SAELens loads onto the meta device
+        for name, like in (("near_counts", "fire_counts"), ("band", "peak")):
+            if f"{prefix}{like}" in state_dict:
+                zeros = torch.zeros_like(state_dict[f"{prefix}{like}"])
+                state_dict.setdefault(f"{prefix}{name}", zeros)
         for name in ("fire_counts", "near_counts", "silent_samples", "n_samples", "n_steps"):
             value = state_dict.get(f"{prefix}{name}")
             if value is not None and value.is_floating_point():
