@@ -33,6 +33,7 @@ Source: arXiv 2506.14002, section 3 ("paper"); the other rules are this project'
 rule, write one function and name it in UPDATE_RULES: configs and the command line take it then.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ import torch
 
 _OVERDUE = 5.0  # times a neuron should have fired while it was silent
 _FEWEST_ABOVE = 4  # samples of a batch that must lie above a threshold to say where it is
+_TOO_LARGE = 1e8  # times a typical norm: float32 overflows in the gradient's squared norm
 _GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
 
 
@@ -309,16 +311,27 @@ def _quantile(values: torch.Tensor, share_above: torch.Tensor) -> torch.Tensor:
     return torch.where(n * share_above < _FEWEST_ABOVE, beyond, inside)
 
 
-def require_finite(sae_in: torch.Tensor, step: int) -> None:
-    """Stop before NaN or Inf in a batch reaches counters, biases or weights.
+def require_usable(sae_in: torch.Tensor, step: int) -> None:
+    """Stop before a batch that can't be learnt from reaches counters, biases or weights.
+
+    One read from the device.
+
+    Args:
+        sae_in: a batch, shape (n, d_in).
+        step: for the message.
 
     Raises:
-        ValueError: names the step.
+        ValueError: NaN or Inf, or a value so large that its squared gradient would overflow.
     """
-    # a sum is finite only if all its terms are; in float32, which float16 can't overflow
-    total = sae_in.sum(dtype=torch.promote_types(sae_in.dtype, torch.float32))
-    if not torch.isfinite(total):
+    largest, typical = torch.stack([sae_in.abs().amax().float(), typical_norm(sae_in)]).tolist()
+    untouched = "biases and weights were not touched"
+    if not math.isfinite(largest):
         raise ValueError(
-            f"sae_in has NaN or Inf at training step {step}: biases and weights were not "
-            "touched. Look for it in the activations: their source and their dtype."
+            f"sae_in has NaN or Inf at training step {step}: {untouched}. Look for it in the "
+            "activations: their source and their dtype."
+        )
+    if largest > _TOO_LARGE * typical > 0:
+        raise ValueError(
+            f"sae_in has a value of {largest:.2g} at training step {step}, where a typical sample "
+            f"has norm {typical:.2g}: {untouched}. Leave such samples out, or scale them down."
         )

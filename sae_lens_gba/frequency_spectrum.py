@@ -14,7 +14,7 @@ import torch
 
 GroupSizing = Literal["equal", "power_law"]
 
-_BISECTION_STEPS = 200
+_BISECTION_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,10 @@ def group_sizes(
     # relative to the highest frequency, so that no power overflows
     weights = [(p / frequencies[0]) ** -power for p in frequencies]
     spare = d_sae - len(weights)  # one neuron a group is spoken for
-    shares = [d_sae * w / sum(weights) for w in weights]
+    total = sum(weights)
+    shares = [d_sae * w / total for w in weights]
     wanted = [max(0.0, share - 1) for share in shares]
-    scale = spare / sum(wanted) if sum(wanted) > 0 else 0.0
+    scale = spare / max(sum(wanted), 1e-300)
     extra = [w * scale for w in wanted]
     sizes = [1 + math.floor(e) for e in extra]
     by_remainder = sorted(range(len(extra)), key=lambda k: math.floor(extra[k]) - extra[k])
@@ -95,9 +96,12 @@ def build_spectrum(
     solution; with those integers fixed, the lowest frequency is then solved again.
     With one group there is no range: its frequency is ``target_l0 / d_sae``.
 
+    Where ``d_sae`` neurons can't be that many groups, or not with so low a ``target_l0``, there
+    are fewer.
+
     Args:
         d_sae: number of neurons.
-        n_groups: number of groups K.
+        n_groups: number of groups K, at most.
         highest: target frequency of the most active group, share of samples.
         lowest: target frequency of the least active group, share of samples.
         sizing: "equal" groups (the paper), or "power_law": size_k ~ p_k ** -exponent.
@@ -108,26 +112,49 @@ def build_spectrum(
     Raises:
         ValueError: ``target_l0`` can't be had; names the nearest value that can.
     """
+    n_groups = min(n_groups, d_sae)
     if target_l0 is None:
         return _spectrum(d_sae, n_groups, highest, lowest, sizing, exponent)
-    if n_groups == 1:
-        _require_reachable(target_l0, d_sae * floor, d_sae * highest, d_sae, highest)
-        return FrequencySpectrum((target_l0 / d_sae,), (d_sae,))
+
+    least, most = d_sae * floor, d_sae * highest
+    if target_l0 < least or target_l0 > most:
+        limit, value = ("dead_frequency", floor) if target_l0 < least else (
+            "highest_target_frequency", highest)  # fmt: skip
+        nearest = least * (1 + 1e-5) if target_l0 < least else most * (1 - 1e-5)
+        raise ValueError(
+            f"target_l0={target_l0} can't be reached with d_sae={d_sae} and {limit}={value}: the "
+            f"nearest possible value is {nearest:.6g}; ask for that, or change {limit} or d_sae."
+        )
+    while n_groups > 1:
+        spectrum = _solve(target_l0, d_sae, n_groups, highest, sizing, exponent, floor)
+        if spectrum is not None:
+            return spectrum
+        n_groups //= 2
+    return FrequencySpectrum((target_l0 / d_sae,), (d_sae,))
+
+
+def _solve(
+    l0: float,
+    d_sae: int,
+    n_groups: int,
+    highest: float,
+    sizing: GroupSizing,
+    exponent: float,
+    floor: float,
+) -> FrequencySpectrum | None:
+    """None where this many groups, the highest fixed, can't have that L0."""
 
     def with_lowest(lowest: float) -> FrequencySpectrum:
         return _spectrum(d_sae, n_groups, highest, lowest, sizing, exponent)
 
-    _require_reachable(target_l0, with_lowest(floor).l0, with_lowest(highest).l0, d_sae, highest)
-    guess = _bisect(lambda low: with_lowest(low).l0, target_l0, floor, highest)
+    guess = _bisect(lambda low: with_lowest(low).l0, l0, floor, highest)
     sizes = with_lowest(guess).sizes
 
-    def l0_of(lowest: float) -> float:
-        frequencies = geometric_frequencies(highest, lowest, n_groups)
-        return FrequencySpectrum(frequencies, sizes).l0
+    def with_sizes(lowest: float) -> FrequencySpectrum:
+        return FrequencySpectrum(geometric_frequencies(highest, lowest, n_groups), sizes)
 
-    _require_reachable(target_l0, l0_of(floor), l0_of(highest), d_sae, highest)
-    lowest = _bisect(l0_of, target_l0, floor, highest)
-    return FrequencySpectrum(geometric_frequencies(highest, lowest, n_groups), sizes)
+    spectrum = with_sizes(_bisect(lambda low: with_sizes(low).l0, l0, floor, highest))
+    return spectrum if math.isclose(spectrum.l0, l0, rel_tol=1e-9) else None
 
 
 def _spectrum(
@@ -151,20 +178,3 @@ def _bisect(l0_of: Callable[[float], float], target: float, low: float, high: fl
         else:
             high = middle
     return math.sqrt(low * high)
-
-
-def _require_reachable(
-    target_l0: float, least: float, most: float, d_sae: int, highest: float
-) -> None:
-    slack = 1e-9 * most
-    if least - slack <= target_l0 <= most + slack:
-        return
-    if target_l0 > most:
-        nearest, remedy = most, "raise highest_target_frequency or d_sae"
-    else:
-        nearest, remedy = least, "lower highest_target_frequency or n_groups"
-    raise ValueError(
-        f"target_l0={target_l0} can't be reached with d_sae={d_sae} and "
-        f"highest_target_frequency={highest}: the nearest possible value is "
-        f"{nearest:.6g}; ask for that, or {remedy}."
-    )

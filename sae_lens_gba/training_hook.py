@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 
 from sae_lens_gba.adaptation_settings import AdaptationSettings
 from sae_lens_gba.atomic_write import write_atomically
-from sae_lens_gba.bias_adaptation import require_finite, typical_norm
+from sae_lens_gba.bias_adaptation import require_usable, typical_norm
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.neuron_groups import NeuronGroups
 
@@ -108,7 +108,7 @@ class BiasAdaptationHook:
     def _on_input(self, tensor: torch.Tensor, *, hook: HookPoint) -> None:
         if not self.sae.training:
             return
-        require_finite(tensor, step=int(self.adapter.n_steps))
+        require_usable(tensor, step=int(self.adapter.n_steps))
         x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
         norm = typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
         if float(self.adapter.input_norm) > 0:

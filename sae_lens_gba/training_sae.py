@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
-from sae_lens_gba.bias_adaptation import quantile_bias, require_finite, typical_norm
+from sae_lens_gba.bias_adaptation import quantile_bias, require_usable, typical_norm
 from sae_lens_gba.calibrated_biases import CalibratedBiases
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
@@ -182,7 +182,7 @@ class GBATrainingSAE(CalibratedBiases):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        require_finite(step_input.sae_in, step_input.n_training_steps)
+        require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
             keep_rows_at_unit_norm(self.W_dec)
             self._take_in(step_input.sae_in)

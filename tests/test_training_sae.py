@@ -242,18 +242,41 @@ def test_every_rule_trains(rule: str) -> None:
     assert (sae.bias < 0).any()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_or_inf_in_a_batch_stops_and_touches_nothing(bad: float) -> None:
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (float("nan"), "NaN or Inf at training step 3"),
+        (float("inf"), "NaN or Inf at training step 3"),
+        (1e20, r"a value of 1e\+20 at training step 3, where a typical sample has norm \d"),
+        (3e38, r"a value of 3e\+38 at training step 3"),
+    ],
+)
+def test_a_batch_that_can_not_be_learnt_from_stops_and_touches_nothing(
+    bad: float, says: str
+) -> None:
     sae = GBATrainingSAE(tiny_config())
     trainer = make_trainer(sae, 10)
     take_steps(trainer, 3)
     before = copy.deepcopy(sae.state_dict())
     batch = next(mixture(0))
     batch[3, 5] = bad
-    with pytest.raises(ValueError, match="NaN or Inf at training step 3"):
+    with pytest.raises(ValueError, match=says):
         trainer.step(batch)
     for name, value in sae.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("large", [1e5, 1e7])
+@pytest.mark.parametrize("at_step", [0, 3])
+def test_massive_activations_are_survived(large: float, at_step: int) -> None:
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 10)
+    take_steps(trainer, at_step)
+    batch = next(mixture(0))
+    batch[3] *= large
+    trainer.step(batch)
+    take_steps(trainer, 5)
+    assert all(bool(torch.isfinite(value).all()) for value in sae.state_dict().values())
 
 
 def test_logged_metrics_and_histograms_are_finite_even_before_the_first_adaptation() -> None:
