@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
@@ -63,7 +63,7 @@ def check_target(revision: str | None, create_pr: bool) -> None:
         )
 
 
-def is_hub_name(name: object) -> bool:
+def is_hub_name(name: object) -> TypeGuard[str]:
     """Whether ``name`` can be the name of a model or data set on the Hub."""
     return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
 

@@ -197,7 +197,7 @@ def own_errors(source: object) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingFileError(f"{source} is not a whole SAE: {error}.") from error
     except _OF_UNREADABLE_FILES as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DamagedFileError(
             f"the SAE in {source} can't be loaded ({reason}): copy or download it again."
         ) from error
