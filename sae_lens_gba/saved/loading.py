@@ -3,8 +3,8 @@
 import logging
 from glob import escape
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATION_WHITENING_FILENAME,
@@ -67,17 +67,20 @@ def load(
         folder = local / _choose(local, sae_id, str(source))
         return read_saved(folder, device, dtype, sae_id=sae_id, source=str(source))
     repo_id = str(source)
-    api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
-    options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    options: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "endpoint": endpoint,
+    }
     commit = revision
     if sae_id is None:
-        snapshot = download(api, repo_id, _CFG_PATTERNS, revision=revision, **options)
+        snapshot = download(repo_id, _CFG_PATTERNS, revision=revision, **options)
         sae_id = _choose(snapshot, None, repo_id)
         commit = snapshot.name  # the same, whatever is published in between
     prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
     wanted = [f"{prefix}{name}" for name in _FILES]
-    options["force_download"] = force_download
-    snapshot = download(api, repo_id, wanted, revision=commit, **options)
+    snapshot = download(repo_id, wanted, revision=commit, force_download=force_download, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(
             f"{source} has no SAE {sae_id!r} at {revision or 'main'}: "
@@ -110,9 +113,15 @@ def list_published(
     """
     folder = _folder(source)
     if folder is None:
-        api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
-        options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = download(api, str(source), _CFG_PATTERNS, revision=revision, **options)
+        folder = download(
+            str(source),
+            _CFG_PATTERNS,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            endpoint=endpoint,
+        )
     listed = []
     for sae_id in _ids(folder):
         try:
