@@ -127,7 +127,7 @@ class Remote:
             info = self.api.model_info(self.repo_id, revision=self.revision)
         except RevisionNotFoundError:
             self._create_branch()
-            return self._state_to_build_on()
+            info = self.api.model_info(self.repo_id, revision=self.revision)
         except RepositoryNotFoundError as error:
             if self.first_sha is not None or self.made:
                 raise PublishError(GONE.format(repo_id=self.repo_id)) from error

@@ -117,11 +117,23 @@ def test_the_trainers_l0_stands_in_where_biases_were_never_adapted() -> None:
     assert entry.dead is None
 
 
-def test_an_evaluation_goes_before_the_trainers_figures() -> None:
+@pytest.mark.parametrize(
+    ("evaluation", "l0", "dead"),
+    [
+        ({"sparsity": {"l0": 0.9}, "dead": 0}, 0.9, 0),
+        ({"l0": 3}, 3, 1),
+        ({"metrics/l0": 3.5}, 3.5, 1),
+        ({"l0_like": 1.0, "l0": True}, 2 * 0.2437 + 6 * 0.04996, 1),
+    ],
+)
+def test_an_evaluation_under_saelens_names_goes_before_the_trainers_figures(
+    evaluation: dict[str, Any], l0: float, dead: int
+) -> None:
     content = cfg()
-    content["metadata"]["gba"]["evaluation"] = {"sparsity": {"l0": 0.9}, "dead": 0}
+    content["metadata"]["gba"]["evaluation"] = evaluation
     entry = CardEntry.from_cfg("a", content, None)
-    assert (entry.l0, entry.dead) == (0.9, 0)
+    assert entry.l0 == pytest.approx(l0)
+    assert entry.dead == dead
 
 
 @pytest.mark.parametrize(
@@ -148,11 +160,6 @@ def test_an_sae_that_does_not_say_its_model_and_hook_gets_a_card() -> None:
     assert "base_model" not in front_matter(REPO, [entry])
     assert front_matter(REPO, [*entries(), entry])["base_model"] == "openai-community/gpt2"
     assert "| `a` | `?` | 8 |" in card_body(REPO, [entry])
-
-
-def test_another_dtype_is_in_the_loading_code() -> None:
-    entry = CardEntry.from_cfg("a", cfg(dtype="bfloat16"), None)
-    assert '"a", dtype="bfloat16")' in card_body(REPO, [entry])
 
 
 # --- beside what a person wrote ---
