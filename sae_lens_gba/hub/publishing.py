@@ -144,7 +144,8 @@ def publish(
                 logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
             api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
             remote = Remote(api, repo_id, revision, create_pr, private)
-            info = remote.commit(contents.operations, commit_message or _default_message(entries))
+            what = entries[0].sae_id if len(entries) == 1 else f"{len(entries)} SAEs"
+            info = remote.commit(contents.operations, commit_message or f"Publish {what}")
             publication = replace(
                 contents.publication(),
                 commit_oid=info.oid,
@@ -164,10 +165,6 @@ def _require_empty(folder: Path) -> None:
         raise InvalidPublicationError(
             f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
         )
-
-
-def _default_message(entries: Sequence[CardEntry]) -> str:
-    return f"Publish {entries[0].sae_id if len(entries) == 1 else f'{len(entries)} SAEs'}"
 
 
 @dataclass(frozen=True)
