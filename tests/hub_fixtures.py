@@ -64,7 +64,7 @@ def edit(hub: LocalHub, **files: bytes | None) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache_and_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache_and_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
@@ -140,7 +140,7 @@ def with_plots() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_plots_unless_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_plots_unless_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "with_plots" not in request.fixturenames:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if not installed
 

@@ -9,7 +9,6 @@ until interrupted: ``python -m tests.local_hub``.
 """
 
 import hashlib
-import itertools
 import re
 import threading
 from collections.abc import Callable
@@ -133,5 +132,4 @@ if __name__ == "__main__":
     with LocalHub() as local_hub:
         sys.stdout.write(f"HF_ENDPOINT={local_hub.endpoint} HF_TOKEN={local_hub.token}\n")
         sys.stdout.flush()
-        for _ in itertools.count():
-            threading.Event().wait(60)
+        threading.Event().wait()

@@ -108,10 +108,6 @@ class HubEndpoints(BaseHTTPRequestHandler):
             raise Answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
         return oid
 
-    def whoami(self) -> None:
-        self._may_write()
-        raise Answer(200, {"name": "user", "type": "user", "orgs": []})
-
     def validate_yaml(self) -> None:
         content = json.loads(self.body)["content"]
         match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
@@ -129,7 +125,7 @@ class HubEndpoints(BaseHTTPRequestHandler):
     def create(self) -> None:
         self._may_write()
         asked = json.loads(self.body)
-        name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+        name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repos:
             raise Answer(409, {"error": "You already created this model repo", "url": name})
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -139,8 +135,7 @@ class HubEndpoints(BaseHTTPRequestHandler):
     def create_branch(self, repo_id: str, revision: str) -> None:
         self._may_write()
         repo = self._repo(repo_id)
-        start = json.loads(self.body or b"{}").get("startingPoint") or "main"
-        repo.branches[unquote(revision)] = self._oid(repo, start)
+        repo.branches[unquote(revision)] = self._oid(repo, "main")
         raise Answer(200, {})
 
     def info(self, repo_id: str, revision: str | None = None) -> None:
@@ -224,7 +219,6 @@ def git_oid(content: bytes) -> str:
 _REPO = r"(?P<repo_id>[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>refs/pr/\d+|refs%2Fpr%2F\d+|[^/]+)"
 _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
-    (("GET",), "/api/whoami-v2", HubEndpoints.whoami),
     (("POST",), "/api/validate-yaml", HubEndpoints.validate_yaml),
     (("POST",), "/api/repos/create", HubEndpoints.create),
     (("POST",), f"/api/models/{_REPO}/branch/{_REVISION}", HubEndpoints.create_branch),

@@ -1,5 +1,6 @@
 import math
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 import torch
@@ -20,18 +21,18 @@ RATES = AdaptationRates(decrease=0.01, increase=0.01, dead_frequency=1e-3, frequ
 
 
 def apply_rule(
-    name,
-    bias,
-    frequency,
-    peak,
-    group,
-    target,
-    c=1.0,
-    rates=RATES,
-    silent_samples=10**6,
-    near=0.0,
-    band=0.0,
-):
+    name: str,
+    bias: list[float],
+    frequency: list[float],
+    peak: list[float],
+    group: list[int],
+    target: list[float],
+    c: float = 1.0,
+    rates: AdaptationRates = RATES,
+    silent_samples: int = 10**6,
+    near: float | list[float] = 0.0,
+    band: float = 0.0,
+) -> list[float]:
     tensors = [torch.tensor(v, dtype=torch.float64) for v in (bias, frequency, peak, target)]
     bias_, frequency_, peak_, target_ = tensors
     targets = Targets(torch.tensor(group), target_, max(group) + 1)
@@ -94,7 +95,7 @@ def test_group_newton_rule_by_hand() -> None:
         "group_newton",
         bias=[-0.5, -0.4, -0.3, -0.2],
         frequency=[0.1, 0.3, 0.01, 0.01],
-        near=torch.tensor([0.02, 0.06, 0.005, 0.005]),
+        near=[0.02, 0.06, 0.005, 0.005],
         band=0.02,
         **rule,
     )
@@ -110,7 +111,7 @@ def test_without_a_known_slope_group_newton_is_group_mean() -> None:
 
 def test_group_mean_takes_a_rare_neuron_for_dead_only_when_it_is_overdue() -> None:
     # target 0.01: five firings are expected in 500 samples
-    args = {"bias": [-0.5, -0.5], "frequency": [0.02, 0.0], "peak": [1.0, 0.0],
+    args: dict[str, Any] = {"bias": [-0.5, -0.5], "frequency": [0.02, 0.0], "peak": [1.0, 0.0],
             "group": [0, 0], "target": [0.01, 0.01]}  # fmt: skip
     # the group's mean is on target, so only revival moves the second neuron
     assert apply_rule("group_mean", **args, silent_samples=499) == pytest.approx([-0.5, -0.5])
@@ -130,7 +131,7 @@ def test_silence_is_counted_over_windows() -> None:
 
 
 def test_log_rules_by_hand() -> None:
-    args = {
+    args: dict[str, Any] = {
         "bias": [-0.5, -0.5, -0.5],
         "frequency": [0.2, 0.05, 0.0],
         "peak": [1.0, 3.0, 0.0],
@@ -160,7 +161,11 @@ def test_biases_stay_in_their_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(UPDATE_RULES))
 def test_rules_do_not_depend_on_the_unit_of_the_activations(name: str) -> None:
-    args = {"frequency": [0.3, 0.02, 0.0], "group": [0, 0, 0], "target": [0.1, 0.1, 0.1]}
+    args: dict[str, Any] = {
+        "frequency": [0.3, 0.02, 0.0],
+        "group": [0, 0, 0],
+        "target": [0.1, 0.1, 0.1],
+    }
     small = apply_rule(name, [-0.5, -0.4, -0.3], peak=[1.0, 2.0, 0.0], c=1.0, **args)
     large = apply_rule(name, [-50.0, -40.0, -30.0], peak=[100.0, 200.0, 0.0], c=100.0, **args)
     assert large == pytest.approx([100 * b for b in small])

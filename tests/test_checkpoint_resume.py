@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
@@ -13,7 +15,7 @@ from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
     tmp_path: Path, stop_at: int, tied: bool, mode: str
 ) -> None:
-    def new_run():
+    def new_run() -> SAETrainer[Any, Any]:
         torch.manual_seed(0)
         sae = GBATrainingSAE(tiny_config(tied=tied, normalize_activations=mode))
         trainer = make_trainer(sae, 25, mixture(1))

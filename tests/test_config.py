@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 from sae_lens import JumpReLUSAEConfig, StandardSAEConfig
@@ -53,7 +54,7 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
     ],
 )
 def test_impossible_settings_name_the_field_and_the_value(field: str, value: object) -> None:
-    settings = {"d_in": 512, "d_sae": 1024, field: value}
+    settings: dict[str, Any] = {"d_in": 512, "d_sae": 1024, field: value}
     with pytest.raises(ValueError, match=field) as caught:
         GBATrainingSAEConfig(**settings)
     assert f"{value}" in str(caught.value)

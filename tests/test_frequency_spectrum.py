@@ -6,11 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lens_gba.frequency_spectrum import build_spectrum, geometric_frequencies, group_sizes
+from sae_lens_gba.frequency_spectrum import (
+    GroupSizing,
+    build_spectrum,
+    geometric_frequencies,
+    group_sizes,
+)
 
 
 def named_value(error: ValueError) -> float:
-    return float(re.search(r"nearest possible value is ([\d.e+-]+);", str(error))[1])
+    found = re.search(r"nearest possible value is ([\d.e+-]+);", str(error))
+    assert found is not None
+    return float(found[1])
 
 
 def test_frequencies_are_geometric_from_highest_to_lowest() -> None:
@@ -49,7 +56,7 @@ def test_no_group_is_empty_even_when_its_share_is_below_one_neuron() -> None:
     exponent=st.floats(0.0, 1.5),
 )
 def test_target_l0_is_met_exactly_whenever_it_is_possible(
-    d_sae, n_groups, highest, share, sizing, exponent
+    d_sae: int, n_groups: int, highest: float, share: float, sizing: GroupSizing, exponent: float
 ) -> None:
     target = d_sae * highest * share
     try:

@@ -118,9 +118,11 @@ def test_a_folded_sae_computes_the_same_from_raw_inputs(
     out = scaler.unscale(sae.decode(acts))
     assert (acts > 0).any()
     if mode == "expected_average_only_in":
+        assert scaler.scaling_factor is not None
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
     else:
         w = scaler.whitening
+        assert w is not None
         sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
     torch.testing.assert_close(sae.encode(raw), acts, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(sae.decode(acts), out, rtol=1e-9, atol=1e-9)

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     find_active,
 )
 
+Problem = dict[str, torch.Tensor]
 
-def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0):
+
+def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0) -> Problem:
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -27,16 +31,18 @@ def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0):
     }
 
 
-def dense_twin(p, relu: bool) -> torch.Tensor:
+def dense_twin(p: Problem, relu: bool) -> torch.Tensor:
     h = p["x"] @ p["W_enc"] + p["b_enc"]
     acts = torch.where(h > (0.0 if relu else p["threshold"]), h, 0.0)
     return (acts * p["output_scale"]) @ p["W_dec"]
 
 
-def sparse(p, relu: bool) -> torch.Tensor:
+def sparse(p: Problem, relu: bool) -> torch.Tensor:
     threshold = None if relu else p["threshold"]
     with torch.no_grad():
-        active, values = find_active(p["x"], p["W_enc"], p["b_enc"], threshold, 1.0)
+        found = find_active(p["x"], p["W_enc"], p["b_enc"], threshold, 1.0)
+    assert found is not None
+    active, values = found
     hidden_pre = SparseEncode.apply(p["x"], p["W_enc"], values, active)
     return SparseDecode.apply(
         active.to_coo(hidden_pre).values(), p["W_dec"], p["output_scale"], active
@@ -46,7 +52,7 @@ def sparse(p, relu: bool) -> torch.Tensor:
 LEAVES = ("x", "W_enc", "W_dec", "output_scale")
 
 
-def assert_same(make, relu: bool) -> None:
+def assert_same(make: Callable[[], Problem], relu: bool) -> None:
     results = []
     for forward in (dense_twin, sparse):
         p = make()
@@ -69,7 +75,9 @@ def assert_same(make, relu: bool) -> None:
         (33, 16, 64, 4.0),
     ],
 )
-def test_sparse_products_agree_with_the_dense_twin(batch, d_in, d_sae, threshold, relu) -> None:
+def test_sparse_products_agree_with_the_dense_twin(
+    batch: int, d_in: int, d_sae: int, threshold: float, relu: bool
+) -> None:
     assert_same(lambda: problem(batch, d_in, d_sae, threshold), relu)
 
 
@@ -79,7 +87,7 @@ def test_chunks_of_rows_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch
 
 
 def test_non_contiguous_inputs_give_the_same() -> None:
-    def make():
+    def make() -> Problem:
         p = problem(12, 6, 10, 1.0)
         for name in ("x", "W_enc", "W_dec"):
             p[name] = p[name].detach().T.contiguous().T.requires_grad_()
@@ -93,9 +101,8 @@ def test_gradcheck_passes() -> None:
     p = problem(4, 3, 6, 0.7)
     leaves = [p[name] for name in LEAVES]
 
-    def forward(x, W_enc, W_dec, output_scale):
-        return sparse({**p, "x": x, "W_enc": W_enc, "W_dec": W_dec, "output_scale": output_scale},
-                      relu=False)  # fmt: skip
+    def forward(*tensors: torch.Tensor) -> torch.Tensor:
+        return sparse({**p, **dict(zip(LEAVES, tensors, strict=True))}, relu=False)
 
     assert torch.autograd.gradcheck(forward, leaves)
 

@@ -41,7 +41,8 @@ def update_card(
     if existing is None:
         return _join(metadata, section)
     known, text = split_front_matter(existing)
-    known = {name: value for name, value in known.items() if name not in explicit}
+    replaced = {*explicit, "model-index"}
+    known = {k: v for k, v in known.items() if v is not None and k not in replaced}
     return _join(_merge(known, metadata), _replace_section(text, section))
 
 
@@ -71,14 +72,11 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
 
 
 def _merge(known: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
-    merged = {**generated, **{k: v for k, v in known.items() if v is not None}}
+    merged = {**generated, **known}
     for name in _LISTS:
         if known.get(name) and generated.get(name):
             both = list(dict.fromkeys(_as_list(known[name]) + _as_list(generated[name])))
             merged[name] = both[0] if len(both) == 1 and name == "base_model" else both
-    merged.pop("model-index", None)
-    if "model-index" in generated:
-        merged["model-index"] = generated["model-index"]
     return merged
 
 

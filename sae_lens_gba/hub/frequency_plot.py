@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from sae_lens_gba.neuron_groups import NeuronGroups
 
@@ -19,7 +18,6 @@ def save_frequency_plot(groups: NeuronGroups, path: Path, title: str) -> bool:
         "sae-lens-gba[plots]"``); the log says so.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning(
@@ -31,15 +29,13 @@ def save_frequency_plot(groups: NeuronGroups, path: Path, title: str) -> bool:
     order = by_frequency[groups.group[by_frequency].sort(stable=True).indices]
     measured = groups.measured_frequency[order].double()
     figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     alive = measured.nonzero().flatten()
     if len(alive):
-        points: dict[str, Any] = {"markersize": 3, "color": "#3b76af", "label": "measured"}
-        axes.plot(alive.tolist(), measured[alive].tolist(), ".", **points)
+        frequencies = measured[alive].tolist()
+        axes.plot(alive, frequencies, ".", markersize=3, color="#3b76af", label="measured")
     target = groups.target_frequency[order].double().tolist()
-    line: dict[str, Any] = {"where": "mid", "color": "#d1603d", "linewidth": 2, "label": "target"}
-    axes.step(range(len(target)), target, **line)
+    axes.step(range(len(target)), target, where="mid", color="#d1603d", linewidth=2, label="target")
     axes.set_yscale("log")
     axes.set_xlabel("latent, by group, then by measured frequency")
     axes.set_ylabel("share of tokens on which it is active")

@@ -48,14 +48,12 @@ def prepare(
     show_progress: bool,
 ) -> list[CardEntry]:
     """Write the SAEs into ``work``, each into a folder named by its id; see `publish`."""
-    sources = _with_ids(saes)
-    for sae_id, _ in sources:
-        if sae_id is not None:
-            check_sae_id(sae_id)
     entries: dict[str, CardEntry] = {}
+    sources = _with_ids(saes)
     for given_id, source in tqdm(sources, desc="Preparing SAEs", disable=not show_progress):
         saved = _saved(source, given_id)
-        sae_id = given_id or _default_id({**(saved.cfg.get("metadata") or {}), **metadata}, saved)
+        sae_id = _default_id(saved, metadata) if given_id is None else given_id
+        check_sae_id(sae_id)
         if sae_id in entries:
             raise InvalidPublicationError(
                 f"two of the SAEs have the same id {sae_id!r}: pass a dict with ids of your own, "
@@ -110,21 +108,15 @@ def _saved(source: Source, sae_id: str | None) -> SavedSAE:
         raise InvalidPublicationError(f"{name} can't be published: {error}") from error
 
 
-def _default_id(metadata: Mapping[str, Any], saved: SavedSAE) -> str:
-    """``{hook_name}/l0_{L0 asked for}/width_{d_sae}``: blocks.8.hook_resid_post/l0_32/width_4608.
-
-    Raises:
-        InvalidPublicationError: the SAE has no hook_name, or none that an id can be made of.
-    """
-    hook_name = metadata.get("hook_name")
+def _default_id(saved: SavedSAE, metadata: Mapping[str, Any]) -> str:
+    """Hook, L0 asked for and width, such as blocks.8.hook_resid_post/l0_32/width_4608."""
+    hook_name = {**(saved.cfg.get("metadata") or {}), **metadata}.get("hook_name")
     if not hook_name:
         raise InvalidPublicationError(
             "an SAE has no hook_name in its metadata: pass metadata={'hook_name': ...}."
         )
     l0 = float(_groups(saved).target_frequency.sum())
-    sae_id = f"{hook_name}/l0_{round(l0) if l0 >= 10 else f'{l0:.2g}'}/width_{saved.d_sae}"
-    check_sae_id(sae_id)
-    return sae_id
+    return f"{hook_name}/l0_{round(l0) if l0 >= 10 else f'{l0:.2g}'}/width_{saved.d_sae}"
 
 
 def _groups(saved: SavedSAE) -> NeuronGroups:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.constants import REPOCARD_NAME
+from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import GBAError, InvalidPublicationError
 from sae_lens_gba.hub.card_update import split_front_matter, update_card
@@ -19,10 +21,8 @@ from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
 from sae_lens_gba.hub.validation import check_target
 from sae_lens_gba.saved.description import group_rows
 from sae_lens_gba.saved.downloading import check_repo_id
-from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
+from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
 from sae_lens_gba.saved.saved_sae import own_errors
-
-CARD_FILENAME = "README.md"
 
 logger = logging.getLogger(__name__)
 
@@ -136,27 +136,28 @@ def publish(
             show_progress,
         )
         contents = _Contents(repo_id, entries, Path(work), license, base_model)
-        publication = contents.publication(RemoteState(""))
-        if not dry_run:
+        if dry_run:
+            contents.write_card(RemoteState())
+            publication = contents.publication()
+        else:
             if license is None:
                 logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
             api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
             remote = Remote(api, repo_id, revision, create_pr, private)
-            message = commit_message or _default_message(publication.sae_ids)
-            info = remote.commit(contents.operations, message)
+            what = entries[0].sae_id if len(entries) == 1 else f"{len(entries)} SAEs"
+            info = remote.commit(contents.operations, commit_message or f"Publish {what}")
             publication = replace(
-                contents.publication(remote.state),
+                contents.publication(),
                 commit_oid=info.oid,
                 commit_url=info.commit_url,
                 pull_request_url=info.pr_url,
                 changed=info.oid != remote.first_sha,
             )
-        if not dry_run and folder is None:
-            return publication
-        kept = Path(folder or tempfile.mkdtemp(prefix="sae-lens-gba-")).expanduser()
-        shutil.copytree(work, kept, dirs_exist_ok=True)
-        (kept / CARD_FILENAME).write_text(publication.card, encoding="utf-8")
-        return replace(publication, folder=kept)
+        if dry_run or folder is not None:
+            kept = Path(folder or tempfile.mkdtemp(prefix="sae-lens-gba-")).expanduser()
+            shutil.copytree(work, kept, dirs_exist_ok=True)
+            publication = replace(publication, folder=kept)
+        return publication
 
 
 def _require_empty(folder: Path) -> None:
@@ -164,10 +165,6 @@ def _require_empty(folder: Path) -> None:
         raise InvalidPublicationError(
             f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
         )
-
-
-def _default_message(sae_ids: Sequence[str]) -> str:
-    return f"Publish {sae_ids[0]}" if len(sae_ids) == 1 else f"Publish {len(sae_ids)} SAEs"
 
 
 @dataclass(frozen=True)
@@ -180,50 +177,57 @@ class _Contents:
     license: str | None
     base_model: str | None
 
-    def files(self) -> dict[str, Path]:
+    def operations(self, state: RemoteState) -> list[Operation]:
+        """What makes the remote hold these files, with a card for all of its SAEs."""
+        self.write_card(state)
+        files = self._files()
+        # a file that an earlier version of the SAE had would be taken for this one's
+        possible = {f"{entry.sae_id}/{name}" for entry in self.entries for name in ALL_FILES}
+        return [
+            *(CommitOperationAdd(name, path) for name, path in files.items()),
+            *(CommitOperationDelete(name) for name in sorted(possible & state.files - set(files))),
+        ]
+
+    def write_card(self, state: RemoteState) -> None:
+        """README.md for these SAEs and those that the remote has already."""
+        entries = {**self._others(state), **{entry.sae_id: entry for entry in self.entries}}
+        listed = [entry for _, entry in sorted(entries.items())]
+        existing = None
+        if REPOCARD_NAME in state.files:
+            existing = (state.folder / REPOCARD_NAME).read_text(encoding="utf-8")
+        license = self.license or split_front_matter(existing or "")[0].get("license")
+        card = update_card(
+            existing,
+            front_matter(self.repo_id, listed, license, self.base_model),
+            card_body(self.repo_id, listed, license),
+            [name for name in ("license", "base_model") if getattr(self, name)],
+        )
+        (self.folder / REPOCARD_NAME).write_bytes(card.encode())
+
+    def publication(self) -> Publication:
+        return Publication(
+            self.repo_id,
+            tuple(entry.sae_id for entry in self.entries),
+            {name: path.stat().st_size for name, path in self._files().items()},
+            (self.folder / REPOCARD_NAME).read_bytes().decode(),
+            release_entry(self.repo_id, self.entries),
+        )
+
+    def _files(self) -> dict[str, Path]:
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix(): path for path in paths}
 
-    def card(self, state: RemoteState) -> str:
-        """README.md for these SAEs and those that the repo has already."""
-        ours = {entry.sae_id: entry for entry in self.entries}
+    def _others(self, state: RemoteState) -> dict[str, CardEntry]:
         others = {}
-        for sae_id, cfg in state.configs.items():
+        cfgs = [name for name in state.files if name.endswith(f"/{SAE_CFG_FILENAME}")]
+        for sae_id in sorted(name.removesuffix(f"/{SAE_CFG_FILENAME}") for name in cfgs):
             plot = f"{sae_id}/{PLOT_FILENAME}"
             try:
                 with own_errors(sae_id):
+                    cfg = read_cfg(state.folder / sae_id)
                     if group_rows(cfg.get("metadata") or {}) is not None:
                         found = plot if plot in state.files else None
                         others[sae_id] = CardEntry.from_cfg(sae_id, cfg, found)
             except GBAError as error:
                 logger.warning("publishing: the card leaves out %s (%s)", sae_id, error)
-        entries = [entry for _, entry in sorted({**others, **ours}.items())]
-        known = split_front_matter(state.card)[0] if state.card else {}
-        license = self.license or known.get("license")
-        return update_card(
-            state.card,
-            front_matter(self.repo_id, entries, license, self.base_model),
-            card_body(self.repo_id, entries, license),
-            [name for name in ("license", "base_model") if getattr(self, name)],
-        )
-
-    def operations(self, state: RemoteState) -> list[Operation]:
-        files = self.files()
-        # a file that an earlier version of the SAE had would be taken for this one's
-        possible = {f"{entry.sae_id}/{name}" for entry in self.entries for name in ALL_FILES}
-        return [
-            CommitOperationAdd(CARD_FILENAME, self.card(state).encode()),
-            *(CommitOperationAdd(name, path) for name, path in files.items()),
-            *(CommitOperationDelete(name) for name in sorted(possible & state.files - set(files))),
-        ]
-
-    def publication(self, state: RemoteState) -> Publication:
-        card = self.card(state)
-        sizes = {name: path.stat().st_size for name, path in self.files().items()}
-        return Publication(
-            self.repo_id,
-            tuple(entry.sae_id for entry in self.entries),
-            {CARD_FILENAME: len(card.encode()), **sizes},
-            card,
-            release_entry(self.repo_id, self.entries),
-        )
+        return others

@@ -30,7 +30,7 @@ def release_entry(repo_id: str, entries: Sequence[CardEntry]) -> str | None:
 
 def _sae(entry: CardEntry) -> dict[str, Any]:
     sae: dict[str, Any] = {"id": entry.sae_id, "path": entry.sae_id}
-    measured = {"l0": entry.l0_measured, "variance_explained": entry.explained_variance}
+    measured = {"l0": entry.l0, "variance_explained": entry.explained_variance}
     sae.update({name: round(value, 4) for name, value in measured.items() if value is not None})
     if entry.neuronpedia_id:
         sae["neuronpedia"] = entry.neuronpedia_id

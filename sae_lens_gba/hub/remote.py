@@ -5,18 +5,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import GBAError, PublishError
-from sae_lens_gba.hub.remote_errors import GONE, PERHAPS_OPENED, explain, retry_after
-from sae_lens_gba.saved.files import read_cfg
+from sae_lens_gba.hub.remote_errors import GONE, explain, retry_after
 from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
 MAX_ATTEMPTS = 5
@@ -33,14 +29,15 @@ class RemoteState:
     Attributes:
         sha: its last commit.
         files: paths of all its files.
-        card: text of README.md, None without one.
-        configs: content of each cfg.json, by the id of its SAE.
+        folder: where README.md and each cfg.json lie, as they are there; no weights do.
     """
 
-    sha: str
+    sha: str | None = None
     files: frozenset[str] = frozenset()
-    card: str | None = None
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    folder: Path = Path()
+
+
+Operations = Callable[[RemoteState], list[Operation]]
 
 
 @dataclass
@@ -48,11 +45,7 @@ class Remote:
     """Where to commit; repo and branch are made where they do not exist.
 
     Attributes:
-        repo_id: user/name.
-        revision: a branch, created from main when new, or refs/pr/<n>; None is main.
-        create_pr: open a pull request instead of committing to the branch.
-        private: visibility of a repo that is created; None is the owner's default.
-        state: what the last attempt to commit was built on.
+        repo_id, revision, create_pr, private: as in `publish`; a revision may be refs/pr/<n>.
         first_sha: last commit of the branch when it was first looked at.
         made: "repo" or "branch ..." where it had to be made.
     """
@@ -62,13 +55,10 @@ class Remote:
     revision: str | None = None
     create_pr: bool = False
     private: bool | None = None
-    state: RemoteState = field(default_factory=lambda: RemoteState(""), init=False)
     first_sha: str | None = field(default=None, init=False)
     made: str | None = field(default=None, init=False)
 
-    def commit(
-        self, operations: Callable[[RemoteState], list[Operation]], message: str
-    ) -> CommitInfo:
+    def commit(self, operations: Operations, message: str) -> CommitInfo:
         """Commit ``operations(state of the remote)`` in one piece.
 
         Rate limits, server errors, dropped connections and other people's commits in between
@@ -95,9 +85,7 @@ class Remote:
             note = "" if left is None else f" The {left} that was made for it stays."
             raise type(explained)(f"{explained}{note}") from error
 
-    def _commit_patiently(
-        self, operations: Callable[[RemoteState], list[Operation]], message: str
-    ) -> CommitInfo:
+    def _commit_patiently(self, operations: Operations, message: str) -> CommitInfo:
         for attempt in range(MAX_ATTEMPTS - 1):
             try:
                 return self._commit_once(operations, message)
@@ -111,45 +99,49 @@ class Remote:
                 time.sleep(seconds)
         return self._commit_once(operations, message)
 
-    def _commit_once(
-        self, operations: Callable[[RemoteState], list[Operation]], message: str
-    ) -> CommitInfo:
-        self.state = self._state_to_build_on()
-        self.first_sha = self.first_sha or self.state.sha
+    def _commit_once(self, operations: Operations, message: str) -> CommitInfo:
+        state = self._state_to_build_on()
+        self.first_sha = self.first_sha or state.sha
         try:
             return self.api.create_commit(
                 self.repo_id,
-                operations(self.state),
+                operations(state),
                 commit_message=message,
                 revision=self.revision,
                 create_pr=self.create_pr,
-                parent_commit=self.state.sha,
+                parent_commit=state.sha,
             )
         except Exception as error:
             # after a lost answer, the same files make no second commit; but a second pull request
             status = http_status(error)
             lost = is_connection_failure(error) if status is None else status >= 500
             if self.create_pr and lost:
-                raise PublishError(PERHAPS_OPENED.format(repo_id=self.repo_id)) from error
+                raise PublishError(
+                    f"the answer to the pull request for {self.repo_id} was lost: look whether it "
+                    "is there, under Community, before you publish again."
+                ) from error
             raise
 
     def _state_to_build_on(self) -> RemoteState:
         try:
-            info = self.api.repo_info(self.repo_id, revision=self.revision)
+            info = self.api.model_info(self.repo_id, revision=self.revision)
         except RevisionNotFoundError:
             self._create_branch()
-            info = self.api.repo_info(self.repo_id, revision=self.revision)
+            info = self.api.model_info(self.repo_id, revision=self.revision)
         except RepositoryNotFoundError as error:
             if self.first_sha is not None or self.made:
                 raise PublishError(GONE.format(repo_id=self.repo_id)) from error
             self._create_repo()
             return self._state_to_build_on()
-        if self.made != "repo" and self.private and not info.private:
+        if self.private and not info.private:
             raise PublishError(
                 f"{self.repo_id} exists and is public, but private=True: make it private in its "
                 "settings on the Hub, or choose another repo_id."
             )
-        return read_state(self.api, self.repo_id, str(info.sha))
+        wanted = [REPOCARD_NAME, SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
+        folder = self.api.snapshot_download(self.repo_id, revision=info.sha, allow_patterns=wanted)
+        files = frozenset(sibling.rfilename for sibling in info.siblings or [])
+        return RemoteState(info.sha, files, Path(folder))
 
     def _create_repo(self) -> None:
         if self.create_pr:
@@ -157,12 +149,8 @@ class Remote:
                 f"{self.repo_id} does not exist (or this token can't see it), so there is "
                 "nothing to open a pull request against: publish without create_pr."
             )
-        try:
-            self.api.create_repo(self.repo_id, private=self.private)
-        except HfHubHTTPError as error:
-            if error.response.status_code != 409:
-                raise
-            return  # another publisher was faster
+        # exist_ok: another publisher may be faster
+        self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
         self.made = "repo"
 
     def _create_branch(self) -> None:
@@ -173,21 +161,6 @@ class Remote:
             )
         self.api.create_branch(self.repo_id, branch=revision, exist_ok=True)
         self.made = self.made or f"branch {revision}"
-
-
-def read_state(api: HfApi, repo_id: str, sha: str) -> RemoteState:
-    """Files, card and SAE configurations of one commit; no weights are downloaded."""
-    files = frozenset(api.list_repo_files(repo_id, revision=sha))
-    wanted = ["README.md", "cfg.json", "*/cfg.json"]
-    folder = Path(api.snapshot_download(repo_id, revision=sha, allow_patterns=wanted))
-    configs = {}
-    for name in sorted(name for name in files if name.endswith("/cfg.json")):
-        try:
-            configs[name.removesuffix("/cfg.json")] = read_cfg((folder / name).parent)
-        except GBAError as error:  # of others, perhaps
-            logger.warning("publishing: the card leaves out %s (%s)", name, error)
-    card = (folder / "README.md").read_text(encoding="utf-8") if "README.md" in files else None
-    return RemoteState(sha, files, card, configs)
 
 
 def _is_worth_retrying(error: Exception) -> bool:

@@ -5,10 +5,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from sae_lens_gba.errors import AccessError, GBAError, PublishError
 from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
 
-PERHAPS_OPENED = (
-    "the answer to the pull request for {repo_id} was lost: look whether it is there, under "
-    "Community, before you publish again."
-)
 GONE = (
     "{repo_id} was deleted while it was being published to: nothing is there now; publish again "
     "to create it anew, if that was not meant."

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
@@ -33,11 +33,7 @@ _SECRET_FIELD = re.compile(
 
 
 def check_sae_id(sae_id: str) -> None:
-    """An id is a folder in the repo: parts of letters, digits and ._- joined by /.
-
-    Raises:
-        InvalidPublicationError: it is not.
-    """
+    """Raise InvalidPublicationError for an id that can't be a folder in the repo."""
     parts = sae_id.split("/")
     if not all(_ID_PART.fullmatch(part) for part in parts) or len(sae_id) > 200:
         raise InvalidPublicationError(
@@ -47,11 +43,7 @@ def check_sae_id(sae_id: str) -> None:
 
 
 def check_target(revision: str | None, create_pr: bool) -> None:
-    """That the place to commit to makes sense.
-
-    Raises:
-        InvalidPublicationError: it does not.
-    """
+    """Raise InvalidPublicationError for a place to commit to that makes no sense."""
     if create_pr and revision not in (None, "main"):
         raise InvalidPublicationError(
             f"create_pr=True opens a pull request against main, but revision={revision!r}: leave "
@@ -63,17 +55,13 @@ def check_target(revision: str | None, create_pr: bool) -> None:
         )
 
 
-def is_hub_name(name: object) -> bool:
+def is_hub_name(name: object) -> TypeGuard[str]:
     """Whether ``name`` can be the name of a model or data set on the Hub."""
     return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
 
 
 def check_publishable(saved: SavedSAE, sae_id: str) -> None:
-    """All that is checked of an SAE before it is published, as it will be.
-
-    Raises:
-        InvalidPublicationError: names file, field, value and remedy.
-    """
+    """Raise InvalidPublicationError for an SAE that must not be published as it is."""
     _check_metadata(saved.cfg, sae_id)
     check_no_private_values(saved.cfg, f"{sae_id}/{SAE_CFG_FILENAME}")
     check_no_private_values(saved.runner_cfg or {}, f"{sae_id}/{RUNNER_CFG_FILENAME}")
@@ -122,10 +110,9 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
 
 
 def check_no_private_values(content: object, name: str) -> None:
-    """No secret, no path of this machine, and no NaN in anything read from JSON.
+    """Raise InvalidPublicationError for a secret, a path of this machine, or a NaN.
 
-    Raises:
-        InvalidPublicationError: names the field; a secret's value is not repeated.
+    It names the field; a secret's value is not repeated.
     """
     for field, value in _leaves(content):
         if isinstance(value, float) and not math.isfinite(value):
@@ -149,13 +136,8 @@ def check_no_private_values(content: object, name: str) -> None:
 
 
 def _leaves(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    items: Iterable[tuple[object, object]]
-    if isinstance(content, Mapping):
-        items = content.items()
-    elif isinstance(content, list):
-        items = enumerate(content)
-    else:
+    if not isinstance(content, Mapping | list):
         yield prefix, content
         return
-    for key, value in items:
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

@@ -1,10 +1,47 @@
-"""What the metadata in an SAE's cfg.json say of its groups and of how well it does."""
+"""What an SAE's cfg.json says of it: what it is, its groups, and how well it does."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # the same figure under the names of SAELens' evaluations
 _ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_score")}
+
+
+@dataclass(frozen=True)
+class PublishedSAE:
+    """What `list_published` says of one SAE.
+
+    Attributes:
+        sae_id: its id in the repo.
+        hook_name: where it reads and writes.
+        l0: mean number of active latents a token, as measured; None was not.
+        is_gba: whether `load` loads it; SAELens loads the others.
+    """
+
+    sae_id: str
+    architecture: str
+    model_name: str | None
+    hook_name: str | None
+    d_in: int
+    d_sae: int
+    l0: float | None
+    is_gba: bool
+
+
+def describe(sae_id: str, cfg: Mapping[str, Any]) -> PublishedSAE:
+    """The SAE whose cfg.json has the content ``cfg``."""
+    metadata = cfg.get("metadata") or {}
+    return PublishedSAE(
+        sae_id=sae_id,
+        architecture=cfg.get("architecture", "standard"),
+        model_name=metadata.get("model_name"),
+        hook_name=metadata.get("hook_name"),
+        d_in=cfg.get("d_in", 0),
+        d_sae=cfg.get("d_sae", 0),
+        l0=measured_l0(metadata),
+        is_gba=group_rows(metadata) is not None or cfg.get("architecture") == "gba",
+    )
 
 
 def group_rows(metadata: Mapping[str, Any]) -> list[dict[str, Any]] | None:

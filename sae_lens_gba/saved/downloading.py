@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from sae_lens_gba.errors import (
@@ -23,11 +23,7 @@ _REPO_ID = re.compile(
 
 
 def check_repo_id(repo_id: str) -> None:
-    """A repo name of the form user/name, as the Hub takes it.
-
-    Raises:
-        InvalidPublicationError: it is not.
-    """
+    """Raise InvalidPublicationError unless it is of the form user/name, as the Hub takes it."""
     if not _REPO_ID.fullmatch(repo_id):
         raise InvalidPublicationError(
             f"repo_id={repo_id!r} is not possible: write it as 'user-or-organisation/name', in "
@@ -35,11 +31,11 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def download(api: HfApi, repo_id: str, patterns: list[str], **options: Any) -> Path:
+def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
     """The folder of the cached snapshot, with the files that match ``patterns`` in it.
 
     Args:
-        options: of `huggingface_hub.snapshot_download`.
+        options: of `huggingface_hub.snapshot_download`, such as endpoint and token.
 
     Raises:
         MissingFileError: the repo or revision does not exist.
@@ -49,7 +45,8 @@ def download(api: HfApi, repo_id: str, patterns: list[str], **options: Any) -> P
     """
     check_repo_id(repo_id)
     try:
-        return Path(api.snapshot_download(repo_id, allow_patterns=patterns, **options))
+        options["library_name"] = "sae-lens-gba"
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
     except Exception as error:
         explained = _explain(error, repo_id, options.get("revision"))
         if explained is None:

@@ -53,8 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         MissingFileError: there is no such file.
         DamagedFileError: it does not hold a JSON object.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path.name} is missing in {path.parent}.")
+    _require(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: of the encoding as well
@@ -82,10 +81,14 @@ def read_cfg(folder: Path) -> dict[str, Any]:
     return cfg
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _require(path: Path) -> None:
     if not path.is_file():
         raise MissingFileError(f"{path.name} is missing in {path.parent}.")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    _require(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -94,13 +97,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file; their ``shapes`` are compared before any is read.
-
-    Raises:
-        MissingFileError: there is no such file.
-        DamagedFileError: it is not a whole safetensors file.
-        WrongShapeError: a tensor is missing, unknown or of another shape.
-    """
+    """The tensors of a safetensors file; their ``shapes`` are compared before any is read."""
     with _opened(path) as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check_shapes(path, found, shapes)
@@ -149,9 +146,9 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
     Raises:
         NotAGBASAEError: GBA SAEs are never saved as this architecture.
         MissingFileError: there is no weights file.
-        DamagedFileError: it is corrupt or truncated, or d_in or d_sae is no positive integer.
+        DamagedFileError: it is corrupt or truncated, d_in or d_sae is no positive integer, or a
+            value is NaN or infinite.
         WrongShapeError: a parameter is missing, unknown or of another shape than cfg.json says.
-        DamagedFileError: a value is NaN or infinite.
     """
     d_in, d_sae = _dimensions(cfg)
     architecture = cfg.get("architecture")
@@ -174,11 +171,7 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: object) -> None:
-    """That weights are real numbers.
-
-    Raises:
-        DamagedFileError: a tensor is complex or of integers, or a value is NaN or infinite.
-    """
+    """Raise DamagedFileError for a tensor of complex numbers or integers, NaN or infinity."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise DamagedFileError(f"{source} has {tensor.dtype} in {name}: weights are floats.")

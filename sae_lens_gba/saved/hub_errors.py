@@ -1,23 +1,18 @@
 """What lies behind an error of huggingface_hub."""
 
+from collections.abc import Iterator
+
 from huggingface_hub.errors import HfHubHTTPError
 
-# huggingface_hub has changed from requests to httpx to httpx2: the base class of all errors
-# of the library below is the last of that library among the ancestors
-_LIBRARY = HfHubHTTPError.__bases__[0].__module__.partition(".")[0]
-HTTP_LIBRARY_ERROR: type[Exception] = [
-    ancestor
-    for ancestor in HfHubHTTPError.__mro__
-    if ancestor.__module__.partition(".")[0] == _LIBRARY
-][-1]
+# of httpx or httpx2, as the version of huggingface_hub has it
+HTTP_LIBRARY_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def http_status(error: BaseException | None) -> int | None:
     """Status of the HTTP answer that an error came from, directly or as its cause."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            return int(error.response.status_code)
-        error = error.__cause__
+    for cause in _with_causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return int(cause.response.status_code)
     return None
 
 
@@ -27,12 +22,15 @@ def arrived_truncated(error: BaseException) -> bool:
 
 def is_connection_failure(error: BaseException | None) -> bool:
     """Whether an error came from a connection that failed before there was a whole answer."""
+    failures = HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
+    return any(
+        arrived_truncated(cause)
+        or (isinstance(cause, failures) and not isinstance(cause, HfHubHTTPError))
+        for cause in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if arrived_truncated(error):
-            return True
-        if not isinstance(error, HfHubHTTPError) and isinstance(
-            error, HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
-        ):
-            return True
+        yield error
         error = error.__cause__
-    return False

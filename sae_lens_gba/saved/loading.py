@@ -1,11 +1,10 @@
 """Loading published GBA SAEs, from the Hub, a folder or a training checkpoint."""
 
 import logging
-from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATION_WHITENING_FILENAME,
@@ -13,7 +12,7 @@ from sae_lens.constants import (
 )
 
 from sae_lens_gba.errors import GBAError, MissingFileError
-from sae_lens_gba.saved.description import group_rows, measured_l0
+from sae_lens_gba.saved.description import PublishedSAE, describe
 from sae_lens_gba.saved.downloading import download
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
 from sae_lens_gba.saved.saved_sae import SavedSAE, own_errors, read_saved
@@ -25,27 +24,6 @@ _FILES = sorted(
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PublishedSAE:
-    """What `list_published` says of one SAE.
-
-    Attributes:
-        sae_id: its id in the repo.
-        hook_name: where it reads and writes.
-        l0: mean number of active latents a token, as measured; None was not.
-        is_gba: whether `load` loads it; SAELens loads the others.
-    """
-
-    sae_id: str
-    architecture: str
-    model_name: str | None
-    hook_name: str | None
-    d_in: int
-    d_sae: int
-    l0: float | None
-    is_gba: bool
 
 
 def load(
@@ -89,17 +67,20 @@ def load(
         folder = local / _choose(local, sae_id, str(source))
         return read_saved(folder, device, dtype, sae_id=sae_id, source=str(source))
     repo_id = str(source)
-    api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
-    options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    options: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "endpoint": endpoint,
+    }
     commit = revision
     if sae_id is None:
-        snapshot = download(api, repo_id, _CFG_PATTERNS, revision=revision, **options)
+        snapshot = download(repo_id, _CFG_PATTERNS, revision=revision, **options)
         sae_id = _choose(snapshot, None, repo_id)
         commit = snapshot.name  # the same, whatever is published in between
     prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
     wanted = [f"{prefix}{name}" for name in _FILES]
-    options["force_download"] = force_download
-    snapshot = download(api, repo_id, wanted, revision=commit, **options)
+    snapshot = download(repo_id, wanted, revision=commit, force_download=force_download, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(
             f"{source} has no SAE {sae_id!r} at {revision or 'main'}: "
@@ -132,14 +113,20 @@ def list_published(
     """
     folder = _folder(source)
     if folder is None:
-        api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
-        options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = download(api, str(source), _CFG_PATTERNS, revision=revision, **options)
+        folder = download(
+            str(source),
+            _CFG_PATTERNS,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            endpoint=endpoint,
+        )
     listed = []
     for sae_id in _ids(folder):
         try:
             with own_errors(f"{source}/{sae_id}"):
-                listed.append(_describe(folder, sae_id))
+                listed.append(describe(sae_id, read_cfg(folder / sae_id)))
         except GBAError as error:  # must not hide the others
             logger.warning("%s is left out of the list: %s", sae_id, error)
     return listed
@@ -177,18 +164,3 @@ def _choose(folder: Path, sae_id: str | None, source: str) -> str:
     if len(ids) > 1:
         raise MissingFileError(f"{source} has several SAEs, pass one of their ids: {ids}.")
     return ids[0]
-
-
-def _describe(folder: Path, sae_id: str) -> PublishedSAE:
-    cfg = read_cfg(folder / sae_id)
-    metadata = cfg.get("metadata") or {}
-    return PublishedSAE(
-        sae_id=sae_id,
-        architecture=cfg.get("architecture", "standard"),
-        model_name=metadata.get("model_name"),
-        hook_name=metadata.get("hook_name"),
-        d_in=cfg.get("d_in", 0),
-        d_sae=cfg.get("d_sae", 0),
-        l0=measured_l0(metadata),
-        is_gba=group_rows(metadata) is not None or cfg.get("architecture") == "gba",
-    )

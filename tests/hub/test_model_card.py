@@ -98,12 +98,12 @@ def test_the_hub_accepts_the_front_matter(hub: LocalHub) -> None:
 def test_the_figures_are_those_of_the_configuration() -> None:
     measured, unmeasured = entries()
     assert measured.l0_asked == pytest.approx(2 * 0.25 + 6 * 0.05)
-    assert measured.l0_measured == pytest.approx(2 * 0.2437 + 6 * 0.04996)
+    assert measured.l0 == pytest.approx(2 * 0.2437 + 6 * 0.04996)
     assert measured.dead == 1
     assert measured.explained_variance == 0.71234567
     assert measured.ce_recovered == 0.93
     # biases that were never adapted have not measured anything: no zeros in the card
-    assert (unmeasured.l0_measured, unmeasured.dead) == (None, None)
+    assert (unmeasured.l0, unmeasured.dead) == (None, None)
     assert unmeasured.groups[0]["measured_frequency"] is None
     assert unmeasured.explained_variance is None
 
@@ -113,15 +113,27 @@ def test_the_trainers_l0_stands_in_where_biases_were_never_adapted() -> None:
     for group in content["metadata"]["gba"]["groups"]:
         group["measured_frequency"] = 0.0
     entry = CardEntry.from_cfg("a", content, None)
-    assert entry.l0_measured == 0.7512
+    assert entry.l0 == 0.7512
     assert entry.dead is None
 
 
-def test_an_evaluation_goes_before_the_trainers_figures() -> None:
+@pytest.mark.parametrize(
+    ("evaluation", "l0", "dead"),
+    [
+        ({"sparsity": {"l0": 0.9}, "dead": 0}, 0.9, 0),
+        ({"l0": 3}, 3, 1),
+        ({"metrics/l0": 3.5}, 3.5, 1),
+        ({"l0_like": 1.0, "l0": True}, 2 * 0.2437 + 6 * 0.04996, 1),
+    ],
+)
+def test_an_evaluation_under_saelens_names_goes_before_the_trainers_figures(
+    evaluation: dict[str, Any], l0: float, dead: int
+) -> None:
     content = cfg()
-    content["metadata"]["gba"]["evaluation"] = {"sparsity": {"l0": 0.9}, "dead": 0}
+    content["metadata"]["gba"]["evaluation"] = evaluation
     entry = CardEntry.from_cfg("a", content, None)
-    assert (entry.l0_measured, entry.dead) == (0.9, 0)
+    assert entry.l0 == pytest.approx(l0)
+    assert entry.dead == dead
 
 
 @pytest.mark.parametrize(
@@ -148,11 +160,6 @@ def test_an_sae_that_does_not_say_its_model_and_hook_gets_a_card() -> None:
     assert "base_model" not in front_matter(REPO, [entry])
     assert front_matter(REPO, [*entries(), entry])["base_model"] == "openai-community/gpt2"
     assert "| `a` | `?` | 8 |" in card_body(REPO, [entry])
-
-
-def test_another_dtype_is_in_the_loading_code() -> None:
-    entry = CardEntry.from_cfg("a", cfg(dtype="bfloat16"), None)
-    assert '"a", dtype="bfloat16")' in card_body(REPO, [entry])
 
 
 # --- beside what a person wrote ---

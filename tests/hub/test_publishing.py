@@ -11,10 +11,22 @@ from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
 from sae_lens_gba.errors import AccessError, InvalidPublicationError, PublishError
 from sae_lens_gba.saved.loading import load
-from tests.hub_fixtures import D_IN, D_SAE, HOOK, REPO, MakeSAE, activations, contents, publish_to
+from tests.hub_fixtures import (
+    D_IN,
+    D_SAE,
+    GROUPS,
+    HOOK,
+    REPO,
+    WEIGHTS,
+    MakeSAE,
+    activations,
+    contents,
+    publish_to,
+)
 from tests.local_hub import LocalHub
 
 DEFAULT_ID = f"{HOOK}/l0_3/width_{D_SAE}"
+OF_EACH_SAE = ("cfg.json", WEIGHTS, GROUPS, "frequencies.png")
 
 
 @pytest.mark.usefixtures("with_plots")
@@ -28,16 +40,7 @@ def test_several_saes_their_groups_and_the_card_go_in_one_commit(
     assert set(files) == {
         ".gitattributes",
         "README.md",
-        *(
-            f"{sae_id}/{name}"
-            for sae_id in ("seed_0", "layers/1")
-            for name in (
-                "cfg.json",
-                "sae_weights.safetensors",
-                "gba_groups.safetensors",
-                "frequencies.png",
-            )
-        ),
+        *(f"{i}/{name}" for i in ("seed_0", "layers/1") for name in OF_EACH_SAE),
         "seed_0/sparsity.safetensors",
     }
     assert {name: len(content) for name, content in files.items() if name[0] != "."} == result.files
@@ -45,17 +48,12 @@ def test_several_saes_their_groups_and_the_card_go_in_one_commit(
     assert result.commit_oid == hub.repos[REPO].branches["main"]
 
 
-def test_the_default_id_says_hook_l0_and_width(hub: LocalHub, jumprelu_sae: GBATrainingSAE) -> None:
-    result = publish_to(hub, jumprelu_sae)
-    assert result.sae_ids == (DEFAULT_ID,)
-    assert f"{DEFAULT_ID}/sae_weights.safetensors" in hub.repos[REPO].files()
-
-
 @pytest.mark.usefixtures("with_plots")
 def test_publishing_the_same_again_makes_no_commit(
     hub: LocalHub, jumprelu_sae: GBATrainingSAE
 ) -> None:
     first = publish_to(hub, jumprelu_sae)
+    assert first.sae_ids == (DEFAULT_ID,)
     before = hub.snapshot()
     second = publish_to(hub, jumprelu_sae)
     assert hub.snapshot() == before
@@ -122,7 +120,8 @@ def test_a_pull_request_needs_a_repo(hub: LocalHub, jumprelu_sae: GBATrainingSAE
     assert hub.repos == {}
 
 
-def test_a_dry_run_writes_the_folder_and_sends_nothing(
+@pytest.mark.usefixtures("with_plots")
+def test_a_dry_run_sends_nothing_and_writes_exactly_what_is_then_published(
     hub: LocalHub, jumprelu_sae: GBATrainingSAE, tmp_path: Path
 ) -> None:
     result = publish_to(hub, jumprelu_sae, dry_run=True, folder=tmp_path / "out")
@@ -133,6 +132,10 @@ def test_a_dry_run_writes_the_folder_and_sends_nothing(
     assert "dry run, nothing was sent" in result.summary()
     assert all(name in result.summary() for name in written)
     assert load(tmp_path / "out", DEFAULT_ID).sae.cfg.d_in == D_IN
+    publish_to(hub, jumprelu_sae)
+    published = hub.repos[REPO].files()
+    del published[".gitattributes"]
+    assert contents(tmp_path / "out") == published
 
 
 @pytest.mark.parametrize("existed", [True, False])
@@ -150,17 +153,6 @@ def test_a_failed_attempt_leaves_the_folder_as_it_was(
     assert out.exists() == existed
     publish_to(hub, jumprelu_sae, folder=out)
     assert (out / DEFAULT_ID / "cfg.json").is_file()
-
-
-@pytest.mark.usefixtures("with_plots")
-def test_a_dry_run_says_exactly_what_is_then_published(
-    hub: LocalHub, jumprelu_sae: GBATrainingSAE, tmp_path: Path
-) -> None:
-    publish_to(hub, jumprelu_sae, dry_run=True, folder=tmp_path / "out")
-    publish_to(hub, jumprelu_sae)
-    published = hub.repos[REPO].files()
-    del published[".gitattributes"]
-    assert contents(tmp_path / "out") == published
 
 
 def test_a_checkpoint_is_published_with_its_activation_scale_folded_in(

@@ -96,6 +96,10 @@ NEWER_SETTING = {
         (missing(WEIGHTS), MissingFileError, f"{WEIGHTS} is missing"),
         (truncated(WEIGHTS), DamagedFileError, f"{WEIGHTS} is corrupt or truncated"),
         (tensors(WEIGHTS, b_dec=torch.zeros(3)), WrongShapeError, r"b_dec of shape \(3,\), .*16"),
+        (tensors(WEIGHTS, W_enc=full(0.0)), WrongShapeError, r"W_enc of shape \(32,\)"),
+        (tensors(WEIGHTS, threshold=None), WrongShapeError, "lacks threshold"),
+        (tensors(WEIGHTS, extra=full(0.0)), WrongShapeError, "extra of .* should be absent"),
+        (tensors(WEIGHTS, b_enc=full(torch.nan)), DamagedFileError, "NaN or Inf in b_enc"),
         (
             tensors(WEIGHTS, b_enc=full(0.0).to(torch.complex64)),
             DamagedFileError,
