@@ -19,7 +19,7 @@ class AdaptationSettings:
             spectrum by solving for its lowest frequency, so lowest_target_frequency is not used.
             None uses the frequencies as given.
         n_groups (int): Number of groups of neurons (K). Each group has its own target activation
-            frequency.
+            frequency. Fewer where d_sae and target_l0 leave no room for as many.
         highest_target_frequency (float): Target of the most active group, as a share of samples,
             above 0 and below 1 (HTF).
         lowest_target_frequency (float): Target of the least active group, as a share of samples
@@ -38,8 +38,9 @@ class AdaptationSettings:
             the input norm / sqrt(d_in), and the step should be a fixed part of that spread.
         bias_increase_rate (float | None): How far the bias of a dead neuron is raised per
             adaptation, in the same units. None means 0.23 / sqrt(d_in).
-        dead_frequency (float): A neuron active on a smaller share of samples is dead, and raised.
-            Must be below every target.
+        dead_frequency (float | None): A neuron active on a smaller share of samples is dead, and
+            raised. Below every target. None means 1e-5, or a tenth of the lowest target if that is
+            less.
         frequency_cap (float): With group_newton and group_mean, a single neuron is pushed down
             individually above this multiple of its target. At least 1.
     """
@@ -54,7 +55,7 @@ class AdaptationSettings:
     adapt_every_n_steps: int = 10
     bias_decrease_rate: float | None = None
     bias_increase_rate: float | None = None
-    dead_frequency: float = 1e-5
+    dead_frequency: float | None = None
     frequency_cap: float = 3.0
 
     def spectrum_of(self, d_sae: int) -> FrequencySpectrum:
@@ -67,17 +68,18 @@ class AdaptationSettings:
             sizing=self.group_sizing,
             exponent=self.group_size_exponent,
             target_l0=self.target_l0,
-            floor=self.dead_frequency,
+            floor=_LOWEST_TARGET if self.dead_frequency is None else self.dead_frequency,
         )
 
-    def rates_for(self, d_in: int) -> AdaptationRates:
-        """Step sizes and limits for inputs of ``d_in`` dimensions."""
+    def rates_for(self, d_in: int, spectrum: FrequencySpectrum) -> AdaptationRates:
+        """Step sizes and limits for inputs of ``d_in`` dimensions and these targets."""
+        dead = min(1e-5, spectrum.frequencies[-1] / 10)
         spread = 1 / math.sqrt(d_in)
         decrease, increase = self.bias_decrease_rate, self.bias_increase_rate
         return AdaptationRates(
             decrease=1.14 * spread if decrease is None else decrease,
             increase=0.23 * spread if increase is None else increase,
-            dead_frequency=self.dead_frequency,
+            dead_frequency=dead if self.dead_frequency is None else self.dead_frequency,
             frequency_cap=self.frequency_cap,
         )
 
@@ -89,12 +91,6 @@ class AdaptationSettings:
         """
         check_choices(self, AdaptationSettings)
         check_values(self, _POSSIBLE)
-        require(
-            self,
-            "n_groups",
-            self.n_groups <= d_sae,
-            f"at most d_sae={d_sae}, so that no group is empty",
-        )
         highest, lowest = self.highest_target_frequency, self.lowest_target_frequency
         if self.target_l0 is None:
             require(
@@ -103,21 +99,18 @@ class AdaptationSettings:
                 lowest <= highest,
                 f"at most highest_target_frequency={highest}",
             )
-            require(
-                self,
-                "dead_frequency",
-                self.dead_frequency < lowest,
-                f"below lowest_target_frequency={lowest}, or neurons on target count as dead",
-            )
-        else:
-            require(
-                self,
-                "dead_frequency",
-                self.dead_frequency < highest,
-                f"below highest_target_frequency={highest}",
-            )
+        name = "lowest_target_frequency" if self.target_l0 is None else "highest_target_frequency"
+        target = lowest if self.target_l0 is None else highest
+        require(
+            self,
+            "dead_frequency",
+            self.dead_frequency is None or self.dead_frequency < target,
+            f"below {name}={target}, or neurons on target count as dead",
+        )
         self.spectrum_of(d_sae)
 
+
+_LOWEST_TARGET = 1e-7  # that target_l0 may be solved with
 
 Check = tuple[Callable[[Any], bool], str]  # of a value, and what it must be
 
@@ -148,7 +141,7 @@ _POSSIBLE: dict[str, Check] = {
     "bias_increase_rate": _POSITIVE_OR_NONE,
     "adapt_every_n_steps": COUNT,
     "n_groups": COUNT,
-    "dead_frequency": SHARE,
+    "dead_frequency": (lambda v: v is None or is_share(v), SHARE[1]),
     "frequency_cap": (lambda v: v >= 1, "at least 1"),
     "group_size_exponent": (lambda v: 0 <= v < math.inf, "at least 0"),
 }

@@ -98,9 +98,10 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
 
     def nested_set_of_group(self) -> list[int]:
         """Index of the smallest nested set that each group belongs to, most active group first."""
-        n_nested = min(self.n_nested_reconstructions, self.n_groups)
-        ends = [self.n_groups * i // n_nested for i in range(1, n_nested)]
-        return [bisect_right(ends, group) for group in range(self.n_groups)]
+        n_groups = self.spectrum().n_groups
+        n_nested = min(self.n_nested_reconstructions, n_groups)
+        ends = [n_groups * i // n_nested for i in range(1, n_nested)]
+        return [bisect_right(ends, group) for group in range(n_groups)]
 
     @classmethod
     def paper_v1(cls, d_in: int, d_sae: int, **overrides: Any) -> "GBATrainingSAEConfig":

@@ -49,10 +49,11 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
         self.output_scale = nn.Parameter(
             zeros + cfg.output_scale_init, requires_grad=cfg.learn_output_scale
         )
+        spectrum = cfg.spectrum()
         self.adapter = BiasAdapter(
-            cfg.spectrum(),
+            spectrum,
             cfg.bias_update,
-            cfg.rates_for(cfg.d_in),
+            cfg.rates_for(cfg.d_in, spectrum),
             cfg.adapt_every_n_steps,
             self.state_dtype,
             self.device,

@@ -45,10 +45,11 @@ class BiasAdaptationHook:
         self.settings = settings
         self._parameter = _adapted_parameter(sae)
         self._handles: list[tuple[HookPoint, LensHandle]] = []
+        spectrum = settings.spectrum_of(sae.cfg.d_sae)
         self.adapter = BiasAdapter(
-            settings.spectrum_of(sae.cfg.d_sae),
+            spectrum,
             settings.bias_update,
-            settings.rates_for(sae.cfg.d_in),
+            settings.rates_for(sae.cfg.d_in, spectrum),
             settings.adapt_every_n_steps,
             dtype=torch.promote_types(sae.dtype, torch.float32),
             device=sae.device,

@@ -90,7 +90,12 @@ def test_group_newton_rule_by_hand() -> None:
     #          step log 2 / 20 = 0.0347 is limited to 2 * 0.01 (decrease): 0.02 c = 0.04
     # group 1: p = 0.01, 0.01 of 0.008 -> e = log 1.25; slope 0.01 / (0.02 * 0.01) = 50 per c
     #          step log 1.25 / 50 = 0.00446 c
-    rule = {"group": [0, 0, 1, 1], "target": [0.1, 0.1, 0.008, 0.008], "peak": [1.0] * 4, "c": 2.0}
+    rule: dict[str, Any] = {
+        "group": [0, 0, 1, 1],
+        "target": [0.1, 0.1, 0.008, 0.008],
+        "peak": [1.0] * 4,
+        "c": 2.0,
+    }
     new = apply_rule(
         "group_newton",
         bias=[-0.5, -0.4, -0.3, -0.2],
@@ -104,8 +109,8 @@ def test_group_newton_rule_by_hand() -> None:
 
 
 def test_without_a_known_slope_group_newton_is_group_mean() -> None:
-    args = {"bias": [-0.5, -0.4], "frequency": [0.1, 0.3], "peak": [1.0, 1.0], "group": [0, 0],
-            "target": [0.1, 0.1]}  # fmt: skip
+    args: dict[str, Any] = {"bias": [-0.5, -0.4], "frequency": [0.1, 0.3], "peak": [1.0, 1.0],
+                            "group": [0, 0], "target": [0.1, 0.1]}  # fmt: skip
     assert apply_rule("group_newton", **args) == pytest.approx(apply_rule("group_mean", **args))
 
 

@@ -20,14 +20,13 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("lowest_target_frequency", 0.3),
         ("lowest_target_frequency", float("nan")),
         ("n_groups", 0),
-        ("n_groups", 2000),
         ("n_groups", 2.5),
         ("target_l0", 0.0),
         ("target_l0", -3.0),
         ("target_l0", float("nan")),
         ("target_l0", float("inf")),
         ("target_l0", 1000.0),
-        ("target_l0", 0.001),
+        ("target_l0", 1e-5),
         ("bias_decrease_rate", 0.0),
         ("bias_decrease_rate", float("nan")),
         ("bias_increase_rate", -0.01),
@@ -98,11 +97,23 @@ def test_training_settings_travel_in_the_metadata() -> None:
 
 def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
     # a random direction's pre-activations spread by norm / sqrt(d_in)
-    narrow, wide = (AdaptationSettings().rates_for(d) for d in (128, 512))
+    spectrum = AdaptationSettings().spectrum_of(1024)
+    narrow, wide = (AdaptationSettings().rates_for(d, spectrum) for d in (128, 512))
     assert narrow.decrease == pytest.approx(2 * wide.decrease) == pytest.approx(0.1008, abs=1e-4)
     assert narrow.increase == pytest.approx(2 * wide.increase)
-    given = AdaptationSettings(bias_decrease_rate=0.3).rates_for(512)
+    given = AdaptationSettings(bias_decrease_rate=0.3).rates_for(512, spectrum)
     assert given.decrease == 0.3
+
+
+@pytest.mark.parametrize(("d_sae", "target_l0"), [(4, 0.5), (1_048_576, 64.0), (256, 0.01)])
+def test_any_width_takes_as_many_groups_as_fit(d_sae: int, target_l0: float) -> None:
+    cfg = GBATrainingSAEConfig(16, d_sae, target_l0=target_l0)
+    spectrum = cfg.spectrum()
+    assert spectrum.l0 == pytest.approx(target_l0)
+    assert sum(spectrum.sizes) == d_sae
+    assert len(cfg.nested_set_of_group()) == spectrum.n_groups <= 10
+    dead = cfg.rates_for(16, spectrum).dead_frequency
+    assert dead <= min(1e-5, spectrum.frequencies[-1] / 10)
 
 
 def test_nested_sets_end_where_groups_end() -> None:

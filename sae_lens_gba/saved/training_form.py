@@ -74,7 +74,6 @@ def _config(
             "n_groups": int(groups.group.max()) + 1,
             "highest_target_frequency": float(groups.target_frequency.max()),
             "lowest_target_frequency": lowest,
-            "dead_frequency": min(1e-5, lowest / 10),
         }
     for name in ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations"):
         settings[name] = cfg[name]

@@ -131,7 +131,7 @@ class TrainingRecorder:
         levels = torch.tensor(QUANTILES)
         self.record.step.append(step)
         self.record.l0.append(float(frequency.sum()))
-        self.record.dead.append(int((frequency < self._sae.cfg.dead_frequency).sum()))
+        self.record.dead.append(int((frequency < self._sae.adapter.rates.dead_frequency).sum()))
         self.record.on_target.append(float(on_target))
         self.record.group_frequency.append(by_group.tolist())
         self.record.bias_quantiles.append(self._sae.bias.float().cpu().quantile(levels).tolist())
