@@ -29,6 +29,10 @@ def mixture(
         yield ((fires * strength) @ dictionary + 2.0).to(device)
 
 
+def random_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
 def tiny_config(**settings: Any) -> GBATrainingSAEConfig:
     defaults: dict[str, Any] = {
         "d_in": 16,

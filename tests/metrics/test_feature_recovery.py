@@ -4,10 +4,7 @@ from sae_lens.util import cosine_similarities
 from torch.overrides import TorchFunctionMode
 
 from sae_lens_gba.metrics import best_match, feature_recovery_rate
-
-
-def random_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+from tests.toolbox import random_rows
 
 
 def test_a_dictionary_that_is_the_truth_recovers_everything() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sae_lens_gba.metrics import Selectivity, SelectivityMeter
+from tests.toolbox import random_rows
 
 
 def selectivity(
@@ -17,7 +18,7 @@ def selectivity(
 
 
 def pre_activations(n: int = 1000, d: int = 5) -> torch.Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + torch.arange(d)
+    return random_rows(n, d) + torch.arange(d)
 
 
 def test_a_hand_worked_latent() -> None:
