@@ -13,12 +13,12 @@ from sae_lens_gba.provenance import package_versions, utc_now
 from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
 from sae_lens_gba.report.latent_sample import sample_latents
-from sae_lens_gba.report.loading import TextDataset
 from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import SCHEMA_VERSION, Provenance, Report
 from sae_lens_gba.report.sae_result import build_result, measure_ce_loss
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
 from sae_lens_gba.saved.saved_sae import SavedSAE
+from sae_lens_gba.sources import TextDataset
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.details import _final_norm_weight
-from sae_lens_gba.report.loading import load_saes
+from sae_lens_gba.sources import load_saes
 from tests.one_latent_a_word import (
     CONTEXT_SIZE,
     D_MODEL,
