@@ -46,15 +46,11 @@ class ReportConfig:
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("n_tokens", 1), ("n_latents", 1), ("ce_tokens", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is not possible: it must be at least {least}."
-                )
-        if self.context_size is not None and self.context_size < 2:
-            raise ValueError(
-                f"context_size={self.context_size} is not possible: it must be at least 2."
-            )
+        least = {"n_tokens": 1, "n_latents": 1, "ce_tokens": 0, "context_size": 2}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name}={value} is not possible: it must be at least {minimum}.")
 
 
 def collect_report(
