@@ -12,7 +12,7 @@ from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.cli import main
-from sae_lens_gba.training_record import TrainingRecord, TrainingRecorder
+from sae_lens_gba.training_record import TrainingRecord, record_training
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
 from tests.toolbox import make_trainer, mixture
 
@@ -35,9 +35,9 @@ def train(sae: GBATrainingSAE) -> None:
 @pytest.fixture(scope="module")
 def trained() -> tuple[GBATrainingSAE, TrainingRecord]:
     sae = new_sae()
-    with TrainingRecorder(sae) as recorder:
+    with record_training(sae) as record:
         train(sae)
-    return sae, recorder.record
+    return sae, record
 
 
 def test_there_is_an_entry_an_adaptation(trained: tuple[GBATrainingSAE, TrainingRecord]) -> None:
@@ -96,10 +96,10 @@ def test_charts_are_drawn_from_the_record(
 
 
 def test_a_run_too_short_to_adapt_says_so(tmp_path: Path) -> None:
-    with TrainingRecorder(new_sae()) as recorder:
+    with record_training(new_sae()) as record:
         pass
     with pytest.raises(ValueError, match="adapt_every_n_steps"):
-        write_training_charts(recorder.record, tmp_path)
+        write_training_charts(record, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
