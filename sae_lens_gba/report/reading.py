@@ -81,7 +81,7 @@ class Reading:
         self.variance.add_batch(sae.decode(acts).float(), x)
         acts = (acts.to_dense() if acts.is_sparse else acts).float()
         active = acts > 0
-        self.selectivity.add(acts if pre_activations is None else pre_activations, active=active)
+        self.selectivity.add(acts if pre_activations is None else pre_activations, active)
         self.max_activation = torch.maximum(self.max_activation, acts.amax(dim=0).cpu())
         tokens, latents = active.nonzero(as_tuple=True)
         self._room -= len(tokens)
