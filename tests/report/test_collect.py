@@ -232,7 +232,7 @@ def test_a_norm_on_a_gpu_is_looked_at_as_float32_on_the_cpu() -> None:
 )
 def test_impossible_settings_are_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}"):
-        ReportConfig(**{name: value})
+        ReportConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_a_latent_that_is_not_there_is_named(
