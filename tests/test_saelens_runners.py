@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,19 +221,11 @@ COMMAND_LINE = [
 def test_command_line_gives_saelens_flags_and_ours(
     named: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Any] = []
-
-    class Runner:
-        def __init__(self, cfg: Any):
-            seen.append(cfg)
-
-        def run(self) -> None:
-            seen.append("ran")
-
-    monkeypatch.setattr("sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner", Runner)
+    ran: list[Any] = []
+    runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
+    monkeypatch.setattr(runner, lambda cfg: SimpleNamespace(run=lambda: ran.append(cfg)))
     assert main(["train", *named, *COMMAND_LINE]) == 0
-    cfg, ran = seen
-    assert ran == "ran"
+    (cfg,) = ran
     assert cfg.sae.architecture() == "gba"
     assert (cfg.sae.tied, cfg.sae.target_l0, cfg.sae.bias_update) == (True, 4.0, "log_proportional")
     assert cfg.training_tokens == 640

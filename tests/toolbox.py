@@ -29,6 +29,10 @@ def mixture(
         yield ((fires * strength) @ dictionary + 2.0).to(device)
 
 
+def random_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
 def tiny_config(**settings: Any) -> GBATrainingSAEConfig:
     defaults: dict[str, Any] = {
         "d_in": 16,
@@ -41,7 +45,13 @@ def tiny_config(**settings: Any) -> GBATrainingSAEConfig:
     return GBATrainingSAEConfig(**{**defaults, **settings})
 
 
-def trainer_config(steps: int, batch: int = 256, **settings: Any) -> SAETrainerConfig:
+def make_trainer(
+    sae: Any,
+    steps: int,
+    data: Iterator[torch.Tensor] | None = None,
+    batch: int = 256,
+    **settings: Any,
+) -> SAETrainer[Any, Any]:
     defaults: dict[str, Any] = {
         "total_training_samples": steps * batch,
         "train_batch_size_samples": batch,
@@ -49,14 +59,8 @@ def trainer_config(steps: int, batch: int = 256, **settings: Any) -> SAETrainerC
         "lr_end": 1e-3,
         "n_batches_for_norm_estimate": 4,
     }
-    return SAETrainerConfig(**{**defaults, **settings})
-
-
-def make_trainer(
-    sae: Any, steps: int, data: Iterator[torch.Tensor] | None = None, **settings: Any
-) -> SAETrainer[Any, Any]:
-    provider = mixture(1) if data is None else data
-    return SAETrainer(trainer_config(steps, **settings), sae, provider)
+    cfg = SAETrainerConfig(**{**defaults, **settings})
+    return SAETrainer(cfg, sae, mixture(1) if data is None else data)
 
 
 def take_steps(trainer: SAETrainer[Any, Any], n: int) -> Any:

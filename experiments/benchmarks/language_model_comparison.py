@@ -9,12 +9,13 @@ sets that training does not see.
 
 import logging
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sae_lens import SAE
+from sae_lens.synthetic.evals import mean_correlation_coefficient
 
 from experiments.lab.activations import ShuffledActivations
 from experiments.lab.command_line import run_experiments
@@ -30,7 +31,7 @@ from experiments.lab.training import (
 from experiments.lab.tuning import TUNED, Row, Tuner
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.evaluation.probing import probe
-from sae_lens_gba.metrics import consistency_over_seeds, pairwise_mcc
+from sae_lens_gba.metrics import shares_consistent
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,10 @@ class Benchmark:
         runs = [SAE.load_from_disk(folder).W_dec.detach() for folder in folders]
         return {
             "method": name,
-            "share_mcs_above_09": fmean(consistency_over_seeds(runs).values()),
-            "pw_mcc": fmean(pairwise_mcc(a, b) for a, b in combinations(runs, 2)),
+            "share_mcs_above_09": fmean(
+                shares_consistent(a, b)[0] for a, b in permutations(runs, 2)
+            ),
+            "pw_mcc": fmean(mean_correlation_coefficient(a, b) for a, b in combinations(runs, 2)),
         }
 
     def _label(self, name: str, rate: float, seed: int) -> Row:

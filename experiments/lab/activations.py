@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_gba.atomic_write import write_atomically
-from sae_lens_gba.demo.activations import BATCH_CONTEXTS, activations_on, contexts
+
+BATCH_CONTEXTS = 16
 
 
 def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: int) -> torch.Tensor:
@@ -27,8 +28,11 @@ def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: i
         ValueError: the texts don't hold that many tokens.
     """
     rows: list[list[int]] = []
+    bos = model.tokenizer.bos_token_id
     for text in texts["text"]:
-        rows += contexts(model.tokenizer, text, context)
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        starts = range(0, len(ids) - context + 2, context - 1)
+        rows += [[bos, *ids[start : start + context - 1]] for start in starts]
         if len(rows) * (context - 1) >= n_tokens:
             return torch.tensor(rows)
     raise ValueError(f"the texts hold only {len(rows) * (context - 1)} of {n_tokens} tokens.")
@@ -47,9 +51,14 @@ def cached_activations(
     if not missing:
         return stored
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in missing}
-    for i, batch in enumerate(activations_on(model, tokens, missing)):
+    # the model runs no further than the last hook point needs
+    stop = 1 + max(int(name.split(".")[1]) for name in missing)
+    for i, batch in enumerate(tokens.split(BATCH_CONTEXTS)):
+        _, cache = model.run_with_cache(
+            batch, names_filter=missing, stop_at_layer=stop, prepend_bos=False
+        )
         for name in missing:
-            collected[name].append(batch[name].bfloat16())
+            collected[name].append(cache[name][:, 1:].flatten(0, 1).bfloat16())
         if i % 50 == 0:
             logging.info("cached %d of %d contexts", BATCH_CONTEXTS * i, len(tokens))
     new = {name: torch.cat(parts).contiguous() for name, parts in collected.items()}

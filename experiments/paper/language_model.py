@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from sae_lens import TrainingSAE
+from sae_lens.synthetic.evals import mean_correlation_coefficient
 
 from experiments.lab.activations import ShuffledActivations
 from experiments.lab.command_line import run_experiments
@@ -30,7 +31,7 @@ from experiments.lab.training import (
 )
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.demo.model import default_cache_dir
-from sae_lens_gba.metrics import pairwise_mcc, shares_consistent
+from sae_lens_gba.metrics import shares_consistent
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ def consistency(
         "top_shares": list(config.top_shares),
         "share": [mean for mean, _ in stats],
         "deviation": [deviation for _, deviation in stats],
-        "pw_mcc": fmean(pairwise_mcc(a, b) for (a, _), (b, _) in combinations(runs, 2)),
+        "pw_mcc": fmean(
+            mean_correlation_coefficient(a, b) for (a, _), (b, _) in combinations(runs, 2)
+        ),
     }
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens import LanguageModelSAETrainingRunner
 
-from sae_lens_gba.demo.config import DemoConfig
+from sae_lens_gba.demo.config import DemoConfig, runner_config
+from sae_lens_gba.demo.model import load_demo_model
+from sae_lens_gba.demo.summary import LATENTS_A_GROUP, summary
+from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
+from sae_lens_gba.report.collect import ReportConfig, collect_report
+from sae_lens_gba.report.text_stream import activations_on, open_text
+from sae_lens_gba.sources import load_saes
 
 MIN_FREE_BYTES = 2 * 1024**3
 
@@ -47,23 +54,24 @@ def run_demo(cfg: DemoConfig) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _require_room(cfg.output)
     _require_free_name(cfg.output)
-
-    from sae_lens_gba.demo import training
-    from sae_lens_gba.demo.model import load_demo_model
-    from sae_lens_gba.demo.snippets import show_snippets
-    from sae_lens_gba.demo.text import demo_texts
-
     torch.manual_seed(cfg.seed)
-    runner_cfg = training.runner_config(cfg)  # checks the settings before any work
+    runner_cfg = runner_config(cfg)  # checks the settings before any work
     _log.info("loading SmolLM2-135M (the first time takes a minute) ...")
-    model = load_demo_model(cfg.cache)
-    sae = training.train(runner_cfg, model, demo_texts())
-    held_out = training.read_held_out(
-        sae, model, demo_texts(held_out=True), cfg.hook_name, cfg.snippets_tokens
+    model: Any = load_demo_model(cfg.cache)
+    texts, held_out = demo_texts(), demo_texts(held_out=True)
+    sae = LanguageModelSAETrainingRunner(
+        runner_cfg, override_model=model, override_dataset=texts
+    ).run()
+    sae.eval()
+    (saved,) = load_saes([cfg.output])
+    store = open_text(model, saved, held_out)
+    _reload_with_plain_saelens(
+        cfg.output, activations_on(store, store.get_batch_tokens(1)).flatten(0, 1), sae
     )
-    _log.info("%s", training.report(sae, held_out))
-    _reload_with_plain_saelens(cfg.output, held_out.inputs[:64], sae)
-    _log.info("%s", show_snippets(sae.groups(), held_out))
+    n_latents = LATENTS_A_GROUP * sae.cfg.n_groups
+    report_cfg = ReportConfig(cfg.snippets_tokens, n_latents, ce_tokens=0, seed=cfg.seed)
+    report = collect_report([saved], model, held_out, f"{DATASET_NAME}, held out", report_cfg)
+    _log.info("%s", summary(report))
     _log.info(
         "saved in %s\nload it anywhere, without this package:\n"
         '    from sae_lens import SAE\n    sae = SAE.load_from_disk("%s")',

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens_gba.report.loading import load_report_model, load_saes
+from sae_lens_gba.sources import load_model_of, load_saes
 
 BENCHMARK_SEQUENCE_LENGTH = 1024
 
@@ -59,7 +59,7 @@ def probe(
         datasets: names as in ``sae_probes.DATASETS``, e.g. "5_hist_fig_ismale".
         ks: numbers of latents to probe with.
         model: loaded TransformerLens model, or its hub name or folder; None is the SAE's own,
-            see `sae_lens_gba.report.loading.load_report_model`.
+            see `sae_lens_gba.sources.load_model_of`.
         device: where to run.
         activations_cache: folder to keep the model's activations in, for the next SAE of the
             same model and ``max_seq_len``; None keeps none.
@@ -80,7 +80,7 @@ def probe(
     (saved,) = load_saes([Path(sae_dir)], device)
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else str(model)
-        model = load_report_model(saved.sae, name, device)
+        model = load_model_of(saved.sae, name, device)
     # a "/" would end up in file names
     model_name = str(saved.sae.cfg.metadata.model_name).replace("/", "_")
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):

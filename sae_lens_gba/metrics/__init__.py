@@ -2,26 +2,15 @@
 
 from sae_lens_gba.metrics.feature_recovery import BestMatch, best_match, feature_recovery_rate
 from sae_lens_gba.metrics.frequencies import share_on_target
-from sae_lens_gba.metrics.seed_consistency import (
-    Matching,
-    consistency_over_seeds,
-    match_one_to_one,
-    pairwise_mcc,
-    shares_consistent,
-    top_latents,
-)
+from sae_lens_gba.metrics.seed_consistency import shares_consistent, top_latents
 from sae_lens_gba.metrics.selectivity import Selectivity, SelectivityMeter
 
 __all__ = [
     "BestMatch",
-    "Matching",
     "Selectivity",
     "SelectivityMeter",
     "best_match",
-    "consistency_over_seeds",
     "feature_recovery_rate",
-    "match_one_to_one",
-    "pairwise_mcc",
     "share_on_target",
     "shares_consistent",
     "top_latents",

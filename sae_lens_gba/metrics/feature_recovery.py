@@ -25,11 +25,6 @@ class BestMatch(NamedTuple):
     candidate: torch.Tensor
 
 
-def unit_rows(matrix: torch.Tensor) -> torch.Tensor:
-    """Rows at unit norm, as SAELens' `cosine_similarities` has them; zeros stay zeros."""
-    return torch.nn.functional.normalize(matrix, dim=1, eps=1e-8)
-
-
 @torch.no_grad()
 def best_match(
     rows: torch.Tensor,
@@ -61,12 +56,14 @@ def best_match(
         )
     block_size = max(1, max_cosines // candidates.shape[0])
     # SAELens' cosine_similarities would normalise all candidates again for every block
-    candidates = unit_rows(candidates)
+    rows, candidates = (
+        torch.nn.functional.normalize(matrix, dim=1, eps=1e-8) for matrix in (rows, candidates)
+    )
     similarity = torch.empty(rows.shape[0], dtype=rows.dtype, device=rows.device)
     candidate = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)
     for start in range(0, rows.shape[0], block_size):
         block = slice(start, start + block_size)
-        cosines = unit_rows(rows[block]) @ candidates.T
+        cosines = rows[block] @ candidates.T
         cosines = cosines if signed else cosines.abs_()
         if exclude_same:
             cosines.diagonal(start).fill_(-torch.inf)

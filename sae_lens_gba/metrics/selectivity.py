@@ -10,7 +10,7 @@ class Selectivity(NamedTuple):
 
     Attributes:
         frequency: share of samples on which it was active.
-        peak: its largest pre-activation, threshold taken off; may be negative.
+        peak: its largest pre-activation; may be negative.
         z_score: how many standard deviations the mean pre-activation of the samples on
             which it was active lies above its mean over all samples; 0 for a latent that
             was never active or never varied.
@@ -24,8 +24,8 @@ class Selectivity(NamedTuple):
 class SelectivityMeter:
     """Accumulates `Selectivity` in O(d_sae) memory; batches of any size give the same result.
 
-    ``z_m = (mean of h_m over samples with h_m > theta_m - mean of h_m) / std of h_m``, with
-    h the pre-activation and theta the threshold. A latent that answers to one rare thing,
+    ``z_m = (mean of h_m over samples on which m is active - mean of h_m) / std of h_m``, with
+    h the pre-activation. A latent that answers to one rare thing,
     and to nothing else, has its active samples far out in the tail: a high Z-score. One that
     is a thresholded Gaussian has, at frequency p, only what the tail of a Gaussian gives
     (1.75 at p = 0.1, 3.37 at p = 0.001), so compare latents of one frequency.
@@ -51,19 +51,12 @@ class SelectivityMeter:
         self._peak = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(
-        self,
-        pre_activations: torch.Tensor,
-        threshold: torch.Tensor | float = 0.0,
-        active: torch.Tensor | None = None,
-    ) -> None:
+    def add(self, pre_activations: torch.Tensor, active: torch.Tensor | None = None) -> None:
         """Count one batch.
 
         Args:
             pre_activations: dense, shape (n, d_sae), encoder bias included.
-            threshold: a latent is active above it, shape (d_sae,) or a number.
-            active: bool, same shape as ``pre_activations``, where no threshold decides which
-                latents are active (TopK).
+            active: which latents are active, bool, same shape; None is those above 0.
 
         Raises:
             ValueError: wrong shape, or NaN or Inf.
@@ -77,18 +70,16 @@ class SelectivityMeter:
             return
         h = pre_activations.detach()
         h = h if h.dtype == torch.float64 else h.float()
-        if isinstance(threshold, torch.Tensor):
-            threshold = threshold.to(h)
         mean = h.mean(dim=0)
         if not torch.isfinite(mean).all():
             raise ValueError("pre_activations have NaN or Inf: nothing was counted.")
         self._merge_moments(len(h), mean, (h - mean).square_().sum(dim=0))
-        samples, latents = (h > threshold if active is None else active).nonzero(as_tuple=True)
+        samples, latents = (h > 0 if active is None else active).nonzero(as_tuple=True)
         active_h = h[samples, latents].cpu().double()
         latents = latents.cpu()
         self._active += latents.bincount(minlength=self.d_sae)
         self._active_sum += latents.bincount(active_h, minlength=self.d_sae)
-        self._peak = torch.maximum(self._peak, (h.amax(dim=0) - threshold).cpu())
+        self._peak = torch.maximum(self._peak, h.amax(dim=0).cpu())
 
     def _merge_moments(self, n: int, mean: torch.Tensor, squares: torch.Tensor) -> None:
         mean, squares = mean.cpu().double(), squares.cpu().double()

@@ -13,12 +13,12 @@ from sae_lens_gba.provenance import package_versions, utc_now
 from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
 from sae_lens_gba.report.latent_sample import sample_latents
-from sae_lens_gba.report.loading import TextDataset
 from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import SCHEMA_VERSION, Provenance, Report
 from sae_lens_gba.report.sae_result import build_result, measure_ce_loss
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
 from sae_lens_gba.saved.saved_sae import SavedSAE
+from sae_lens_gba.sources import TextDataset
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,11 @@ class ReportConfig:
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("n_tokens", 1), ("n_latents", 1), ("ce_tokens", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is not possible: it must be at least {least}."
-                )
-        if self.context_size is not None and self.context_size < 2:
-            raise ValueError(
-                f"context_size={self.context_size} is not possible: it must be at least 2."
-            )
+        least = {"n_tokens": 1, "n_latents": 1, "ce_tokens": 0, "context_size": 2}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name}={value} is not possible: it must be at least {minimum}.")
 
 
 def collect_report(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.html import write_html
-from sae_lens_gba.report.loading import load_report_model, load_report_text, load_saes
+from sae_lens_gba.sources import load_model_of, load_saes, load_text
 
 HTML_NAME = "report.html"
 
@@ -85,8 +85,8 @@ def write_report(
     Args:
         sae_dir: folder that SAELens saved an SAE in.
         compare: more of them, of the same model.
-        model: hub name or folder; None is the SAE's own, see `load_report_model`.
-        dataset: text to read, see `load_report_text`; None is the demo's.
+        model: hub name or folder; None is the SAE's own, see `load_model_of`.
+        dataset: text to read, see `load_text`; None is the demo's.
         output: HTML file; None is ``report.html`` in ``sae_dir``.
         device: where model and SAEs run.
         cfg: settings.
@@ -98,8 +98,8 @@ def write_report(
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
     saes = load_saes([Path(sae_dir), *(Path(folder) for folder in compare)], device)
-    texts, name = load_report_text(dataset)
-    language_model = load_report_model(saes[0].sae, model, device)
+    texts, name = load_text(dataset)
+    language_model = load_model_of(saes[0].sae, model, device)
     report = collect_report(saes, language_model, texts, name, cfg)
     path.parent.mkdir(parents=True, exist_ok=True)
     report.save(path.with_suffix(".json"))

@@ -31,16 +31,6 @@ def significant(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def token_reader(tokenizer: Any) -> Callable[[int], str]:
-    """Text of a token id, remembered."""
-
-    @cache
-    def read(token: int) -> str:
-        return str(tokenizer.decode([token]))
-
-    return read
-
-
 def build_details(
     reading: Reading,
     latents: Sequence[int],
@@ -57,7 +47,11 @@ def build_details(
         model: whose tokenizer reads them.
         generator: draws the examples.
     """
-    read = token_reader(model.tokenizer)
+
+    @cache
+    def read(token: int) -> str:
+        return str(model.tokenizer.decode([token]))
+
     promoted, demoted, notes = _logit_lens(reading, latents, model, read)
     firings = reading.firings()
     if firings.n_tokens < reading.selectivity.n_samples:
@@ -77,8 +71,8 @@ def build_details(
                 histogram=histogram(activations),
                 top=[show(place) for place in top],
                 intervals=_intervals(strongest_first.flip(0), text.shape[1], show, generator),
-                promoted=promoted[i] if promoted else [],
-                demoted=demoted[i] if demoted else [],
+                promoted=promoted[i],
+                demoted=demoted[i],
                 co_firing=_co_firing(firings, latent, places),
             )
         )
@@ -186,7 +180,8 @@ def _logit_lens(
     rows = reading.saved.decoder_rows[list(latents)]
     unembedding = getattr(model, "W_U", None)
     if unembedding is None or unembedding.shape[0] != rows.shape[1]:
-        return [], [], ["No logit lens: the SAE's hook does not write to the residual stream."]
+        none: list[list[TokenWeight]] = [[]] * len(latents)
+        return none, none, ["No logit lens: the SAE's hook does not write to the residual stream."]
     logits = (rows * _final_norm_weight(model)) @ unembedding.detach().float().to(rows.device)
     logits = logits - logits.mean(dim=1, keepdim=True)  # a constant changes no probability
     n_shown = min(N_PROMOTED, logits.shape[1])

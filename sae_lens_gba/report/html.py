@@ -5,6 +5,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -53,7 +54,11 @@ def render(report: Report) -> str:
         nonce=secrets.token_urlsafe(16),
         plotly=Markup(get_plotlyjs()),
         figures={name: _plain(f) for name, f in plots.all_figures(report).items()},
-        latent_figures=_latent_figures(report),
+        latent_figures={
+            f"{i}-{detail.latent}": _plain(plots.latent_histogram(detail))
+            for i, sae in enumerate(report.saes)
+            for detail in sae.details
+        },
         table=latent_table(first),
         groups=group_rows(first),
         headline=headline,
@@ -68,15 +73,14 @@ def latent_table(sae: SaeResult) -> dict[str, Any]:
     step = max(1, -(-sae.d_sae // MAX_TABLE_ROWS))
     shown = {d.latent: headline(d) for d in sae.details}
     rows = [i for i in range(sae.d_sae) if i % step == 0 or i in shown]
-    columns: list[dict[str, Any]] = [
-        {"title": "latent", "values": rows, "kind": "latent", "hint": ""}
-    ]
+    columns: list[dict[str, Any]] = []
 
     def add(title: str, values: list[Any] | None, kind: str, hint: str) -> None:
         if values is not None:
             picked = [values[i] for i in rows]
             columns.append({"title": title, "values": picked, "kind": kind, "hint": hint})
 
+    add("latent", list(range(sae.d_sae)), "latent", "")
     fires_on = [shown.get(latent, "") for latent in range(sae.d_sae)]
     add("fires most on", fires_on, "text", "tokens of its strongest activations")
     add("group", table.group, "integer", "0 is the most active")
@@ -104,27 +108,26 @@ def headline(detail: LatentDetail | None) -> str:
 
 def group_rows(sae: SaeResult) -> list[dict[str, Any]]:
     """One dict a group: size, target, mean measured frequency, dead, some latents."""
-    table = sae.latents
-    if table.group is None or table.target_frequency is None:
+    table, targets = sae.latents, plots.targets(sae)
+    if table.group is None:
         return []
-    n_groups = max(table.group) + 1
-    rows: list[dict[str, Any]] = [
-        {"group": k, "color": group_color(k, n_groups), "frequencies": [], "latents": []}
-        for k in range(n_groups)
-    ]
-    for latent, group in enumerate(table.group):
-        rows[group]["frequencies"].append(table.frequency[latent])
-        rows[group]["target"] = table.target_frequency[latent]
-    for detail in sae.details:
-        of_group = rows[table.group[detail.latent]]["latents"]
-        if len(of_group) < CHIPS_A_GROUP:
-            of_group.append(detail)
-    for row in rows:
-        frequencies = row.pop("frequencies")
-        row["size"] = len(frequencies)
-        row["measured"] = sum(frequencies) / max(len(frequencies), 1)
-        row["dead"] = sum(f == 0 for f in frequencies)
-    return [row for row in rows if row["size"]]
+    rows = []
+    for group, members in plots.members(sae).items():
+        frequencies = [table.frequency[latent] for latent in members]
+        rows.append(
+            {
+                "group": group,
+                "color": group_color(group, len(targets)),
+                "size": len(members),
+                "target": targets[group],
+                "measured": fmean(frequencies),
+                "dead": frequencies.count(0),
+                "latents": [d for d in sae.details if table.group[d.latent] == group][
+                    :CHIPS_A_GROUP
+                ],
+            }
+        )
+    return rows
 
 
 def visible(token: str) -> str:
@@ -151,14 +154,6 @@ def percent(value: float | None) -> str:
 def pretty(value: Mapping[str, Any]) -> str:
     """A config as indented JSON."""
     return json.dumps(value, indent=2, default=str, ensure_ascii=False)
-
-
-def _latent_figures(report: Report) -> dict[str, Any]:
-    return {
-        f"{i}-{detail.latent}": _plain(plots.latent_histogram(detail))
-        for i, sae in enumerate(report.saes)
-        for detail in sae.details
-    }
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

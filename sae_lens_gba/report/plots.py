@@ -5,6 +5,7 @@ gives them those of its light or dark theme.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from plotly.subplots import make_subplots
 
 from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.report.compare import RELATED, SAME_FEATURE
+from sae_lens_gba.report.details import significant
 from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
 
 BINS_A_DECADE = 10
@@ -42,8 +44,8 @@ def frequency_histogram(sae: SaeResult) -> go.Figure:
     """Latents by log10 of activation frequency, coloured by group, targets as lines."""
     figure = _figure("activation frequency (log10)", "latents")
     _add_frequency_bars(figure, sae)
-    for group, target in _targets(sae).items():
-        color = group_color(group, len(_targets(sae)))
+    for group, target in targets(sae).items():
+        color = group_color(group, len(targets(sae)))
         figure.add_vline(x=math.log10(target), line={"color": color, "width": 1.5, "dash": "dot"})
     figure.update_layout(barmode="stack", bargap=0.04)
     return figure
@@ -69,15 +71,15 @@ def frequencies_side_by_side(saes: Sequence[SaeResult]) -> go.Figure:
 
 def frequency_against_target(sae: SaeResult) -> go.Figure:
     """Measured frequency of every latent against its target; on the line it is on target."""
-    table, targets = sae.latents, _targets(sae)
+    table, asked = sae.latents, targets(sae)
     figure = _figure("target frequency", "measured frequency")
 
     def aside(latent: int, group: int) -> float:
         """Side by side instead of on top of each other: a group has one target."""
-        return targets[group] * float(10 ** (0.1 * ((latent * 0.618) % 1 - 0.5)))
+        return asked[group] * float(10 ** (0.1 * ((latent * 0.618) % 1 - 0.5)))
 
     _add_points(figure, sae, aside, table.frequency, "measured %{y:.2g}")
-    ends = [min(targets.values()), max(targets.values())]
+    ends = [min(asked.values()), max(asked.values())]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", name="on target", line={"color": "gray", "dash": "dash"}
     )
@@ -128,13 +130,11 @@ def match_histogram(sae: SaeResult) -> go.Figure:
     figure = _figure("cosine with the most similar latent of the other SAE", "latents")
     n_bins = 40
     for i, (label, cosines) in enumerate(sae.latents.best_match_cosine.items()):
-        counts = [0] * n_bins
-        for frequency, cosine in zip(sae.latents.frequency, cosines, strict=True):
-            if frequency > 0:
-                counts[min(int(max(cosine, 0.0) * n_bins), n_bins - 1)] += 1
+        living = [c for f, c in zip(sae.latents.frequency, cosines, strict=True) if f > 0]
+        counts = Counter(min(int(max(c, 0.0) * n_bins), n_bins - 1) for c in living)
         figure.add_scatter(
             x=[(b + 0.5) / n_bins for b in range(n_bins)],
-            y=counts,
+            y=[counts[b] for b in range(n_bins)],
             name=_short(label),
             mode="lines",
             line={"shape": "hvh", "color": group_color(i, len(sae.latents.best_match_cosine))},
@@ -153,7 +153,7 @@ def latent_histogram(detail: LatentDetail) -> go.Figure:
     figure = _figure("activation", "tokens (log)")
     figure.add_bar(
         x=[
-            float(f"{histogram.start + (i + 0.5) * histogram.width:.4g}")
+            significant(histogram.start + (i + 0.5) * histogram.width)
             for i in range(len(histogram.counts))
         ],
         y=histogram.counts,
@@ -174,9 +174,11 @@ def _add_points(
     hover: str,
 ) -> None:
     """A point for each latent that fires, at ``x(latent, group)`` and ``y[latent]``."""
-    groups = _members(sae)
-    for group, members in groups.items():
-        alive = _thin([m for m in members if sae.latents.frequency[m] > 0])
+    groups = members(sae)
+    for group, latents in groups.items():
+        alive = [m for m in latents if sae.latents.frequency[m] > 0]
+        # thousands of points say no more, and make the page slow
+        alive = alive[:: max(1, -(-len(alive) // MAX_POINTS))]
         figure.add_scatter(
             x=[x(m, group) for m in alive],
             y=[y[m] for m in alive],
@@ -193,14 +195,10 @@ def _add_points(
 def _add_frequency_bars(
     figure: go.Figure, sae: SaeResult, showlegend: bool = True, **where: Any
 ) -> None:
-    groups = _members(sae)
-    for group, members in groups.items():
-        counts: dict[int, int] = {}
-        for member in members:
-            frequency = sae.latents.frequency[member]
-            if frequency > 0:
-                at = math.floor(math.log10(frequency) * BINS_A_DECADE)
-                counts[at] = counts.get(at, 0) + 1
+    groups = members(sae)
+    for group, latents in groups.items():
+        living = [f for m in latents if (f := sae.latents.frequency[m]) > 0]
+        counts = Counter(math.floor(math.log10(f) * BINS_A_DECADE) for f in living)
         bins = sorted(counts)
         figure.add_bar(
             x=[round((b + 0.5) / BINS_A_DECADE, 3) for b in bins],
@@ -214,27 +212,22 @@ def _add_frequency_bars(
         )
 
 
-def _members(sae: SaeResult) -> dict[int, list[int]]:
+def members(sae: SaeResult) -> dict[int, list[int]]:
     """Latents of each group; all in group 0 if there are none."""
     if sae.latents.group is None:
         return {0: list(range(sae.d_sae))}
-    members: dict[int, list[int]] = {k: [] for k in sorted(set(sae.latents.group))}
+    found: dict[int, list[int]] = {k: [] for k in sorted(set(sae.latents.group))}
     for latent, group in enumerate(sae.latents.group):
-        members[group].append(latent)
-    return members
+        found[group].append(latent)
+    return found
 
 
-def _targets(sae: SaeResult) -> dict[int, float]:
+def targets(sae: SaeResult) -> dict[int, float]:
+    """Target frequency of each group; empty if there are none."""
     table = sae.latents
     if table.group is None or table.target_frequency is None:
         return {}
-    return {k: table.target_frequency[m[0]] for k, m in _members(sae).items()}
-
-
-def _thin(latents: list[int]) -> list[int]:
-    """Every so many: thousands of points say no more, and make the page slow."""
-    step = -(-len(latents) // MAX_POINTS)
-    return latents[:: max(step, 1)]
+    return {k: table.target_frequency[m[0]] for k, m in members(sae).items()}
 
 
 def _short(label: str) -> str:

@@ -81,7 +81,7 @@ class Reading:
         self.variance.add_batch(sae.decode(acts).float(), x)
         acts = (acts.to_dense() if acts.is_sparse else acts).float()
         active = acts > 0
-        self.selectivity.add(acts if pre_activations is None else pre_activations, active=active)
+        self.selectivity.add(acts if pre_activations is None else pre_activations, active)
         self.max_activation = torch.maximum(self.max_activation, acts.amax(dim=0).cpu())
         tokens, latents = active.nonzero(as_tuple=True)
         self._room -= len(tokens)
@@ -105,12 +105,7 @@ class Reading:
 def _encode(sae: SAE[Any], x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Activations, and pre-activations if the architecture has any; both (n_tokens, d_sae)."""
     seen: list[torch.Tensor] = []
-    hook = getattr(sae, "hook_sae_acts_pre", None)
-    handle = hook.register_forward_hook(lambda *args: seen.append(args[-1])) if hook else None
-    try:
+    with sae.hooks([("hook_sae_acts_pre", lambda value, **_: seen.append(value))]):
         acts = sae.encode(x)
-    finally:
-        if handle is not None:
-            handle.remove()
     whole = [h for h in seen if h.shape == acts.shape]
     return acts, whole[-1] if whole else None

@@ -10,8 +10,8 @@ import torch
 from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
 
-from sae_lens_gba.report.loading import TextDataset
 from sae_lens_gba.saved.saved_sae import SavedSAE
+from sae_lens_gba.sources import TextDataset
 
 # bounds the dense activations of a batch, (tokens, d_sae) float32, to 64 MB
 MAX_BATCH_ENTRIES = 2**24
@@ -24,8 +24,8 @@ def open_text(
     model: Any,
     saved: SavedSAE,
     dataset: TextDataset,
-    context_size: int | None,
-    autocast: bool,
+    context_size: int | None = None,
+    autocast: bool = False,
 ) -> ActivationsStore:
     """SAELens' own store over the text, from its beginning, for one SAE.
 

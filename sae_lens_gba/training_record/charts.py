@@ -14,7 +14,7 @@ from sae_lens_gba.training_record.record import (
     DENSITY_STOP,
     QUANTILES,
     TrainingRecord,
-    TrainingRecorder,
+    record_training,
 )
 
 if TYPE_CHECKING:
@@ -56,15 +56,10 @@ def train_with_charts(runner: Any, folder: str | Path) -> Any:
     Returns:
         What ``runner.run()`` returns. If it fails, the record up to then is kept.
     """
-    recorder = TrainingRecorder(runner.sae)
-    try:
-        with recorder:
-            result = runner.run()
-    finally:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        recorder.record.save(folder)
-    if recorder.record.step:
-        write_training_charts(recorder.record, folder)
+    with record_training(runner.sae, folder) as record:
+        result = runner.run()
+    if record.step:
+        write_training_charts(record, folder)
     else:
         _log.warning("no charts: the run ended before the first adaptation of the biases.")
     return result

@@ -1,8 +1,9 @@
 """What happens to the groups while an SAE trains, as data; needs neither wandb nor a callback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -68,78 +69,69 @@ class TrainingRecord:
         return TypeAdapter(cls).validate_json(path.read_bytes())
 
 
-class TrainingRecorder:
-    """Watches a GBA SAE while it is trained, by whatever trainer.
+@contextmanager
+def record_training(
+    sae: GBATrainingSAE, folder: str | Path | None = None
+) -> Iterator[TrainingRecord]:
+    """Watch a GBA SAE while it is trained, by whatever trainer.
 
-    >>> with TrainingRecorder(sae) as recorder:  # doctest: +SKIP
+    >>> with record_training(sae, folder) as record:  # doctest: +SKIP
     ...     trainer.fit()
-    >>> recorder.record.save(folder)  # doctest: +SKIP
 
     It looks at the SAE at the beginning of each step, and takes down what the adapter measured
-    when an adaptation has taken place: O(d_sae) work every T steps, nothing is changed.
+    when an adaptation has taken place: O(d_sae) work every T steps, nothing is changed. The
+    record is complete when the block ends.
 
     Args:
         sae: the SAE to watch.
-
-    Attributes:
-        record: what was seen; complete when the block ends.
+        folder: where the record is saved then, even if training fails; made if need be.
 
     Raises:
         TypeError: the SAE is of another architecture: it has no groups to watch.
     """
-
-    def __init__(self, sae: GBATrainingSAE) -> None:
-        if not isinstance(sae, GBATrainingSAE):
-            raise TypeError(
-                f"sae is a {type(sae).__name__}, which has no groups to watch: train with a "
-                "GBATrainingSAEConfig, or without charts."
-            )
-        self._sae = sae
-        self._handle: Any = None
-        self._last_step = int(sae.adapter.n_steps)
-        groups = sae.groups().summary()
-        self.record = TrainingRecord(
-            target_frequency=[row["target_frequency"] for row in groups],
-            group_size=[row["size"] for row in groups],
-            target_l0=float(sae.adapter.target_frequency.sum()),
+    if not isinstance(sae, GBATrainingSAE):
+        raise TypeError(
+            f"sae is a {type(sae).__name__}, which has no groups to watch: train with a "
+            "GBATrainingSAEConfig, or without charts."
         )
+    adapter, groups = sae.adapter, sae.groups().summary()
+    started_at = int(adapter.n_steps)
+    record = TrainingRecord(
+        target_frequency=[row["target_frequency"] for row in groups],
+        group_size=[row["size"] for row in groups],
+        target_l0=float(adapter.target_frequency.sum()),
+    )
 
-    def __enter__(self) -> "TrainingRecorder":
-        self._handle = self._sae.hook_sae_input.register_forward_pre_hook(self._look)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._handle.remove()
-        self._look()
-
-    @torch.no_grad()
-    def _look(self, *_: Any) -> None:
-        adapter = self._sae.adapter
+    def look(*_: Any) -> None:
         period = adapter.adapt_every_n_steps
         step = int(adapter.n_steps) // period * period
-        if step <= self._last_step:
-            return
-        self._last_step = step
-        frequency = adapter.frequency.float().cpu()
-        on_target = share_on_target(frequency, adapter.target_frequency.float().cpu())
-        by_group = adapter.targets.group_mean(adapter.frequency)
-        levels = torch.tensor(QUANTILES)
-        self.record.step.append(step)
-        self.record.l0.append(float(frequency.sum()))
-        self.record.dead.append(int((frequency < self._sae.adapter.rates.dead_frequency).sum()))
-        self.record.on_target.append(float(on_target))
-        self.record.group_frequency.append(by_group.tolist())
-        self.record.bias_quantiles.append(self._sae.bias.float().cpu().quantile(levels).tolist())
-        self.record.density.append(_density(frequency))
+        if step > (record.step[-1] if record.step else started_at):
+            _take_down(record, sae, step)
+
+    handle = sae.hook_sae_input.register_forward_pre_hook(look)
+    try:
+        yield record
+    finally:
+        handle.remove()
+        look()
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            record.save(folder)
 
 
-def _density(frequency: torch.Tensor) -> list[int]:
-    """Living latents by log10 of frequency."""
+@torch.no_grad()
+def _take_down(record: TrainingRecord, sae: GBATrainingSAE, step: int) -> None:
+    adapter = sae.adapter
+    frequency = adapter.frequency.float().cpu()
+    on_target = share_on_target(frequency, adapter.target_frequency.float().cpu())
+    record.step.append(step)
+    record.l0.append(float(frequency.sum()))
+    record.dead.append(int((frequency < sae.cfg.dead_frequency).sum()))
+    record.on_target.append(float(on_target))
+    record.group_frequency.append(adapter.targets.group_mean(adapter.frequency).tolist())
+    quantiles = sae.bias.float().cpu().quantile(torch.tensor(QUANTILES))
+    record.bias_quantiles.append(quantiles.tolist())
+    # of living latents
     log10 = frequency[frequency > 0].log10().clamp(DENSITY_START, DENSITY_STOP)
-    counts = torch.histc(log10, bins=DENSITY_BINS, min=DENSITY_START, max=DENSITY_STOP)
-    return [int(count) for count in counts.tolist()]
+    density = torch.histc(log10, bins=DENSITY_BINS, min=DENSITY_START, max=DENSITY_STOP)
+    record.density.append(density.int().tolist())

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import SAE
 from sae_lens.synthetic.evals import mean_correlation_coefficient
 
 from experiments.lab.training import (
@@ -28,8 +29,12 @@ def mixture(seed: int = 0) -> FeatureMixture:
     return FeatureMixture(cfg, batch_size=32, seed=seed)
 
 
+def build(architectures: list[dict[str, Any]], seed: int = 0) -> list[Any]:
+    return [build_sae({**a, "d_sae": 24}, 8, seed) for a in architectures]
+
+
 def trained(architectures: list[dict[str, Any]], seed: int = 0) -> list[Any]:
-    saes = [build_sae({**a, "d_sae": 24}, 8, seed) for a in architectures]
+    saes = build(architectures, seed)
     train_together(saes, mixture(seed), SHORT)
     return saes
 
@@ -48,24 +53,19 @@ def test_seeds_decide_the_weights() -> None:
 
 
 def test_seconds_are_counted_for_each_sae() -> None:
-    saes = [build_sae({**a, "d_sae": 24}, 8, 0) for a in ARCHITECTURES[:2]]
-    seconds = train_together(saes, mixture(), SHORT)
+    seconds = train_together(build(ARCHITECTURES[:2]), mixture(), SHORT)
     assert len(seconds) == 2
     assert min(seconds) > 0
 
 
 def test_normalisation_that_needs_a_run_of_its_own_is_refused() -> None:
-    sae = build_sae(
-        {**ARCHITECTURES[0], "d_sae": 24, "normalize_activations": "covariance_whitening"}, 8, 0
-    )
+    whitened = {**ARCHITECTURES[0], "normalize_activations": "covariance_whitening"}
     with pytest.raises(ValueError, match="covariance_whitening"):
-        train_together([sae], mixture(), SHORT)
+        trained([whitened])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a["architecture"])
 def test_what_is_measured_is_what_is_saved(architecture: dict[str, Any], tmp_path: Any) -> None:
-    from sae_lens import SAE
-
     (sae,) = trained([architecture])
     sae.save_inference_model(str(tmp_path))
     saved = SAE.load_from_disk(str(tmp_path))

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.html import write_html
-from sae_lens_gba.report.loading import load_saes
+from sae_lens_gba.sources import load_saes
 from tests.one_latent_a_word import model, model_folder, sae_folders, texts
 
 __all__ = ["model", "model_folder", "sae_folders", "texts"]

@@ -21,18 +21,15 @@ from tests.one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
 
+def set_scheme(browser: Any, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+
 def show(browser: Any, page: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light") -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {
-            "width": size[0],
-            "height": size[1],
-            "deviceScaleFactor": 1,
-            "mobile": size == PHONE,
-        },
-    )
-    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme_feature]})
+    screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    set_scheme(browser, scheme)
     browser.get("about:blank")
     browser.get(page.as_uri())
 
@@ -257,8 +254,5 @@ def test_plots_follow_a_change_of_the_theme(browser: Any, page: Path) -> None:
     show(browser, page, scheme="light")
     color = "return getComputedStyle(document.querySelector('[data-figure] .xtick text')).fill"
     before = browser.execute_script(color)
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": "dark"}]},
-    )
+    set_scheme(browser, "dark")
     eventually(browser, lambda: luminance(browser.execute_script(color)) > luminance(before) + 0.5)

@@ -1,5 +1,6 @@
 """Reports of an SAE whose every latent is one word: all numbers can be counted."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.details import _final_norm_weight
-from sae_lens_gba.report.loading import load_saes
+from sae_lens_gba.sources import load_saes
 from tests.one_latent_a_word import (
     CONTEXT_SIZE,
     D_MODEL,
@@ -28,6 +29,19 @@ from tests.one_latent_a_word import (
     VOCABULARY,
     save_sae,
 )
+
+Collect = Callable[..., Report]
+
+
+@pytest.fixture
+def collect(model: Any, texts: Dataset) -> Collect:
+    """Reports on SAEs from these folders; settings are those of `ReportConfig`."""
+
+    def collect(*folders: Path, text: Dataset = texts, **settings: Any) -> Report:
+        cfg = ReportConfig(**{"n_tokens": 320, "n_latents": 4, "ce_tokens": 0, **settings})
+        return collect_report(load_saes(folders), model, text, "made-up <i>text</i>", cfg)
+
+    return collect
 
 
 def test_frequencies_are_the_words_shares_of_the_text(
@@ -130,46 +144,39 @@ def test_features_that_only_one_has_are_the_ones_taken_away(report: Report) -> N
 
 
 def test_the_same_seed_gives_the_same_report(
-    report: Report, sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+    report: Report, sae_folders: tuple[Path, Path], collect: Collect
 ) -> None:
-    cfg = ReportConfig(n_tokens=1600, n_latents=20, ce_tokens=320)
-    again = collect_report(load_saes(sae_folders), model, texts, "made-up <i>text</i>", cfg)
+    again = collect(*sae_folders, n_tokens=1600, n_latents=20, ce_tokens=320)
     assert replace(again, provenance=report.provenance) == report
 
 
 def test_a_text_that_ends_early_is_read_once(
-    sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+    sae_folders: tuple[Path, Path], collect: Collect, texts: Dataset
 ) -> None:
     short = texts.select(range(4))  # 4 x 30 words: 7 sequences of 15 and a special token
-    result = collect_report(
-        load_saes(sae_folders[:1]), model, short, "short", ReportConfig(n_tokens=10**6, ce_tokens=0)
-    )
+    result = collect(sae_folders[0], text=short, n_tokens=10**6)
     assert 90 <= result.provenance.n_tokens <= 120
     assert result.saes[0].metrics.ce_loss_recovered is None
     assert any("CE loss" in note for note in result.saes[0].notes)
 
 
 def test_a_text_shorter_than_a_sequence_is_refused(
-    sae_folders: tuple[Path, Path], model: Any
+    sae_folders: tuple[Path, Path], collect: Collect
 ) -> None:
     with pytest.raises(ValueError, match="shorter than one sequence of 16 tokens"):
-        collect_report(
-            load_saes(sae_folders[:1]), model, Dataset.from_dict({"text": ["word1"]}), "tiny"
-        )
+        collect(sae_folders[0], text=Dataset.from_dict({"text": ["word1"]}))
 
 
 def test_a_stock_sae_without_groups_or_context_size_is_shown(
-    tmp_path: Path, model: Any, texts: Dataset
+    tmp_path: Path, collect: Collect
 ) -> None:
     torch.manual_seed(3)
     metadata = SAEMetadata(model_name="tiny", hook_name="blocks.0.hook_resid_post")
     sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=40, metadata=metadata))
     sae.save_model(tmp_path / "stock")
-    (loaded,) = load_saes([tmp_path / "stock"])
     with pytest.raises(ValueError, match=r"context_size.*--context-size"):
-        collect_report([loaded], model, texts, "text", ReportConfig(n_tokens=320, ce_tokens=0))
-    cfg = ReportConfig(n_tokens=320, n_latents=8, ce_tokens=0, context_size=CONTEXT_SIZE)
-    result = collect_report([loaded], model, texts, "text", cfg).saes[0]
+        collect(tmp_path / "stock")
+    result = collect(tmp_path / "stock", n_latents=8, context_size=CONTEXT_SIZE).saes[0]
     assert result.latents.group is None
     assert result.metrics.l0_asked is None
     assert 1 <= len(result.details) <= 8
@@ -184,10 +191,9 @@ def test_a_stock_sae_without_groups_or_context_size_is_shown(
 
 
 def test_latents_that_were_asked_for_are_shown_even_if_dead(
-    sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+    sae_folders: tuple[Path, Path], collect: Collect
 ) -> None:
-    cfg = ReportConfig(n_tokens=320, n_latents=4, latents=(NEVER_USED, 5), ce_tokens=0)
-    result = collect_report(load_saes(sae_folders[:1]), model, texts, "text", cfg).saes[0]
+    result = collect(sae_folders[0], latents=(NEVER_USED, 5)).saes[0]
     dead = result.detail(NEVER_USED)
     assert dead is not None
     assert dead.top == []
@@ -196,7 +202,7 @@ def test_latents_that_were_asked_for_are_shown_even_if_dead(
 
 
 def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
-    tmp_path: Path, model: Any, texts: Dataset
+    tmp_path: Path, collect: Collect
 ) -> None:
     torch.manual_seed(0)
     cfg = GBATrainingSAEConfig(d_in=D_MODEL, d_sae=32, n_groups=2, target_l0=4.0)
@@ -205,9 +211,7 @@ def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
     with torch.no_grad():
         sae.output_scale.copy_(torch.rand(32) + 0.5)
     sae.save_model(tmp_path / "checkpoint")
-    (loaded,) = load_saes([tmp_path / "checkpoint"])
-    settings = ReportConfig(n_tokens=160, n_latents=4, ce_tokens=0, context_size=CONTEXT_SIZE)
-    table = collect_report([loaded], model, texts, "text", settings).saes[0].latents
+    table = collect(tmp_path / "checkpoint", context_size=CONTEXT_SIZE).saes[0].latents
     assert set(table.group or []) == {0, 1}
     # rows have unit norm, the output scale is apart
     torch.testing.assert_close(
@@ -224,43 +228,35 @@ def test_a_norm_on_a_gpu_is_looked_at_as_float32_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_tokens": 0}, "n_tokens=0"),
-        ({"n_latents": 0}, "n_latents=0"),
-        ({"ce_tokens": -1}, "ce_tokens=-1"),
-        ({"context_size": 1}, "context_size=1"),
-    ],
+    ("name", "value"), [("n_tokens", 0), ("n_latents", 0), ("ce_tokens", -1), ("context_size", 1)]
 )
-def test_impossible_settings_are_named(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ReportConfig(**settings)  # type: ignore[arg-type]
+def test_impossible_settings_are_named(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        ReportConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_a_latent_that_is_not_there_is_named(
-    sae_folders: tuple[Path, Path], model: Any, texts: Dataset
+    sae_folders: tuple[Path, Path], collect: Collect
 ) -> None:
     with pytest.raises(ValueError, match=f"latents={N_LATENTS} .* has {N_LATENTS}"):
-        collect_report(
-            load_saes(sae_folders[:1]), model, texts, "text", ReportConfig(latents=(N_LATENTS,))
-        )
+        collect(sae_folders[0], latents=(N_LATENTS,))
 
 
-def test_an_sae_of_another_model_is_refused(tmp_path: Path, model: Any, texts: Dataset) -> None:
+def test_an_sae_of_another_model_is_refused(tmp_path: Path, collect: Collect) -> None:
     other = save_sae(tmp_path / "wide", torch.eye(60))
     with pytest.raises(ValueError, match=r"d_in=60 does not fit the model.*--model"):
-        collect_report(load_saes([other]), model, texts, "text", ReportConfig(n_tokens=32))
+        collect(other)
     hook = save_sae(tmp_path / "hook", torch.eye(D_MODEL), hook_name="blocks.9.hook_resid_post")
     with pytest.raises(ValueError, match=r"hook_name=blocks.9.hook_resid_post .*--model"):
-        collect_report(load_saes([hook]), model, texts, "text", ReportConfig(n_tokens=32))
+        collect(hook)
 
 
 def test_saes_of_different_width_or_model_are_not_compared(
-    tmp_path: Path, model: Any, texts: Dataset, sae_folders: tuple[Path, Path]
+    tmp_path: Path, collect: Collect, sae_folders: tuple[Path, Path]
 ) -> None:
     wide = save_sae(tmp_path / "wide", torch.eye(60))
     with pytest.raises(ValueError, match="wide has d_in=60"):
-        collect_report(load_saes([sae_folders[0], wide]), model, texts, "text")
+        collect(sae_folders[0], wide)
     other = save_sae(tmp_path / "other", torch.eye(D_MODEL), model_name="gpt2")
     with pytest.raises(ValueError, match="different models"):
         load_saes([sae_folders[0], other])

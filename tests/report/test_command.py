@@ -8,7 +8,7 @@ import pytest
 
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.command import add_arguments, run_from_arguments
-from sae_lens_gba.report.loading import load_report_text
+from sae_lens_gba.sources import load_text
 from tests.one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
 
@@ -65,14 +65,14 @@ def test_an_output_that_is_no_page_is_refused_before_any_work(tmp_path: Path) ->
 def test_text_is_read_from_files_and_saved_data_sets(tmp_path: Path, text_file: Path) -> None:
     texts = text_rows()
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
-    dataset, name = load_report_text(str(tmp_path / "rows.jsonl"))
+    dataset, name = load_text(str(tmp_path / "rows.jsonl"))
     assert ([row["text"] for row in dataset], name) == (texts, "rows.jsonl")
     dataset.save_to_disk(tmp_path / "saved")
-    assert [row["text"] for row in load_report_text(str(tmp_path / "saved"))[0]] == texts
-    assert [row["text"] for row in load_report_text(str(text_file))[0]] == texts
+    assert [row["text"] for row in load_text(str(tmp_path / "saved"))[0]] == texts
+    assert [row["text"] for row in load_text(str(text_file))[0]] == texts
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.docx").write_text("text")
     with pytest.raises(ValueError, match=r"text.docx is of a kind .*\.jsonl"):
-        load_report_text(str(tmp_path / "text.docx"))
+        load_text(str(tmp_path / "text.docx"))

@@ -3,12 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.html import headline, latent_table, number, percent, render, visible
+from sae_lens_gba.report.results import LatentTable
 from tests.one_latent_a_word import ATTACKS, N_LATENTS, VOCABULARY
 
 
@@ -57,30 +59,13 @@ def test_a_wide_sae_still_fits(report: Report) -> None:
     first = report.saes[0]
     n = 131_072
     repeats = -(-n // N_LATENTS)
-
-    def widen(values: list[float]) -> list[float]:
-        return [v + i * 1e-5 for i, v in enumerate(values * repeats)][:n]
-
-    table = first.latents
-    wide = replace(
-        first,
-        d_sae=n,
-        latents=replace(
-            table,
-            group=[k * 4 // n for k in range(n)],
-            target_frequency=[table.target_frequency[0]] * n if table.target_frequency else None,
-            frequency=widen(table.frequency),
-            z_score=widen(table.z_score),
-            max_activation=widen(table.max_activation),
-            decoder_norm=widen(table.decoder_norm),
-            threshold=widen(table.threshold or []),
-            nearest=list(range(n)),
-            nearest_cosine=widen(table.nearest_cosine),
-            best_match={},
-            best_match_cosine={},
-        ),
-    )
-    html = render(replace(report, saes=[wide], comparisons=[]))
+    wide: dict[str, Any] = {"best_match": {}, "best_match_cosine": {}}
+    for name, values in vars(first.latents).items():
+        if name not in wide:  # no two entries the same
+            wide[name] = [v + i * 1e-5 for i, v in enumerate(values * repeats)][:n]
+    wide |= {"group": [k * 4 // n for k in range(n)], "nearest": list(range(n))}
+    sae = replace(first, d_sae=n, latents=LatentTable(**wide))
+    html = render(replace(report, saes=[sae], comparisons=[]))
     assert len(html.encode()) < 15e6
     assert "every 4th latent is listed" in html
 

@@ -60,7 +60,7 @@ def test_how_the_text_is_cut_into_batches_does_not_matter(
     torch.testing.assert_close(reading.max_activation, acts.amax(dim=0))
     measured = reading.selectivity.compute()
     at_once = SelectivityMeter(D_SAE)
-    at_once.add((x - sae.b_dec) @ sae.W_enc + sae.b_enc, sae.threshold)
+    at_once.add((x - sae.b_dec) @ sae.W_enc + sae.b_enc, acts > 0)
     expected = at_once.compute()
     torch.testing.assert_close(measured.frequency, expected.frequency)
     torch.testing.assert_close(measured.z_score, expected.z_score)

@@ -1,4 +1,4 @@
-"""SAEs, model and text of a report, from what the user names."""
+"""SAEs, the model they belong to, and text, from what the user names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ _FILE_BUILDERS = {
 
 
 def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[SavedSAE]:
-    """Load SAEs that are to stand in one report, with unique labels.
+    """Load SAEs that are to stand side by side, with unique labels.
 
     Raises:
         FileNotFoundError: a folder is not there, or holds no SAE.
@@ -73,7 +73,7 @@ def _unique_labels(folders: Sequence[Path]) -> list[str]:
     return [f"{name} ({n + 1})" if n else name for name, n in zip(names, earlier, strict=True)]
 
 
-def load_report_model(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
+def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
     """The model an SAE belongs to.
 
     Args:
@@ -101,8 +101,8 @@ def load_report_model(sae: SAE[Any], name: str | None, device: str = "cpu") -> A
     return TransformerBridge.boot_transformers(name, device=device, dtype=torch.float32)
 
 
-def load_report_text(name: str | None) -> tuple[TextDataset, str]:
-    """Text to look at, and how to call it in the report.
+def load_text(name: str | None) -> tuple[TextDataset, str]:
+    """Text to look at, and what to call it.
 
     Args:
         name: a .txt, .csv, .json, .jsonl or .parquet file, a folder written by
