@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 logger = logging.getLogger(__name__)
 
 # L0s for which thresholds are saved along, relative to the one trained for
-OTHER_L0S = tuple(2 ** (i / 2) for i in range(-6, 7))
+OTHER_L0S = tuple(2 ** (i / 2) for i in range(-6, 5))
+# those take more pairs of sample and latent than the one L0: fewer samples, to a percent or so
+_SAMPLES_FOR_OTHERS = 8192
 
 
 class CalibratedBiases(GBAParameters):
@@ -82,7 +85,7 @@ class CalibratedBiases(GBAParameters):
         """Put each group's mean on target on the recent samples; whether that could be done."""
         adapter = self.adapter
         target_l0 = float(adapter.target_frequency.sum())
-        for found in self._calibrated_for([target_l0]):
+        for found in self._calibrated_for([target_l0], len(self._recent)):
             if found.l0 < 0.99 * target_l0:
                 logger.warning(
                     "target_l0=%.4g can't be had: with all biases at 0, %.4g latents are active "
@@ -97,16 +100,16 @@ class CalibratedBiases(GBAParameters):
         return False
 
     @torch.no_grad()
-    def _calibrated_for(self, l0s: list[float]) -> list[Calibration]:
-        """On the recent samples; empty where they are too few to say anything."""
-        adapter, n_samples = self.adapter, len(self._recent)
+    def _calibrated_for(self, l0s: list[float], n_samples: int) -> list[Calibration]:
+        """On the most recent samples; empty where they are too few to say anything."""
+        adapter = self.adapter
         group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
         sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
         rarest = float((group_frequency * sizes).min())
         if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
             return []
         return calibrate_groups(
-            self._recent_pre_activations,
+            partial(self._recent_pre_activations, n_samples),
             -self.bias,
             self._margin_unit(),
             adapter.group,
@@ -117,8 +120,9 @@ class CalibratedBiases(GBAParameters):
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
         target_l0 = float(self.adapter.target_frequency.sum())
-        wanted = [factor * target_l0 for factor in OTHER_L0S]
-        found = self._calibrated_for(wanted)
+        # beyond an eighth of the latents most thresholds would be 0
+        wanted = [f * target_l0 for f in OTHER_L0S if f <= 1 or f * target_l0 <= self.cfg.d_sae / 8]
+        found = self._calibrated_for(wanted, min(len(self._recent), _SAMPLES_FOR_OTHERS))
         found = [c for c, l0 in zip(found, wanted, strict=False) if 0.99 * l0 < c.l0 < 1.01 * l0]
         if not found:
             return None
@@ -128,12 +132,15 @@ class CalibratedBiases(GBAParameters):
         return self.W_enc.detach().norm(dim=0).to(self.state_dtype)
 
     @torch.no_grad()
-    def _recent_pre_activations(self) -> Iterator[torch.Tensor]:
-        """Biases left out, in units of `input_scale`, chunks of (n, d_sae)."""
+    def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
+        """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
         W_enc = self.W_enc
-        for batch in self._recent.batches:
-            for rows in batch.split(CHUNK_ROWS):
+        for batch in reversed(self._recent.batches):
+            for rows in batch[:n_samples].split(CHUNK_ROWS):
                 yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
+            n_samples -= min(n_samples, len(batch))
+            if n_samples == 0:
+                return
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:

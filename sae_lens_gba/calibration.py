@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 _FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
+_DEEPER = 1.6  # times as far in the next pass, for groups that lack pairs
 LEAST_FIRINGS = 30  # of each group, on all samples, that a calibration must expect to mean anything
 _BISECTION_STEPS = 100
 
@@ -174,7 +175,7 @@ def calibrate_groups(
         lacking = (wanted >= available) & ~complete
         if not lacking.any():
             return [_calibration(margins, expected, group, len(threshold)) for expected in found]
-        depth[lacking] *= 4
+        depth[lacking] *= _DEEPER
 
 
 def _expected(

@@ -126,7 +126,7 @@ def _take_down(record: TrainingRecord, sae: GBATrainingSAE, step: int) -> None:
     on_target = share_on_target(frequency, adapter.target_frequency.float().cpu())
     record.step.append(step)
     record.l0.append(float(frequency.sum()))
-    record.dead.append(int((frequency < sae.cfg.dead_frequency).sum()))
+    record.dead.append(int((frequency < adapter.rates.dead_frequency).sum()))
     record.on_target.append(float(on_target))
     record.group_frequency.append(adapter.targets.group_mean(adapter.frequency).tolist())
     quantiles = sae.bias.float().cpu().quantile(torch.tensor(QUANTILES))
