@@ -120,13 +120,21 @@ class CalibratedBiases(GBAParameters):
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
         target_l0 = float(self.adapter.target_frequency.sum())
-        # beyond an eighth of the latents most thresholds would be 0
-        wanted = [f * target_l0 for f in OTHER_L0S if f <= 1 or f * target_l0 <= self.cfg.d_sae / 8]
+        # beyond a quarter of the latents most thresholds would be 0
+        wanted = [
+            target_l0,
+            *(f * target_l0 for f in OTHER_L0S if f * target_l0 < self.cfg.d_sae / 4),
+        ]
         found = self._calibrated_for(wanted, min(len(self._recent), _SAMPLES_FOR_OTHERS))
-        found = [c for c, l0 in zip(found, wanted, strict=False) if 0.99 * l0 < c.l0 < 1.01 * l0]
         if not found:
             return None
-        return torch.tensor([c.l0 for c in found]), torch.stack([c.offset for c in found], dim=1)
+        # relative to the thresholds as they are, which more samples have told
+        here, *others = found
+        pairs = zip(others, wanted[1:], strict=True)
+        others = [c for c, l0 in pairs if 0.99 * l0 < c.l0 < 1.01 * l0]
+        l0s = torch.tensor([c.l0 / here.l0 * target_l0 for c in others])
+        offsets = [c.offset - here.offset for c in others]
+        return (l0s, torch.stack(offsets, dim=1)) if others else None
 
     def _margin_unit(self) -> torch.Tensor:
         return self.W_enc.detach().norm(dim=0).to(self.state_dtype)
