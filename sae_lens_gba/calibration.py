@@ -45,16 +45,16 @@ class Margins:
 
     def offset(self, group: int, n_active: int) -> float:
         """Midway between the last pair that is to fire and the first that is not."""
-        begin, end = self.starts[group], self.starts[group + 1]
-        if begin == end:
+        values = self.value[self.starts[group] : self.starts[group + 1]]
+        if len(values) == 0:
             return 0.0
-        above = self.value[min(max(begin + n_active - 1, begin), end - 1)]
-        below = self.value[min(begin + n_active, end - 1)]
         if n_active == 0:  # just above the strongest
-            return float(above + above.abs() * 1e-3)
-        if begin + n_active >= end:  # just below the weakest
-            return float(below - below.abs().clamp(min=1e-12) * 1e-6)
-        return float((above + below) / 2)
+            return float(values[0] + values[0].abs() * 1e-3)
+        above = values[min(n_active, len(values)) - 1]
+        lower = values[values < above]  # not the next one, which may be the same sample again
+        if len(lower) == 0:  # just below the weakest
+            return float(above - above.abs().clamp(min=1e-12) * 1e-6)
+        return float((above + lower[0]) / 2)
 
 
 @dataclass(frozen=True)

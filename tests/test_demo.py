@@ -57,7 +57,7 @@ def test_the_reload_check_notices_a_changed_weight(tmp_path: Path) -> None:
     ("output", "arguments", "sentence"),
     [
         ("out", ["--target-l0", "5000"], "target_l0=5000.0 can't be reached"),
-        ("out", ["--d-sae", "5"], "n_groups=10 is not possible"),
+        ("out", ["--d-sae", "5"], "target_l0=32.0 can't be reached with d_sae=5"),
         (".", [], "name a new folder with --output"),
         ("thesis.tex/out", [], "which is not a folder"),
     ],

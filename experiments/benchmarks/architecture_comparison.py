@@ -37,7 +37,6 @@ from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables, once
 from experiments.lab.training import (
     TrainingSettings,
-    as_inference,
     build_sae,
     of_saelens,
     train_together,
@@ -46,6 +45,7 @@ from experiments.lab.tuning import TUNED, Row, Tuner
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.demo.model import default_cache_dir
+from sae_lens_gba.saved.stock_form import stock_form
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Benchmark:
             rows: list[Row] = []
 
             def look(step: int, seconds: list[float]) -> None:
-                measured = measure(as_inference(sae), self.model, config)
+                measured = measure(stock_form(sae), self.model, config)
                 rows.append({**label, "steps": step, **measured, "seconds": round(seconds[0], 1)})
                 logging.info("%s", rows[-1])
 

@@ -23,7 +23,6 @@ from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables, once
 from experiments.lab.training import (
     TrainingSettings,
-    as_inference,
     build_sae,
     of_saelens,
     train_together,
@@ -32,6 +31,7 @@ from experiments.lab.tuning import TUNED, Row, Tuner
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.evaluation.probing import probe
 from sae_lens_gba.metrics import shares_consistent
+from sae_lens_gba.saved.stock_form import stock_form
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Benchmark:
                 dead_feature_window=max(1, steps // 20),
             )
             (seconds,) = train_together([sae], data, settings)
-            inference = as_inference(sae)
+            inference = stock_form(sae)
             measured, _ = here.measure(inference)
             if steps == config.steps:
                 measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)

@@ -16,10 +16,11 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.model_bridge import TransformerBridge
 
 from experiments.lab.activations import cached_activations, mean_norm, tokenise
-from experiments.lab.training import as_inference, measure_reconstruction
+from experiments.lab.training import measure_reconstruction
 from sae_lens_gba.demo.model import MODEL_NAME, default_cache_dir, load_demo_model
 from sae_lens_gba.demo.text import demo_texts
 from sae_lens_gba.metrics import Selectivity
+from sae_lens_gba.saved.stock_form import stock_form
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class HookPoint:
 
     def save(self, sae: TrainingSAE[Any], folder: Path) -> None:
         """As a stock SAE of the raw activations, in a folder of this hook point's name."""
-        inference = as_inference(sae)
+        inference = stock_form(sae)
         inference.fold_activation_norm_scaling_factor(self.scale)
         inference.cfg.metadata.model_name = MODEL_NAME
         inference.cfg.metadata.hook_name = self.name

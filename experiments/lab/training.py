@@ -14,6 +14,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import trange
 
 from sae_lens_gba.metrics import Selectivity, SelectivityMeter, best_match
+from sae_lens_gba.saved.stock_form import stock_form
 from sae_lens_gba.synthetic.feature_mixture import FeatureMixture
 
 
@@ -162,19 +163,6 @@ def trainer_config(settings: TrainingSettings) -> SAETrainerConfig:
     )
 
 
-def as_inference(sae: TrainingSAE[Any]) -> SAE[Any]:
-    """The stock SAE that ``sae`` is saved as: what its user gets, and what is measured.
-
-    A BatchTopK SAE, for one, trains with a batch's top activations and is used with a
-    threshold.
-    """
-    state = sae.state_dict()
-    sae.process_state_dict_for_saving_inference(state)
-    inference: SAE[Any] = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
-    inference.load_state_dict(state)
-    return inference.eval()
-
-
 @torch.no_grad()
 def measure_reconstruction(
     sae: SAE[Any], batches: Iterable[torch.Tensor]
@@ -216,7 +204,7 @@ def measure_recovery(
         mixture: its own stream is not used.
         n_samples: held-out rows.
     """
-    inference = as_inference(sae)
+    inference = stock_form(sae)
     directions = inference.W_dec.detach()
     best = best_match(mixture.features, directions).similarity
     held_out = mixture.held_out().sample(n_samples)[0].split(1000)

@@ -24,7 +24,6 @@ from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables, mean_and_deviation, once
 from experiments.lab.training import (
     TrainingSettings,
-    as_inference,
     build_sae,
     of_saelens,
     train_together,
@@ -32,6 +31,7 @@ from experiments.lab.training import (
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.metrics import shares_consistent
+from sae_lens_gba.saved.stock_form import stock_form
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def run_method(config: Config, name: str, here: HookPoint) -> Tables:
         data = ShuffledActivations(here.train, config.training.batch_size, here.scale, seed)
         seconds = train_together(saes, data, config.training)
         for (setting, _), sae, spent in zip(points, saes, seconds, strict=True):
-            inference = as_inference(sae)
+            inference = stock_form(sae)
             measured, latents = here.measure(inference)
             measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)
             label = {"hook_name": here.name, "method": name, "setting": setting, "seed": seed}

@@ -7,11 +7,11 @@ from sae_lens.synthetic.evals import mean_correlation_coefficient
 
 from experiments.lab.training import (
     TrainingSettings,
-    as_inference,
     build_sae,
     measure_recovery,
     train_together,
 )
+from sae_lens_gba.saved.stock_form import stock_form
 from sae_lens_gba.synthetic import FeatureMixture, FeatureMixtureConfig
 
 ARCHITECTURES: list[dict[str, Any]] = [
@@ -70,7 +70,7 @@ def test_what_is_measured_is_what_is_saved(architecture: dict[str, Any], tmp_pat
     sae.save_inference_model(str(tmp_path))
     saved = SAE.load_from_disk(str(tmp_path))
     x, _ = mixture().held_out().sample(20)
-    torch.testing.assert_close(as_inference(sae)(x), saved(x))
+    torch.testing.assert_close(stock_form(sae)(x), saved(x))
 
 
 def test_an_sae_whose_decoder_is_the_truth_has_recovered_all() -> None:
