@@ -44,17 +44,22 @@ class Margins:
         return self.starts[group + 1] - self.starts[group]
 
     def offset(self, group: int, n_active: int) -> float:
-        """Midway between the last pair that is to fire and the first that is not."""
+        """Midway between the last pair that is to fire and the first that is not.
+
+        Pairs of equal samples fire together or not at all, whichever is nearer to ``n_active``.
+        """
         values = self.value[self.starts[group] : self.starts[group + 1]]
         if len(values) == 0:
             return 0.0
-        if n_active == 0:  # just above the strongest
+        last = values[min(max(n_active, 1), len(values)) - 1]
+        n_higher = int((values > last).sum())
+        n_not_lower = int((values >= last).sum())
+        end = n_not_lower if n_not_lower - n_active <= n_active - n_higher else n_higher
+        if end == 0:  # just above the strongest
             return float(values[0] + values[0].abs() * 1e-3)
-        above = values[min(n_active, len(values)) - 1]
-        lower = values[values < above]  # not the next one, which may be the same sample again
-        if len(lower) == 0:  # just below the weakest
-            return float(above - above.abs().clamp(min=1e-12) * 1e-6)
-        return float((above + lower[0]) / 2)
+        if end == len(values):  # just below the weakest
+            return float(values[-1] - values[-1].abs().clamp(min=1e-12) * 1e-6)
+        return float((values[end - 1] + values[end]) / 2)
 
 
 @dataclass(frozen=True)

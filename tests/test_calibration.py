@@ -27,6 +27,21 @@ def test_each_groups_thresholds_end_between_two_samples_by_hand() -> None:
     assert found.n_samples == 3
 
 
+@pytest.mark.parametrize(("n_active", "n_fire"), [(0, 0), (1, 2), (2, 2), (3, 2), (4, 5), (6, 6)])
+def test_equal_samples_fire_together_whichever_number_is_nearer(n_active: int, n_fire: int) -> None:
+    h = torch.tensor([[5.0], [5.0], [3.0], [3.0], [3.0], [1.0]])
+    frequency = torch.tensor([n_active / 6]).double().clamp(1e-9, 1 - 1e-9)
+    (found,) = calibrate_groups(
+        lambda: [h],
+        torch.tensor([4.0]),
+        torch.ones(1),
+        torch.tensor([0]),
+        frequency,
+        [float(frequency)],
+    )
+    assert round(float(found.frequency) * 6) == n_fire
+
+
 def test_other_l0s_multiply_the_odds_and_stop_where_thresholds_are_zero() -> None:
     torch.manual_seed(0)
     h = torch.randn(4000, 6)

@@ -82,7 +82,13 @@ def assert_trained(folder: Path, sae: TrainingSAE[Any]) -> None:
     loaded = SAE.load_from_disk(folder)
     x = torch.randn(10, D_MODEL)
     assert torch.equal(loaded.encode(x), sae.encode(x))
-    assert torch.equal(NeuronGroups.load(folder).measured_frequency, sae.adapter.frequency)
+    groups = NeuronGroups.load(folder)
+    assert torch.equal(groups.measured_frequency, sae.adapter.frequency)
+    # calibrated, whatever runner: card, metadata and groups say what was asked
+    metadata = loaded.cfg.metadata
+    assert metadata.gba["l0"]["n_samples"] > 0
+    for l0 in (metadata.l0, metadata.gba["l0"]["measured"], float(groups.measured_frequency.sum())):
+        assert l0 == pytest.approx(metadata.gba["l0"]["target"], rel=0.02)
 
 
 @pytest.mark.parametrize("model", ["tiny_bridge", "tiny_hooked_transformer"])
@@ -190,7 +196,9 @@ def test_synthetic_runner(tmp_path: Path) -> None:
         )
     ).run()
     assert int(result.sae.adapter.n_steps) == 40
-    assert type(SAE.load_from_disk(tmp_path)).__name__ == "JumpReLUSAE"
+    loaded = SAE.load_from_disk(tmp_path)
+    assert type(loaded).__name__ == "JumpReLUSAE"
+    assert loaded.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
 
 
 def test_beside_topk_on_one_model(
