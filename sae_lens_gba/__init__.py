@@ -14,8 +14,7 @@ from sae_lens_gba.training_sae import GBATrainingSAE
 
 if TYPE_CHECKING:
     from sae_lens_gba.hub.publishing import publish
-    from sae_lens_gba.saved.fine_tuning import to_training_sae
-    from sae_lens_gba.saved.loading import list_published, load
+    from sae_lens_gba.saved.loading import list_published, load, to_training_sae
 
 __version__ = version("sae-lens-gba")
 
@@ -38,7 +37,7 @@ _LATER = {
     "publish": "sae_lens_gba.hub.publishing",
     "load": "sae_lens_gba.saved.loading",
     "list_published": "sae_lens_gba.saved.loading",
-    "to_training_sae": "sae_lens_gba.saved.fine_tuning",
+    "to_training_sae": "sae_lens_gba.saved.loading",
 }
 
 

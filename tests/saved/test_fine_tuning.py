@@ -17,8 +17,7 @@ from sae_lens import (
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import NotTrainableError
-from sae_lens_gba.saved.fine_tuning import to_training_sae
-from sae_lens_gba.saved.loading import load
+from sae_lens_gba.saved.loading import load, to_training_sae
 from tests.hub_fixtures import D_IN, D_SAE, activations, trainer
 
 
