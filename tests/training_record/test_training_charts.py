@@ -104,7 +104,7 @@ def test_a_run_too_short_to_adapt_is_no_failure_but_has_no_charts(
 @pytest.mark.parametrize(
     ("architecture", "missing", "sentence"),
     [
-        ("gba", ["matplotlib"], "pip install 'sae-lens-gba[plots]'"),
+        ("gba", ["matplotlib.axes"], "pip install 'sae-lens-gba[plots]'"),
         ("topk", [], "architecture='topk' is not possible with --report"),
     ],
 )
@@ -118,6 +118,7 @@ def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
     started: list[object] = []
     runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
     monkeypatch.setattr(runner, lambda cfg: started.append(cfg))
+    monkeypatch.delitem(sys.modules, "sae_lens_gba.training_record.charts")
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     settings = ["--d_in", "16", "--d_sae", "64", "--model_name", "tiny/random"]
