@@ -7,6 +7,7 @@ embedding exactly. So every frequency, context and match can be counted by hand.
 Each folder of tests that uses the fixtures imports them in its conftest.py.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_gba import NeuronGroups
+from sae_lens_gba.report import Report
 from tests.toolbox import boot, save_tiny_llama
+
+Collect = Callable[..., Report]
 
 HOOK = "blocks.0.hook_resid_pre"
 CONTEXT_SIZE = 16

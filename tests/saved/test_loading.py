@@ -21,7 +21,6 @@ from tests.hub_fixtures import (
     MakeSAE,
     activations,
     contents,
-    edit,
     publish_to,
     trainer,
 )
@@ -69,8 +68,10 @@ def test_what_is_cached_is_not_downloaded_again_and_works_offline(
 
 
 def test_a_revision_is_a_branch_or_a_commit(published: LocalHub) -> None:
-    old = published.repos[REPO].branches["main"]
-    edit(published, **{"cfg.json": None})
+    repo = published.repos[REPO]
+    old, files = repo.branches["main"], dict(repo.files())
+    del files["a/jumprelu/cfg.json"]
+    repo.commit("main", files, "edited")
     with pytest.raises(MissingFileError, match="no SAE 'a/jumprelu' at main"):
         load(REPO, "a/jumprelu", endpoint=published.endpoint)
     assert load(REPO, "a/jumprelu", revision=old, endpoint=published.endpoint).commit == old

@@ -248,10 +248,7 @@ def test_a_hub_that_is_not_there_is_one_sentence() -> None:
 
 
 def test_a_repo_deleted_after_the_look_at_it_is_named(published: LocalHub) -> None:
-    def delete(hub: LocalHub) -> None:
-        hub.repos.clear()
-
-    published.faults = [Fault("HEAD ", kind="call", action=delete)]
+    published.faults = [Fault("HEAD ", kind="call", action=lambda hub: hub.repos.clear())]
     with pytest.raises(MissingFileError, match="does not exist on the Hub"):
         load(REPO, "a/jumprelu", endpoint=published.endpoint)
 
