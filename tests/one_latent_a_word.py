@@ -57,19 +57,16 @@ def save_sae(folder: Path, directions: torch.Tensor, **metadata: Any) -> Path:
         "prepend_bos": True,
         **metadata,
     }
-    sae = JumpReLUSAE(
-        JumpReLUSAEConfig(
-            d_in=directions.shape[1],
-            d_sae=len(directions),
-            apply_b_dec_to_input=False,
-            metadata=SAEMetadata(**values),
-        )
+    cfg = JumpReLUSAEConfig(
+        d_in=directions.shape[1],
+        d_sae=len(directions),
+        apply_b_dec_to_input=False,
+        metadata=SAEMetadata(**values),
     )
+    sae = JumpReLUSAE(cfg)  # its biases are 0
     with torch.no_grad():
         sae.W_enc.copy_(directions.T)
         sae.W_dec.copy_(directions)
-        sae.b_enc.zero_()
-        sae.b_dec.zero_()
         sae.threshold.fill_(0.99)
     sae.save_model(folder)
     return folder

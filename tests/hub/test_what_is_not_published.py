@@ -7,11 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.errors import (
-    InvalidPublicationError,
-    MissingFileError,
-    NotAGBASAEError,
-)
+from sae_lens_gba.errors import InvalidPublicationError, MissingFileError, NotAGBASAEError
 from sae_lens_gba.hub import validation
 from tests.hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
 from tests.local_hub import LocalHub
