@@ -15,7 +15,7 @@ from tests.hub_fixtures import D_IN, D_SAE, HOOK, activations, trainer
 
 
 def of_others(kind: str, **settings: Any) -> TrainingSAE[Any]:
-    sparsity = {"batchtopk": {"k": 3}, "standard": {"l1_coefficient": 0.01}}[kind]
+    sparsity: dict[str, Any] = {"k": 3} if kind == "batchtopk" else {"l1_coefficient": 0.01}
     cfg = {"architecture": kind, "d_in": D_IN, "d_sae": D_SAE, **sparsity, **settings}
     sae: TrainingSAE[Any] = TrainingSAE.from_dict(cfg)
     sae.cfg.metadata.hook_name = HOOK
