@@ -14,8 +14,7 @@ from sae_lens_gba.training_sae import GBATrainingSAE
 
 if TYPE_CHECKING:
     from sae_lens_gba.hub.publishing import publish
-    from sae_lens_gba.saved.fine_tuning import to_training_sae
-    from sae_lens_gba.saved.loading import list_published, load
+    from sae_lens_gba.saved.loading import list_published, load, to_training_sae
     from sae_lens_gba.saved.other_l0 import at_l0, calibrate
 
 __version__ = version("sae-lens-gba")
@@ -43,7 +42,7 @@ _LATER = {
     "list_published": "sae_lens_gba.saved.loading",
     "at_l0": "sae_lens_gba.saved.other_l0",
     "calibrate": "sae_lens_gba.saved.other_l0",
-    "to_training_sae": "sae_lens_gba.saved.fine_tuning",
+    "to_training_sae": "sae_lens_gba.saved.loading",
 }
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from sae_lens_gba.errors import GBAError
+
 # name -> (help, module with add_arguments and run_from_arguments)
 COMMANDS = {
     "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
@@ -33,18 +35,15 @@ def train(args: Sequence[str]) -> None:
     """
     import sae_lens.llm_sae_training_runner as runner
 
-    import sae_lens_gba  # noqa: F401  (registers "gba")
-
     rest = [a for a in args if a != "--report"]
     named = any(a.split("=")[0] in ("--architecture", "--sae") for a in rest)
     if rest and not named:
         rest = ["--architecture", "gba", *rest]
     if "--report" not in args:
         return runner._run_cli(rest)
-    from sae_lens_gba.training_record.charts import require_matplotlib, train_with_charts
+    from sae_lens_gba.training_record.charts import train_with_charts
 
     cfg = runner._parse_cfg_args(rest)
-    require_matplotlib()
     if cfg.sae.architecture() != "gba":
         raise ValueError(
             f"architecture={cfg.sae.architecture()!r} is not possible with --report, which charts "
@@ -70,8 +69,6 @@ def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _report_failure(run: Callable[[], object]) -> int:
-    from sae_lens_gba.errors import GBAError
-
     try:
         run()
     except (ImportError, OSError, ValueError, GBAError) as error:

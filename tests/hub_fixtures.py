@@ -55,14 +55,6 @@ def publish_to(hub: LocalHub, saes: Any, repo_id: str = REPO, **options: Any) ->
     return publish(saes, repo_id, endpoint=hub.endpoint, **options)
 
 
-def edit(hub: LocalHub, **files: bytes | None) -> None:
-    """Commit other contents of files of a/jumprelu; None deletes."""
-    repo = hub.repos[REPO]
-    changed = {**repo.files(), **{f"a/jumprelu/{name}": data for name, data in files.items()}}
-    kept = {path: data for path, data in changed.items() if data is not None}
-    repo.commit("main", kept, "edited")
-
-
 @pytest.fixture(autouse=True)
 def own_cache_and_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_cache"))

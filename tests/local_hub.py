@@ -4,8 +4,7 @@
         publish(sae, "user/repo", endpoint=hub.endpoint, token=hub.token)
 
 State is kept per commit. `LocalHub.faults` holds what should go wrong, on which requests and
-how often; see `Fault`. The client is the real huggingface_hub. Run as a program, it serves
-until interrupted: ``python -m tests.local_hub``.
+how often; see `Fault`. The client is the real huggingface_hub.
 """
 
 import hashlib
@@ -37,7 +36,7 @@ class Fault:
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     times: int = 1
-    action: Callable[["LocalHub"], None] | None = None
+    action: Callable[["LocalHub"], object] | None = None
 
 
 @dataclass
@@ -124,12 +123,3 @@ class LocalHub:
                 fault.times -= 1
                 return fault
         return None
-
-
-if __name__ == "__main__":
-    import sys
-
-    with LocalHub() as local_hub:
-        sys.stdout.write(f"HF_ENDPOINT={local_hub.endpoint} HF_TOKEN={local_hub.token}\n")
-        sys.stdout.flush()
-        threading.Event().wait()

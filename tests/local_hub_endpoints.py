@@ -32,11 +32,6 @@ class HubEndpoints(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._handle()
-
-    do_HEAD = do_POST = do_GET
-
-    def _handle(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length)
         url = urlsplit(self.path)
@@ -62,6 +57,8 @@ class HubEndpoints(BaseHTTPRequestHandler):
                 self._drop()
             else:
                 self._send(answer, fault.kind if fault else "")
+
+    do_HEAD = do_POST = do_GET
 
     def _drop(self) -> None:
         self.close_connection = True

@@ -7,6 +7,7 @@ embedding exactly. So every frequency, context and match can be counted by hand.
 Each folder of tests that uses the fixtures imports them in its conftest.py.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_gba import NeuronGroups
+from sae_lens_gba.report import Report
 from tests.toolbox import boot, save_tiny_llama
+
+Collect = Callable[..., Report]
 
 HOOK = "blocks.0.hook_resid_pre"
 CONTEXT_SIZE = 16
@@ -53,19 +57,16 @@ def save_sae(folder: Path, directions: torch.Tensor, **metadata: Any) -> Path:
         "prepend_bos": True,
         **metadata,
     }
-    sae = JumpReLUSAE(
-        JumpReLUSAEConfig(
-            d_in=directions.shape[1],
-            d_sae=len(directions),
-            apply_b_dec_to_input=False,
-            metadata=SAEMetadata(**values),
-        )
+    cfg = JumpReLUSAEConfig(
+        d_in=directions.shape[1],
+        d_sae=len(directions),
+        apply_b_dec_to_input=False,
+        metadata=SAEMetadata(**values),
     )
+    sae = JumpReLUSAE(cfg)  # its biases are 0
     with torch.no_grad():
         sae.W_enc.copy_(directions.T)
         sae.W_dec.copy_(directions)
-        sae.b_enc.zero_()
-        sae.b_dec.zero_()
         sae.threshold.fill_(0.99)
     sae.save_model(folder)
     return folder

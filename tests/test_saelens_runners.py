@@ -20,10 +20,7 @@ from sae_lens import (
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
-from sae_lens.multi_sae_training_runner import (
-    MultiSAETrainingRunner,
-    MultiSAETrainingRunnerConfig,
-)
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups

@@ -109,8 +109,9 @@ def probe(
 
 
 def _read_scores(folder: Path, datasets: Sequence[str]) -> list[ProbeScore]:
-    found = [row for path in folder.rglob("*.json") for row in json.loads(path.read_text())]
-    scores = [
+    rows = [row for path in folder.rglob("*.json") for row in json.loads(path.read_text())]
+    rows.sort(key=lambda row: (datasets.index(row["dataset"]), row["k"]))
+    return [
         ProbeScore(
             dataset=row["dataset"],
             k=row["k"],
@@ -119,9 +120,8 @@ def _read_scores(folder: Path, datasets: Sequence[str]) -> list[ProbeScore]:
             test_f1=row["test_f1"],
             latents=row["indices"],
         )
-        for row in found
+        for row in rows
     ]
-    return sorted(scores, key=lambda score: (list(datasets).index(score.dataset), score.k))
 
 
 def _import_sae_probes() -> Any:

@@ -30,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fields to set in the SAEs' metadata, such as model_name=gpt2",
     )
     add("--evaluations", type=Path, metavar="JSON", help="file with figures for the card, by id")
-    add("--neuronpedia", nargs="+", default=[], metavar="ID=NEURONPEDIA_ID")
+    add(
+        "--neuronpedia",
+        dest="neuronpedia_ids",
+        nargs="+",
+        default=[],
+        metavar="ID=NEURONPEDIA_ID",
+    )
     add("--license", help="of the SAEs, such as mit")
     add("--base-model", help="Hub name of the model, where the metadata has another one")
     add("--private", action="store_true", default=None, help="if the repo is created")
@@ -55,23 +61,13 @@ def run_from_arguments(args: argparse.Namespace) -> Publication:
         raise InvalidPublicationError(
             "give every folder an id of its own (ID=FOLDER, each ID once), or none of them."
         )
-    publication = publish(
-        named or [Path(path) for _, path in sources],
-        args.repo_id,
-        metadata=dict(_assignment(text, "--metadata") for text in args.metadata),
-        evaluations=read_json(args.evaluations) if args.evaluations else None,
-        neuronpedia_ids=dict(_assignment(text, "--neuronpedia") for text in args.neuronpedia),
-        license=args.license,
-        base_model=args.base_model,
-        private=args.private,
-        revision=args.revision,
-        create_pr=args.create_pr,
-        commit_message=args.commit_message,
-        token=args.token,
-        endpoint=args.endpoint,
-        dry_run=args.dry_run,
-        folder=args.folder,
+    options = {name: value for name, value in vars(args).items() if name not in ("saes", "run")}
+    options["metadata"] = dict(_assignment(text, "--metadata") for text in args.metadata)
+    options["evaluations"] = read_json(args.evaluations) if args.evaluations else None
+    options["neuronpedia_ids"] = dict(
+        _assignment(text, "--neuronpedia") for text in args.neuronpedia_ids
     )
+    publication = publish(named or [Path(path) for _, path in sources], **options)
     logger.info("%s", publication.summary())
     if publication.release_entry:
         logger.info("entry for SAELens' pretrained_saes.yaml:\n%s", publication.release_entry)

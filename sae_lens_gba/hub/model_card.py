@@ -1,8 +1,8 @@
-"""The model card of a repo of GBA SAEs: a pure function of what their cfg.json files say.
+"""What is said of a repo of GBA SAEs: pure functions of what their cfg.json files say.
 
-The text is in model_card_template.md beside this file; what it is filled in with, and the YAML
-front matter, is here. Nothing depends on the date or the machine, so that the same SAEs
-always give the same card.
+The card's text is in model_card_template.md beside this file; what it is filled in with, and
+the YAML front matter, is here. Nothing depends on the date or the machine, so that the same
+SAEs always give the same card.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
@@ -167,3 +168,24 @@ def number(value: float | None) -> str:
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e6):
         return str(int(value))
     return f"{value:.4g}"
+
+
+def release_entry(repo_id: str, entries: Sequence[CardEntry]) -> str | None:
+    """YAML block that a user can contribute to SAELens, so that the release has a short name.
+
+    A release is of one model: None for SAEs of several.
+    """
+    models = {entry.model_name for entry in entries}
+    if len(models) > 1:
+        return None
+    saes = []
+    for entry in entries:
+        sae: dict[str, Any] = {"id": entry.sae_id, "path": entry.sae_id}
+        measured = {"l0": entry.l0, "variance_explained": entry.explained_variance}
+        sae |= {name: round(value, 4) for name, value in measured.items() if value is not None}
+        if entry.neuronpedia_id:
+            sae["neuronpedia"] = entry.neuronpedia_id
+        saes.append(sae)
+    release = {"conversion_func": None, "model": models.pop(), "repo_id": repo_id, "saes": saes}
+    text: str = yaml.safe_dump({repo_id.split("/")[-1]: release}, sort_keys=False)
+    return text

@@ -14,9 +14,8 @@ from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import GBAError, InvalidPublicationError
 from sae_lens_gba.hub.card_update import split_front_matter, update_card
-from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter
+from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter, release_entry
 from sae_lens_gba.hub.preparation import Sources, prepare
-from sae_lens_gba.hub.release_entry import release_entry
 from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
 from sae_lens_gba.hub.validation import check_target
 from sae_lens_gba.saved.description import group_rows

@@ -1,4 +1,4 @@
-"""The network part of publishing: one commit, or none."""
+"""The network part of publishing: one commit, or none and a sentence that says what to do."""
 
 import logging
 import time
@@ -8,14 +8,35 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.constants import REPOCARD_NAME
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_gba.errors import GBAError, PublishError
-from sae_lens_gba.hub.remote_errors import GONE, explain, retry_after
-from sae_lens_gba.saved.hub_errors import http_status, is_connection_failure
+from sae_lens_gba.errors import AccessError, GBAError, PublishError
+from sae_lens_gba.saved.downloading import http_status, is_connection_failure
 
 MAX_ATTEMPTS = 5
+
+_GONE = (
+    "{repo_id} was deleted while it was being published to: nothing is there now; publish again "
+    "to create it anew, if that was not meant."
+)
+_CONFLICT = (
+    "others kept committing to {repo_id} while it was being published to ({status}): nothing was "
+    "published; try again when they are done."
+)
+_OF_STATUS = {
+    401: "the Hub refused the token for {repo_id} (401): log in with 'hf auth login', or pass a "
+    "valid token; nothing was published.",
+    403: "this token may not write to {repo_id} (403): use one with write access to {owner}, "
+    "or open a pull request with create_pr; nothing was published.",
+    404: _GONE,
+    409: _CONFLICT,
+    412: _CONFLICT,
+    429: "the Hub limits how often you may call it (429): publish to {repo_id} again {when}; "
+    "nothing was published.",
+    500: "the Hub has a problem of its own ({status}): publish to {repo_id} again later; nothing "
+    "was published.",
+}
 
 Operation = CommitOperationAdd | CommitOperationDelete
 
@@ -77,7 +98,7 @@ class Remote:
         try:
             return self._commit_patiently(operations, message)
         except Exception as error:
-            explained = error if isinstance(error, GBAError) else explain(error, self.repo_id)
+            explained = error if isinstance(error, GBAError) else _explain(error, self.repo_id)
             # after a 404 it is gone, and what was made here with it
             left = self.made if http_status(error) != 404 else None
             if explained is None or (explained is error and left is None):
@@ -92,7 +113,7 @@ class Remote:
             except Exception as error:
                 if not _is_worth_retrying(error):
                     raise
-                wanted = retry_after(error)
+                wanted = _retry_after(error)
                 seconds = 2.0**attempt if wanted is None else wanted
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 logger.warning("publishing: %s; trying again in %.0f s", reason, seconds)
@@ -130,7 +151,7 @@ class Remote:
             info = self.api.model_info(self.repo_id, revision=self.revision)
         except RepositoryNotFoundError as error:
             if self.first_sha is not None or self.made:
-                raise PublishError(GONE.format(repo_id=self.repo_id)) from error
+                raise PublishError(_GONE.format(repo_id=self.repo_id)) from error
             self._create_repo()
             return self._state_to_build_on()
         if self.private and not info.private:
@@ -171,3 +192,35 @@ def _is_worth_retrying(error: Exception) -> bool:
         # 409 and 412: somebody committed between our reading and our commit
         return status in (409, 412, 429) or status >= 500
     return is_connection_failure(error)
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    """Seconds that the Hub asks to wait, None where it does not."""
+    if isinstance(error, HfHubHTTPError):
+        seconds = error.response.headers.get("Retry-After", "")
+        if seconds.isdecimal():
+            return float(seconds)
+    return None
+
+
+def _explain(error: Exception, repo_id: str) -> GBAError | None:
+    """An error of huggingface_hub as one sentence that says what to do; None if it is none."""
+    status = http_status(error)
+    sentence = _OF_STATUS.get(min(status or 0, 500))
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if sentence is not None:
+        wait = _retry_after(error)
+        when = "later" if wait is None else f"in {wait:.0f} seconds"
+        kind = AccessError if status in (401, 403) else PublishError
+        owner = repo_id.split("/")[0]
+        return kind(sentence.format(repo_id=repo_id, owner=owner, status=status, when=when))
+    if status is not None:
+        return PublishError(f"the Hub rejected the commit to {repo_id}: {reason}")
+    if is_connection_failure(error):
+        return PublishError(
+            f"the connection to the Hub failed while publishing to {repo_id} ({reason}): check the "
+            f"network and publish again; {repo_id} holds either all of it or nothing."
+        )
+    if isinstance(error, ValueError):  # huggingface_hub's, when the Hub finds fault with the card
+        return PublishError(f"the model card for {repo_id} was not accepted: {reason}")
+    return None

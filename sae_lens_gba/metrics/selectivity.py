@@ -34,9 +34,6 @@ class SelectivityMeter:
     al.): sums of squares would lose the variance of a pre-activation with a large mean. Beside
     them a batch costs what its active entries cost.
 
-    Args:
-        d_sae: number of latents.
-
     Attributes:
         n_samples: samples added.
     """

@@ -67,14 +67,12 @@ def collect_report(
         model: a TransformerLens (bridge) model with a tokenizer.
         dataset: with a column SAELens knows (``text``, ``tokens``, ...).
         dataset_name: for the report.
-        cfg: settings.
 
     Raises:
         ValueError: the SAEs do not fit the model, or a setting is not possible.
     """
     cfg = cfg or ReportConfig()
-    _require_latents(cfg, saes[0].d_sae)
-    _require_same_width(saes)
+    _check(saes, cfg)
     generator = torch.Generator().manual_seed(cfg.seed)
     readings = [Reading(sae) for sae in saes]
     started = time.perf_counter()
@@ -138,17 +136,14 @@ def _read(
     return torch.cat(text)
 
 
-def _require_latents(cfg: ReportConfig, d_sae: int) -> None:
+def _check(saes: Sequence[SavedSAE], cfg: ReportConfig) -> None:
+    first, *others = saes
     for latent in cfg.latents:
-        if not 0 <= latent < d_sae:
+        if not 0 <= latent < first.d_sae:
             raise ValueError(
-                f"latents={latent} is not possible: the SAE has {d_sae}, numbered from 0."
+                f"latents={latent} is not possible: the SAE has {first.d_sae}, numbered from 0."
             )
-
-
-def _require_same_width(saes: Sequence[SavedSAE]) -> None:
-    first = saes[0]
-    for other in saes[1:]:
+    for other in others:
         if other.sae.cfg.d_in != first.sae.cfg.d_in:
             raise ValueError(
                 f"{other.label} has d_in={other.sae.cfg.d_in}, {first.label} has "

@@ -17,40 +17,30 @@ _log = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    default = ReportConfig()
-    parser.add_argument("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
-    parser.add_argument(
-        "--compare", type=Path, nargs="+", default=[], metavar="OTHER", help="more SAE folders"
-    )
-    parser.add_argument("--model", help="hub name or folder; the SAE's own if not given")
-    parser.add_argument(
+    default, add = ReportConfig(), parser.add_argument
+    add("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
+    add("--compare", type=Path, nargs="+", default=[], metavar="OTHER", help="more SAE folders")
+    add("--model", help="hub name or folder; the SAE's own if not given")
+    add(
         "--dataset",
         help="text file, csv, json(l), parquet, saved data set or hub name; the demo's text if "
         "not given",
     )
-    parser.add_argument(
-        "--output", type=Path, help=f"HTML file to write, SAE_DIR/{HTML_NAME} if not given"
-    )
-    parser.add_argument(
-        "--tokens", dest="n_tokens", type=int, default=default.n_tokens, help="of text to read"
-    )
-    parser.add_argument("--context-size", type=int, help="tokens a sequence; the SAE's own")
-    parser.add_argument(
-        "--ce-tokens", type=int, default=default.ce_tokens, help="for the CE loss; 0 leaves it out"
-    )
-    parser.add_argument(
+    add("--output", type=Path, help=f"HTML file to write, SAE_DIR/{HTML_NAME} if not given")
+    add("--tokens", dest="n_tokens", type=int, default=default.n_tokens, help="of text to read")
+    add("--context-size", type=int, help="tokens a sequence; the SAE's own")
+    add("--ce-tokens", type=int, default=default.ce_tokens, help="for the CE loss; 0 leaves it out")
+    add(
         "--sample",
         dest="n_latents",
         type=int,
         default=default.n_latents,
         help="latents to show in detail",
     )
-    parser.add_argument(
-        "--latents", type=int, nargs="+", default=(), help="latents to show whatever happens"
-    )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the samples")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ...")
-    parser.add_argument("--autocast", action="store_true", help="run the model in bfloat16")
+    add("--latents", type=int, nargs="+", default=(), help="latents to show whatever happens")
+    add("--seed", type=int, default=default.seed, help="of the samples")
+    add("--device", default="cpu", help="cpu, cuda, mps ...")
+    add("--autocast", action="store_true", help="run the model in bfloat16")
 
 
 def run_from_arguments(arguments: argparse.Namespace) -> None:
@@ -89,7 +79,6 @@ def write_report(
         dataset: text to read, see `load_text`; None is the demo's.
         output: HTML file; None is ``report.html`` in ``sae_dir``.
         device: where model and SAEs run.
-        cfg: settings.
 
     Returns:
         The HTML file's path. The JSON has the same name with ``.json``.

@@ -41,8 +41,6 @@ def build_details(
     """Details of latents, and notes on what could not be had.
 
     Args:
-        reading: of the SAE.
-        latents: to show.
         text: token ids, shape (n_sequences, n_tokens).
         model: whose tokenizer reads them.
         generator: draws the examples.

@@ -114,6 +114,7 @@ def group_rows(sae: SaeResult) -> list[dict[str, Any]]:
     rows = []
     for group, members in plots.members(sae).items():
         frequencies = [table.frequency[latent] for latent in members]
+        details = [d for d in sae.details if table.group[d.latent] == group]
         rows.append(
             {
                 "group": group,
@@ -122,9 +123,7 @@ def group_rows(sae: SaeResult) -> list[dict[str, Any]]:
                 "target": targets[group],
                 "measured": fmean(frequencies),
                 "dead": frequencies.count(0),
-                "latents": [d for d in sae.details if table.group[d.latent] == group][
-                    :CHIPS_A_GROUP
-                ],
+                "latents": details[:CHIPS_A_GROUP],
             }
         )
     return rows

@@ -48,9 +48,6 @@ class Reading:
 
     Memory is O(d_sae), and what `MAX_FIRINGS` take.
 
-    Args:
-        saved: the SAE.
-
     Attributes:
         variance: SAELens' sums for explained variance.
         selectivity: frequencies and Z-scores so far.

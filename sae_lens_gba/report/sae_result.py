@@ -28,9 +28,7 @@ def build_result(
     """All that is said of an SAE.
 
     Args:
-        reading: of the SAE.
         matches: of its latents with those of compared SAEs, by label.
-        details: of some latents.
         notes: on what could not be had.
         ce_loss: see `measure_ce_loss`; empty if it was not measured.
     """

@@ -30,9 +30,6 @@ def open_text(
     """SAELens' own store over the text, from its beginning, for one SAE.
 
     Args:
-        model: the model.
-        saved: the SAE.
-        dataset: the text.
         context_size: tokens a sequence; None is the SAE's own.
         autocast: whether the model runs in bfloat16.
 

@@ -1,11 +1,12 @@
-"""Files of a repo on the Hub, through the cache of huggingface_hub."""
+"""Files of a repo on the Hub, through the cache of huggingface_hub, and what its errors mean."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sae_lens_gba.errors import (
     AccessError,
@@ -15,8 +16,9 @@ from sae_lens_gba.errors import (
     InvalidPublicationError,
     MissingFileError,
 )
-from sae_lens_gba.saved.hub_errors import HTTP_LIBRARY_ERROR, arrived_truncated, http_status
 
+# of httpx or httpx2, as the version of huggingface_hub has it
+HTTP_LIBRARY_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 _REPO_ID = re.compile(
     r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII
 )  # the rules of huggingface_hub, with an owner
@@ -74,3 +76,31 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> GBAError |
         f"{repo_id} can't be had from the Hub ({reason}) and is not in the cache in whole: check "
         "the network and HF_HUB_OFFLINE, then load it again."
     )
+
+
+def http_status(error: BaseException | None) -> int | None:
+    """Status of the HTTP answer that an error came from, directly or as its cause."""
+    for cause in _with_causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            return int(cause.response.status_code)
+    return None
+
+
+def arrived_truncated(error: BaseException) -> bool:
+    return isinstance(error, OSError) and "Consistency check failed" in str(error)
+
+
+def is_connection_failure(error: BaseException | None) -> bool:
+    """Whether an error came from a connection that failed before there was a whole answer."""
+    failures = HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
+    return any(
+        arrived_truncated(cause)
+        or (isinstance(cause, failures) and not isinstance(cause, HfHubHTTPError))
+        for cause in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -1,10 +1,11 @@
-"""Loading published GBA SAEs, from the Hub, a folder or a training checkpoint."""
+"""Loading GBA SAEs from the Hub, a folder or a training checkpoint, and going on with training."""
 
 import logging
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from sae_lens import SAE
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATION_WHITENING_FILENAME,
@@ -12,10 +13,13 @@ from sae_lens.constants import (
 )
 
 from sae_lens_gba.errors import GBAError, MissingFileError
+from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.saved.description import PublishedSAE, describe
 from sae_lens_gba.saved.downloading import download
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
 from sae_lens_gba.saved.saved_sae import SavedSAE, own_errors, read_saved
+from sae_lens_gba.saved.training_form import training_form
+from sae_lens_gba.training_sae import GBATrainingSAE
 
 _CFG_PATTERNS = [SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
 # a training checkpoint put there by hand has a normalisation that is not folded in yet
@@ -130,6 +134,42 @@ def list_published(
         except GBAError as error:  # must not hide the others
             logger.warning("%s is left out of the list: %s", sae_id, error)
     return listed
+
+
+def to_training_sae(
+    sae: SAE[Any] | SavedSAE | str | Path,
+    groups: NeuronGroups | None = None,
+    **changes: Any,
+) -> GBATrainingSAE:
+    """A GBATrainingSAE with the function of a stock jumprelu or standard SAE.
+
+    Its settings are those it was trained with, where the SAE says so, with ``changes`` on
+    top. Groups and targets are those of ``groups``; if a change concerns the frequencies
+    (target_l0, n_groups, ...), the new targets go to latents by their measured frequency,
+    highest to the most active. Its outputs are the same up to rounding: decoder norms move
+    to ``output_scale``. Biases start where they were; b_dec is not started anew.
+
+    For SAELens' ``from_pretrained_path``, save it: ``to_training_sae(...).save_model(folder)``.
+    To resume an interrupted run exactly, use the checkpoint itself: this forgets the
+    counters since the last adaptation.
+
+    Args:
+        sae: a stock SAE, what `load` returns, or a folder.
+        groups: of its latents; None takes those of a `SavedSAE` or folder, or, for another
+            SAE, groups in the order of its latents.
+        changes: fields of `GBATrainingSAEConfig`.
+
+    Raises:
+        NotTrainableError: the SAE is of another architecture, or the groups of another SAE.
+        ValueError: a setting is not possible.
+        GBAError: a folder can't be read; see `load`.
+    """
+    if isinstance(sae, str | Path):
+        sae = load(sae)
+    if isinstance(sae, SavedSAE):
+        groups = sae.groups if groups is None else groups
+        sae = sae.sae
+    return training_form(sae, groups, changes)
 
 
 def _folder(source: str | Path) -> Path | None:

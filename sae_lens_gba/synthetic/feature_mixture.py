@@ -114,9 +114,6 @@ class FeatureMixture(Iterator[torch.Tensor]):
         self._shares = cfg._shares()
         self._rows = _generator(seed, stream=1)
 
-    def __iter__(self) -> "FeatureMixture":
-        return self
-
     def __next__(self) -> torch.Tensor:
         return self.sample(self.batch_size)[0]
 

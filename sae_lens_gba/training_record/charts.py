@@ -1,8 +1,11 @@
-"""Charts of a training run as PNG files, made from its record alone. Needs the extra ``plots``."""
+"""Charts of a training run as PNG files, made from its record alone.
+
+Importing this without the extra ``plots`` is an ImportError that says so.
+"""
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +20,13 @@ from sae_lens_gba.training_record.record import (
     record_training,
 )
 
-if TYPE_CHECKING:
+try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+except ImportError as error:  # found before a long run, not after it
+    raise ImportError(
+        "training charts need matplotlib: install it with pip install 'sae-lens-gba[plots]'."
+    ) from error
 
 CHARTS_NAME = "training_charts.png"
 DOTS_PER_INCH = 110
@@ -31,7 +38,6 @@ def write_training_charts(record: TrainingRecord, folder: str | Path) -> Path:
     """Write ``training_charts.png`` into an existing folder, all or nothing.
 
     Raises:
-        ImportError: the extra ``plots`` is not installed.
         ValueError: the record is empty.
     """
     if not record.step:
@@ -65,25 +71,8 @@ def train_with_charts(runner: Any, folder: str | Path) -> Any:
     return result
 
 
-def require_matplotlib() -> None:
-    """Better before a long run than after it.
-
-    Raises:
-        ImportError: the extra ``plots`` is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "training charts need matplotlib: install it with pip install 'sae-lens-gba[plots]'."
-        ) from error
-
-
-def draw(record: TrainingRecord) -> "Figure":
+def draw(record: TrainingRecord) -> Figure:
     """All charts in one figure, without touching pyplot's state or screen."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes = figure.subplots(2, 3).flatten()
     _group_frequencies(axes[0], record)
@@ -100,7 +89,7 @@ def draw(record: TrainingRecord) -> "Figure":
     return figure
 
 
-def _group_frequencies(ax: "Axes", record: TrainingRecord) -> None:
+def _group_frequencies(ax: Axes, record: TrainingRecord) -> None:
     by_group = np.array(record.group_frequency).T
     for k, frequency in enumerate(by_group):
         color = group_color(k, len(by_group))
@@ -113,7 +102,7 @@ def _group_frequencies(ax: "Axes", record: TrainingRecord) -> None:
     ax.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.14))
 
 
-def _l0(ax: "Axes", record: TrainingRecord) -> None:
+def _l0(ax: Axes, record: TrainingRecord) -> None:
     ax.plot(record.step, record.l0, label="measured")
     ax.axhline(record.target_l0, color="gray", linestyle=":", label="target")
     ax.set_ylim(bottom=0)
@@ -121,7 +110,7 @@ def _l0(ax: "Axes", record: TrainingRecord) -> None:
     ax.legend()
 
 
-def _density(ax: "Axes", figure: "Figure", record: TrainingRecord) -> None:
+def _density(ax: Axes, figure: Figure, record: TrainingRecord) -> None:
     edges = np.linspace(DENSITY_START, DENSITY_STOP, len(record.density[0]) + 1)
     steps = np.concatenate([[0], record.step])
     counts = np.array(record.density, dtype=float).T
@@ -134,7 +123,7 @@ def _density(ax: "Axes", figure: "Figure", record: TrainingRecord) -> None:
     ax.set_title("density of frequencies")
 
 
-def _bias_quantiles(ax: "Axes", record: TrainingRecord) -> None:
+def _bias_quantiles(ax: Axes, record: TrainingRecord) -> None:
     quantiles = np.array(record.bias_quantiles).T
     middle = len(QUANTILES) // 2
     for low in range(middle):
@@ -148,6 +137,6 @@ def _bias_quantiles(ax: "Axes", record: TrainingRecord) -> None:
     ax.legend(fontsize=8)
 
 
-def _line(ax: "Axes", record: TrainingRecord, values: list[Any], title: str) -> None:
+def _line(ax: Axes, record: TrainingRecord, values: list[Any], title: str) -> None:
     ax.plot(record.step, values)
     ax.set_title(title)

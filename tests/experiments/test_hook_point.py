@@ -30,14 +30,7 @@ def identity() -> StandardSAE:
     """Two latents a dimension, one for each sign."""
     sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=2 * D_MODEL))
     both_signs = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
-    sae.load_state_dict(
-        {
-            "W_enc": both_signs.T,
-            "W_dec": both_signs,
-            "b_enc": torch.zeros(2 * D_MODEL),
-            "b_dec": torch.zeros(D_MODEL),
-        }
-    )
+    sae.W_enc.data, sae.W_dec.data = both_signs.T, both_signs
     return sae
 
 

@@ -1,5 +1,6 @@
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,9 @@ def run(config: Config) -> Tables:
     return {"rows": [{"steps": config.steps, "seed": seed} for seed in config.seeds]}
 
 
-def experiment(folder: Path, *argv: str) -> Path:
+def experiment(folder: Path, *argv: str, do: Callable[[Config], Tables] = run) -> Path:
     argv = ("--results", str(folder), *argv)
-    (path,) = run_experiments("text", {"name": Config()}, run, {"steps": 1}, list(argv))
+    (path,) = run_experiments("text", {"name": Config()}, do, {"steps": 1}, list(argv))
     return path
 
 
@@ -84,9 +85,7 @@ def test_where_a_result_comes_from_is_noted_before_the_run(
         return run(config)
 
     monkeypatch.setattr("sys.argv", ["run.py"])
-    (path,) = run_experiments(
-        "text", {"name": Config()}, run_and_move_on, {}, ["--results", str(tmp_path)]
-    )
+    path = experiment(tmp_path, do=run_and_move_on)
     assert json.loads(path.read_text())["provenance"]["command"] == "python run.py"
 
 

@@ -1,6 +1,7 @@
 """Which learning rate and coefficient a `Tuner` chooses, by made-up training runs."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -10,19 +11,15 @@ from experiments.lab.tuning import TUNED, Tuner
 RATES = (1e-3, 3e-3, 1e-2)
 
 
+@dataclass
 class Runs:
     """Stands for training: remembers what was asked, and answers by a formula."""
 
-    def __init__(
-        self,
-        best_rate: float,
-        exponent: float = -0.6,
-        drift: float = 1.0,
-        spoilt: dict[float, dict[str, float]] | None = None,
-    ) -> None:
-        self.best_rate, self.exponent, self.drift = best_rate, exponent, drift
-        self.spoilt = spoilt or {}
-        self.asked: list[tuple[dict[str, Any], float, int]] = []
+    best_rate: float
+    exponent: float = -0.6
+    drift: float = 1.0
+    spoilt: dict[float, dict[str, float]] = field(default_factory=dict)
+    asked: list[tuple[dict[str, Any], float, int]] = field(default_factory=list)
 
     def __call__(self, spec: dict[str, Any], rate: float, steps: int) -> dict[str, Any]:
         self.asked.append((spec, rate, steps))

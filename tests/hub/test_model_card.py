@@ -86,6 +86,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert data.datasets == ["monology/pile-uncopyrighted"]
     assert data.license == "mit"
     figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    # L0: 2 * 0.2437 + 6 * 0.04996
     assert figures == {"l0": 0.78716, "explained_variance": 0.712346, "ce_recovered": 0.93}
 
 
@@ -98,10 +99,7 @@ def test_the_hub_accepts_the_front_matter(hub: LocalHub) -> None:
 def test_the_figures_are_those_of_the_configuration() -> None:
     measured, unmeasured = entries()
     assert measured.l0_asked == pytest.approx(2 * 0.25 + 6 * 0.05)
-    assert measured.l0 == pytest.approx(2 * 0.2437 + 6 * 0.04996)
     assert measured.dead == 1
-    assert measured.explained_variance == 0.71234567
-    assert measured.ce_recovered == 0.93
     # biases that were never adapted have not measured anything: no zeros in the card
     assert (unmeasured.l0, unmeasured.dead) == (None, None)
     assert unmeasured.groups[0]["measured_frequency"] is None

@@ -25,11 +25,7 @@ def model(request: pytest.FixtureRequest, tiny_llm_folder: Path) -> Any:
 
 
 @pytest.fixture(params=["jumprelu", "relu"])
-def sae(
-    request: pytest.FixtureRequest,
-    make_sae: MakeSAE,
-    tmp_path: Path,
-) -> Any:
+def sae(request: pytest.FixtureRequest, make_sae: MakeSAE, tmp_path: Path) -> Any:
     trained = make_sae(0, activation=request.param)
     trained.W_enc.data.copy_(torch.randn(D_IN, D_SAE))  # latents that fire on this model
     trained.save_inference_model(tmp_path / "run")

@@ -158,14 +158,15 @@ def test_a_failed_attempt_leaves_the_folder_as_it_was(
 def test_a_checkpoint_is_published_with_its_activation_scale_folded_in(
     hub: LocalHub, mid_run_checkpoint: Path
 ) -> None:
-    checkpoint = mid_run_checkpoint
-    scale = json.loads((checkpoint / "activation_scaler.json").read_text())["scaling_factor"]
+    scale = json.loads((mid_run_checkpoint / "activation_scaler.json").read_text())[
+        "scaling_factor"
+    ]
     assert scale != 1.0
-    publish_to(hub, {"sae": checkpoint})
+    publish_to(hub, {"sae": mid_run_checkpoint})
     assert "sae/trainer_state.pt" not in hub.repos[REPO].files()
     assert "sae/sparsity.safetensors" in hub.repos[REPO].files()
 
-    unfolded = GBATrainingSAE.load_from_disk(checkpoint)
+    unfolded = GBATrainingSAE.load_from_disk(mid_run_checkpoint)
     x = activations(32, seed=5)
     loaded = load(REPO, endpoint=hub.endpoint).sae
     torch.testing.assert_close(loaded.encode(x), unfolded.encode(x * scale), rtol=1e-4, atol=1e-5)
@@ -218,10 +219,7 @@ def test_the_source_folder_is_left_as_it_was(hub: LocalHub, sae_folder: Path) ->
 
 
 def test_the_release_entry_is_one_that_saelens_directory_reads(
-    hub: LocalHub,
-    jumprelu_sae: GBATrainingSAE,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sae_lens.loading import pretrained_saes_directory as directory
 

@@ -1,5 +1,6 @@
 """After every fault the remote has its files as before or as wanted, and a second run works."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,6 @@ def publish_to(hub: LocalHub, folder: Path, **options: Any) -> Publication:
 def is_published(hub: LocalHub) -> bool:
     files = hub.repos[REPO].files() if REPO in hub.repos else {}
     return {"README.md", "sae/cfg.json", "sae/sae_weights.safetensors"} <= set(files)
-
-
-def delete_repo(hub: LocalHub) -> None:
-    del hub.repos[REPO]
 
 
 def fails_cleanly(
@@ -123,23 +120,25 @@ def test_a_commit_that_fails_without_end_leaves_the_files_as_they_were(
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(401, r"\(401\): log in"), (403, r"may not write to .*\(403\)")]
+    ("statuses", "options", "message"),
+    [
+        ([401], {}, r"\(401\): log in"),
+        ([403], {}, r"may not write to .*\(403\)"),
+        ([], {"token": "wrong"}, r"refused the token .*\(401\): log in"),
+    ],
 )
-def test_a_commit_without_permission_is_not_tried_again(
-    used_hub: LocalHub, sae_folder: Path, status: int, message: str, waits: list[float]
+def test_what_is_not_permitted_is_not_tried_again(
+    used_hub: LocalHub,
+    sae_folder: Path,
+    statuses: list[int],
+    options: dict[str, str],
+    message: str,
+    waits: list[float],
 ) -> None:
-    used_hub.faults = [Fault(COMMIT, status=status, times=FOR_EVER)]
-    fails_cleanly(used_hub, sae_folder, AccessError, message)
+    used_hub.faults = [Fault(COMMIT, status=status, times=FOR_EVER) for status in statuses]
+    fails_cleanly(used_hub, sae_folder, AccessError, message, **options)
     assert waits == []
-    assert used_hub.n_requests(COMMIT) == 2  # the refused one, and the second run's
-
-
-def test_a_refused_token_is_not_tried_again(
-    used_hub: LocalHub, sae_folder: Path, waits: list[float]
-) -> None:
-    message = r"refused the token .*\(401\): log in"
-    fails_cleanly(used_hub, sae_folder, AccessError, message, token="wrong")
-    assert waits == []
+    assert used_hub.n_requests(COMMIT) == len(statuses) + 1  # the second run's
 
 
 def test_a_namespace_without_permission_is_an_access_error(
@@ -153,7 +152,7 @@ def test_a_namespace_without_permission_is_an_access_error(
 def test_a_repo_that_vanishes_before_the_commit_is_reported(
     used_hub: LocalHub, sae_folder: Path
 ) -> None:
-    used_hub.faults = [Fault(COMMIT, kind="call", action=delete_repo)]
+    used_hub.faults = [Fault(COMMIT, kind="call", action=lambda hub: hub.repos.pop(REPO))]
     local = contents(sae_folder)
     with pytest.raises(PublishError, match="was deleted while it was being published to") as caught:
         publish_to(used_hub, sae_folder)
@@ -172,7 +171,7 @@ def test_a_repo_that_vanishes_between_two_attempts_is_not_made_again(
     hub.faults = [
         Fault(COMMIT, kind="drop"),
         Fault(f"GET /api/models/{REPO}$", kind="call", action=lambda _: None),
-        Fault(f"GET /api/models/{REPO}$", kind="call", action=delete_repo),
+        Fault(f"GET /api/models/{REPO}$", kind="call", action=lambda hub: hub.repos.pop(REPO)),
     ]
     with pytest.raises(PublishError, match="was deleted while it was being published to"):
         publish_to(hub, sae_folder)
@@ -183,10 +182,8 @@ def test_a_repo_that_vanishes_between_two_attempts_is_not_made_again(
 def test_a_repo_that_another_publisher_has_just_made_is_used(
     hub: LocalHub, sae_folder: Path
 ) -> None:
-    def create_repo(hub: LocalHub) -> None:
-        hub.create(REPO)
-
-    hub.faults = [Fault("POST /api/repos/create", kind="call", action=create_repo)]
+    made = Fault("POST /api/repos/create", kind="call", action=lambda hub: hub.create(REPO))
+    hub.faults = [made]
     publish_to(hub, sae_folder)
     assert is_published(hub)
 
@@ -246,11 +243,9 @@ def test_a_branch_made_for_a_commit_that_fails_is_mentioned(
 def test_two_publishers_at_once_both_get_their_sae_and_one_card_with_both(
     used_hub: LocalHub, sae_folder: Path
 ) -> None:
-    def other_publisher(hub: LocalHub) -> None:
-        publish_any(hub, {"other": sae_folder})
-
     # between our reading of the remote and our commit
-    used_hub.faults = [Fault(COMMIT, kind="call", action=other_publisher)]
+    other = partial(publish_any, saes={"other": sae_folder})
+    used_hub.faults = [Fault(COMMIT, kind="call", action=other)]
     publish_to(used_hub, sae_folder)
     files = used_hub.repos[REPO].files()
     assert {"sae/cfg.json", "other/cfg.json"} <= set(files)

@@ -7,14 +7,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.errors import (
-    InvalidPublicationError,
-    MissingFileError,
-    NotAGBASAEError,
-)
+from sae_lens_gba.errors import InvalidPublicationError, MissingFileError, NotAGBASAEError
 from sae_lens_gba.hub import validation
 from tests.hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
 from tests.local_hub import LocalHub
+
+SECRET = "hf_" + "a" * 30
 
 
 @pytest.mark.parametrize("repo_id", ["no-owner", "a/b/c", "user/..", "user/has space", ""])
@@ -53,7 +51,7 @@ def test_two_saes_with_one_default_id_need_ids_of_their_own(
         ({"dataset_path": "/home/me/pile"}, "path of this machine, metadata.dataset_path="),
         ({"dataset_path": "~/pile"}, "path of this machine"),
         ({"note": "see C:\\Users\\me"}, "path of this machine"),
-        ({"note": "token hf_" + "a" * 30}, r"looks like a secret in metadata\.note"),
+        ({"note": f"token {SECRET}"}, r"looks like a secret in metadata\.note"),
         ({"extra": {"wandb_api_key": "0123"}}, r"secret in metadata\.extra\.wandb_api_key"),
         ({"l0": float("nan")}, r"metadata\.l0=nan, which is not valid JSON"),
         ({"neuronpedia_id": "12-res"}, "Neuronpedia's ids look like"),
@@ -62,16 +60,10 @@ def test_two_saes_with_one_default_id_need_ids_of_their_own(
 def test_metadata_that_must_not_be_published_is_refused(
     hub: LocalHub, sae_folder: Path, metadata: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidPublicationError, match=message):
+    with pytest.raises(InvalidPublicationError, match=message) as caught:
         publish_to(hub, {"sae": sae_folder}, metadata=metadata)
+    assert SECRET not in str(caught.value)
     assert hub.requests == []
-
-
-def test_a_secret_is_not_repeated_in_the_error(hub: LocalHub, sae_folder: Path) -> None:
-    secret = "hf_" + "b" * 30
-    with pytest.raises(InvalidPublicationError) as caught:
-        publish_to(hub, {"sae": sae_folder}, metadata={"note": secret})
-    assert secret not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["model_name", "dataset_path"])

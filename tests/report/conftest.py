@@ -12,7 +12,7 @@ from datasets import Dataset
 from sae_lens_gba.report import Report, ReportConfig, collect_report
 from sae_lens_gba.report.html import write_html
 from sae_lens_gba.sources import load_saes
-from tests.one_latent_a_word import model, model_folder, sae_folders, texts
+from tests.one_latent_a_word import Collect, model, model_folder, sae_folders, texts
 
 __all__ = ["model", "model_folder", "sae_folders", "texts"]
 
@@ -20,10 +20,19 @@ NO_BROWSER = "SAE_LENS_GBA_NO_BROWSER_TESTS"
 
 
 @pytest.fixture(scope="session")
-def report(sae_folders: tuple[Path, Path], model: Any, texts: Dataset) -> Report:
-    saes = load_saes(sae_folders)
-    cfg = ReportConfig(n_tokens=1600, n_latents=20, ce_tokens=320)
-    return collect_report(saes, model, texts, "made-up <i>text</i>", cfg)
+def collect(model: Any, texts: Dataset) -> Collect:
+    """Reports on SAEs from these folders; settings are those of `ReportConfig`."""
+
+    def collect(*folders: Path, text: Dataset = texts, **settings: Any) -> Report:
+        cfg = ReportConfig(**{"n_tokens": 320, "n_latents": 4, "ce_tokens": 0, **settings})
+        return collect_report(load_saes(folders), model, text, "made-up <i>text</i>", cfg)
+
+    return collect
+
+
+@pytest.fixture(scope="session")
+def report(sae_folders: tuple[Path, Path], collect: Collect) -> Report:
+    return collect(*sae_folders, n_tokens=1600, n_latents=20, ce_tokens=320)
 
 
 @pytest.fixture(scope="session")

@@ -83,11 +83,9 @@ def list_all(browser: Any) -> None:
 
 def test_nothing_is_loaded_from_the_network(shown: Any, page: Path) -> None:
     shown.find_element(By.CSS_SELECTOR, ".chip").click()
-    requested = []
-    for entry in shown.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            requested.append(message["params"]["request"]["url"])
+    messages = [json.loads(entry["message"])["message"] for entry in shown.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    requested = [params["request"]["url"] for params in sent]
     assert page.as_uri() in requested  # the log does see requests
     assert all(url.startswith(("file:", "data:", "about:")) for url in requested)
     names = shown.execute_script(

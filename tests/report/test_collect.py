@@ -1,6 +1,5 @@
 """Reports of an SAE whose every latent is one word: all numbers can be counted."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.report import Report, ReportConfig, collect_report
+from sae_lens_gba.report import Report, ReportConfig
 from sae_lens_gba.report.details import _final_norm_weight
 from sae_lens_gba.sources import load_saes
 from tests.one_latent_a_word import (
@@ -27,21 +26,14 @@ from tests.one_latent_a_word import (
     NEVER_USED,
     REPLACED,
     VOCABULARY,
+    Collect,
     save_sae,
 )
 
-Collect = Callable[..., Report]
 
-
-@pytest.fixture
-def collect(model: Any, texts: Dataset) -> Collect:
-    """Reports on SAEs from these folders; settings are those of `ReportConfig`."""
-
-    def collect(*folders: Path, text: Dataset = texts, **settings: Any) -> Report:
-        cfg = ReportConfig(**{"n_tokens": 320, "n_latents": 4, "ce_tokens": 0, **settings})
-        return collect_report(load_saes(folders), model, text, "made-up <i>text</i>", cfg)
-
-    return collect
+def standard_sae(d_in: int, d_sae: int, hook_name: str = HOOK, **settings: Any) -> StandardSAE:
+    metadata = SAEMetadata(model_name="tiny", hook_name=hook_name)
+    return StandardSAE(StandardSAEConfig(d_in, d_sae, metadata=metadata, **settings))
 
 
 def test_frequencies_are_the_words_shares_of_the_text(
@@ -171,9 +163,7 @@ def test_a_stock_sae_without_groups_or_context_size_is_shown(
     tmp_path: Path, collect: Collect
 ) -> None:
     torch.manual_seed(3)
-    metadata = SAEMetadata(model_name="tiny", hook_name="blocks.0.hook_resid_post")
-    sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=40, metadata=metadata))
-    sae.save_model(tmp_path / "stock")
+    standard_sae(D_MODEL, 40, hook_name="blocks.0.hook_resid_post").save_model(tmp_path / "stock")
     with pytest.raises(ValueError, match=r"context_size.*--context-size"):
         collect(tmp_path / "stock")
     result = collect(tmp_path / "stock", n_latents=8, context_size=CONTEXT_SIZE).saes[0]
@@ -273,10 +263,7 @@ def test_a_folder_without_an_sae_is_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_lost_the_scale_of_its_inputs_is_refused(tmp_path: Path) -> None:
-    metadata = SAEMetadata(model_name="tiny", hook_name=HOOK)
-    cfg = StandardSAEConfig(
-        d_in=4, d_sae=8, normalize_activations="expected_average_only_in", metadata=metadata
-    )
-    StandardSAE(cfg).save_model(tmp_path)
+    sae = standard_sae(4, 8, normalize_activations="expected_average_only_in")
+    sae.save_model(tmp_path)
     with pytest.raises(ValueError, match=r"activation_scaler.json is missing: give the folder"):
         load_saes([tmp_path])

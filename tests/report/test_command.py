@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import sae_lens_gba
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.command import add_arguments, run_from_arguments
 from sae_lens_gba.sources import load_text
@@ -40,7 +41,7 @@ def test_a_report_is_one_page_with_its_data_beside_it(
     assert {3, 5} <= {detail.latent for detail in report.saes[0].details}
     assert report.provenance.n_tokens == 640 // CONTEXT_SIZE * (CONTEXT_SIZE - 1)
     assert report.provenance.dataset == "my text.txt"
-    assert report.provenance.versions["sae-lens-gba"] != "not installed"
+    assert report.provenance.versions["sae-lens-gba"] == sae_lens_gba.__version__
     for file in path.parent.iterdir():
         assert str(tmp_path.parent) not in file.read_text(), "a path of this machine"
 

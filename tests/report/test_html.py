@@ -51,11 +51,8 @@ def test_nothing_is_fetched_from_elsewhere(source: str) -> None:
     assert "url(" not in source
 
 
-def test_the_page_is_below_15_mb(page: Path) -> None:
+def test_the_page_is_below_15_mb_of_a_wide_sae_as_well(report: Report, page: Path) -> None:
     assert page.stat().st_size < 15e6
-
-
-def test_a_wide_sae_still_fits(report: Report) -> None:
     first = report.saes[0]
     n = 131_072
     repeats = -(-n // N_LATENTS)

@@ -4,6 +4,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -72,11 +73,7 @@ def test_a_failed_save_leaves_the_old_file(
     report: Report, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
-
-    def fail(*_: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         report.save(saved)
     assert saved.read_bytes() == before

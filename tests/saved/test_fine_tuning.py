@@ -5,29 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import (
-    JumpReLUSAE,
-    JumpReLUSAEConfig,
-    StandardSAE,
-    StandardSAEConfig,
-    TopKSAE,
-    TopKSAEConfig,
-    TrainingSAE,
-)
+from sae_lens import SAE, TrainingSAE
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import NotTrainableError
-from sae_lens_gba.saved.fine_tuning import to_training_sae
-from sae_lens_gba.saved.loading import load
+from sae_lens_gba.saved.loading import load, to_training_sae
 from tests.hub_fixtures import D_IN, D_SAE, activations, trainer
 
 
-def random_stock_sae(kind: str = "jumprelu") -> JumpReLUSAE | StandardSAE:
+def stock_sae(kind: str = "jumprelu", d_sae: int = D_SAE, **settings: Any) -> SAE[Any]:
+    return SAE.from_dict({"architecture": kind, "d_in": D_IN, "d_sae": d_sae, **settings})
+
+
+def random_stock_sae(kind: str = "jumprelu") -> SAE[Any]:
     torch.manual_seed(0)
-    if kind == "jumprelu":
-        sae: JumpReLUSAE | StandardSAE = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE))
-    else:
-        sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    sae = stock_sae(kind)
     for name, parameter in sae.named_parameters():
         parameter.data = torch.randn_like(parameter) * 0.5
         if name == "threshold":
@@ -141,9 +133,8 @@ def test_a_latent_without_a_decoder_stays_silent_in_the_output() -> None:
 def test_what_can_not_be_trained_is_refused(sae_folder: Path) -> None:
     groups = load(sae_folder).groups
     with pytest.raises(NotTrainableError, match="architecture 'topk'"):
-        to_training_sae(TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=2)), groups)
-    other = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=64))
+        to_training_sae(stock_sae("topk", k=2), groups)
     with pytest.raises(NotTrainableError, match="groups are for 32 latents"):
-        to_training_sae(other, groups)
+        to_training_sae(stock_sae(d_sae=64), groups)
     with pytest.raises(ValueError, match="target_l0=-1"):
         to_training_sae(sae_folder, target_l0=-1)

@@ -21,18 +21,21 @@ from tests.hub_fixtures import (
     MakeSAE,
     activations,
     contents,
-    edit,
     publish_to,
     trainer,
 )
 from tests.local_hub import LocalHub
 
+
+class Explodes:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was opened",))
+
+
 # --- from the Hub ---
 
 
-def test_the_hub_gives_the_sae_and_all_that_is_known_of_it(
-    published: LocalHub,
-) -> None:
+def test_the_hub_gives_the_sae_and_all_that_is_known_of_it(published: LocalHub) -> None:
     loaded = load(REPO, "a/jumprelu", endpoint=published.endpoint)
     assert loaded.sae.cfg.architecture() == "jumprelu"
     assert loaded.sae.cfg.metadata.hook_name == HOOK
@@ -69,8 +72,10 @@ def test_what_is_cached_is_not_downloaded_again_and_works_offline(
 
 
 def test_a_revision_is_a_branch_or_a_commit(published: LocalHub) -> None:
-    old = published.repos[REPO].branches["main"]
-    edit(published, **{"cfg.json": None})
+    repo = published.repos[REPO]
+    old, files = repo.branches["main"], dict(repo.files())
+    del files["a/jumprelu/cfg.json"]
+    repo.commit("main", files, "edited")
     with pytest.raises(MissingFileError, match="no SAE 'a/jumprelu' at main"):
         load(REPO, "a/jumprelu", endpoint=published.endpoint)
     assert load(REPO, "a/jumprelu", revision=old, endpoint=published.endpoint).commit == old
@@ -148,7 +153,7 @@ def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
     trainer(sae, 40, save_final_checkpoint=True, checkpoint_path=str(tmp_path)).fit()
     (checkpoint,) = tmp_path.iterdir()
     assert (checkpoint / "trainer_state.pt").is_file()
-    (checkpoint / "trainer_state.pt").write_bytes(_EXPLODING_PICKLE)
+    (checkpoint / "trainer_state.pt").write_bytes(pickle.dumps(Explodes()))
     (listed,) = list_published(checkpoint)
     assert listed.is_gba
     loaded = load(checkpoint)
@@ -166,14 +171,6 @@ def test_a_checkpoint_put_on_the_hub_by_hand_gives_what_it_gives_from_its_folder
     loaded = load(REPO, "by_hand", endpoint=hub.endpoint)
     x = activations(8)
     assert torch.equal(loaded.sae(x), load(mid_run_checkpoint).sae(x))
-
-
-class _Explodes:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (pytest.fail, ("a pickle was opened",))
-
-
-_EXPLODING_PICKLE = pickle.dumps(_Explodes())
 
 
 def test_dtype_and_device_are_as_asked(sae_folder: Path) -> None:

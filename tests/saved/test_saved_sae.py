@@ -5,14 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import (
-    SAE,
-    BatchTopKTrainingSAE,
-    BatchTopKTrainingSAEConfig,
-    StandardTrainingSAE,
-    StandardTrainingSAEConfig,
-    TrainingSAE,
-)
+from sae_lens import SAE, TrainingSAE
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.errors import DamagedFileError
@@ -22,13 +15,9 @@ from tests.hub_fixtures import D_IN, D_SAE, HOOK, activations, trainer
 
 
 def of_others(kind: str, **settings: Any) -> TrainingSAE[Any]:
-    sae: TrainingSAE[Any]
-    if kind == "batchtopk":
-        sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(D_IN, D_SAE, k=3, **settings))
-    else:
-        sae = StandardTrainingSAE(
-            StandardTrainingSAEConfig(D_IN, D_SAE, l1_coefficient=0.01, **settings)
-        )
+    sparsity: dict[str, Any] = {"k": 3} if kind == "batchtopk" else {"l1_coefficient": 0.01}
+    cfg = {"architecture": kind, "d_in": D_IN, "d_sae": D_SAE, **sparsity, **settings}
+    sae: TrainingSAE[Any] = TrainingSAE.from_dict(cfg)
     sae.cfg.metadata.hook_name = HOOK
     return sae
 

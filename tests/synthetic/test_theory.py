@@ -31,8 +31,7 @@ def test_the_dimension_is_the_limit_exactly_under_heavy_superposition() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"n": 1}, {"d": 0}, {"s": 0}, {"s": 129}, {"epsilon": 0.0}, {"zeta": 1.0}],
+    "wrong", [{"n": 1}, {"d": 0}, {"s": 0}, {"s": 129}, {"epsilon": 0.0}, {"zeta": 1.0}]
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

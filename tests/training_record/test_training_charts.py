@@ -10,11 +10,11 @@ import torch
 from matplotlib.image import imread
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.training_record import TrainingRecord, record_training
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
-from tests.toolbox import make_trainer, mixture
+from tests.toolbox import make_trainer, mixture, tiny_config
 
 STEPS, PERIOD, BATCH, D_SAE = 43, 10, 64, 32
 Trained = tuple[GBATrainingSAE, TrainingRecord]
@@ -22,11 +22,8 @@ Trained = tuple[GBATrainingSAE, TrainingRecord]
 
 def new_sae() -> GBATrainingSAE:
     torch.manual_seed(0)
-    return GBATrainingSAE(
-        GBATrainingSAEConfig(
-            d_in=8, d_sae=D_SAE, n_groups=3, target_l0=3.0, adapt_every_n_steps=PERIOD
-        )
-    )
+    cfg = tiny_config(d_in=8, d_sae=D_SAE, n_groups=3, target_l0=3.0, adapt_every_n_steps=PERIOD)
+    return GBATrainingSAE(cfg)
 
 
 def train(sae: GBATrainingSAE) -> None:
@@ -104,7 +101,7 @@ def test_a_run_too_short_to_adapt_is_no_failure_but_has_no_charts(
 @pytest.mark.parametrize(
     ("architecture", "missing", "sentence"),
     [
-        ("gba", ["matplotlib"], "pip install 'sae-lens-gba[plots]'"),
+        ("gba", ["matplotlib.axes"], "pip install 'sae-lens-gba[plots]'"),
         ("topk", [], "architecture='topk' is not possible with --report"),
     ],
 )
@@ -118,6 +115,7 @@ def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
     started: list[object] = []
     runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
     monkeypatch.setattr(runner, lambda cfg: started.append(cfg))
+    monkeypatch.delitem(sys.modules, "sae_lens_gba.training_record.charts")
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     settings = ["--d_in", "16", "--d_sae", "64", "--model_name", "tiny/random"]
