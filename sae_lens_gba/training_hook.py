@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle
 
 from sae_lens_gba.adaptation_settings import AdaptationSettings
 from sae_lens_gba.atomic_write import write_atomically
-from sae_lens_gba.bias_adaptation import require_usable, typical_norm
+from sae_lens_gba.batch_statistics import require_usable, typical_norm
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.neuron_groups import NeuronGroups
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
-from sae_lens_gba.bias_adaptation import quantile_bias, require_usable, typical_norm
+from sae_lens_gba.batch_statistics import quantile_bias, require_usable, typical_norm
 from sae_lens_gba.calibrated_biases import CalibratedBiases
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,

@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from sae_lens_gba.batch_statistics import quantile_bias, typical_norm
 from sae_lens_gba.bias_adaptation import (
     UPDATE_RULES,
     AdaptationRates,
     Observation,
     Targets,
-    quantile_bias,
-    typical_norm,
 )
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum, build_spectrum

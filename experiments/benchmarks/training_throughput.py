@@ -31,7 +31,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from sae_lens_gba.bias_adaptation import quantile_bias
+from sae_lens_gba.batch_statistics import quantile_bias
 
 WARM_UP = 1  # further steps before those that count; the first is taken when a trainer is made
 

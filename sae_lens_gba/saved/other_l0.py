@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sae_lens import SAE, JumpReLUSAE
 
-from sae_lens_gba.bias_adaptation import typical_norm
+from sae_lens_gba.batch_statistics import typical_norm
 from sae_lens_gba.calibration import LEAST_FIRINGS, Calibration, calibrate_groups
 from sae_lens_gba.errors import CalibrationError
 from sae_lens_gba.neuron_groups import NeuronGroups

@@ -1,0 +1,85 @@
+"""What one batch of inputs says: whether it can be learnt from, its scale, where biases start."""
+
+import math
+
+import torch
+
+_FEWEST_ABOVE = 4  # samples of a batch that must lie above a threshold to say where it is
+_TOO_LARGE = 1e8  # times a typical norm: float32 overflows in the gradient's squared norm
+
+
+def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:
+    """Median of the rows' norms: one massive activation (BOS) must not set the scale.
+
+    Args:
+        centred_input: shape (n, d_in).
+    """
+    return centred_input.norm(dim=-1).float().median()
+
+
+def quantile_bias(
+    sae_in: torch.Tensor,
+    W_enc: torch.Tensor,
+    target_frequency: torch.Tensor,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """Biases at which each neuron would have fired at its target on these samples.
+
+    Between two samples' pre-activations, so that rounding decides nothing. A target of less than
+    a few samples in n lies where there are none: there the largest ones' exponential tail is
+    continued. A few hundred neurons at a time: sorting all pre-activations at once would take
+    more memory than training.
+
+    Args:
+        sae_in: centred input, shape (n, d_in).
+        W_enc: shape (d_in, d_sae).
+        target_frequency: shape (d_sae,).
+        bias_range: shape (d_sae,).
+
+    Returns:
+        Shape (d_sae,), in [-bias_range, 0].
+    """
+    chunks = zip(W_enc.split(512, dim=1), target_frequency.split(512), strict=True)
+    threshold = torch.cat([_quantile((sae_in @ W).to(p.dtype), p) for W, p in chunks])
+    bias = -threshold.to(bias_range.dtype)
+    return torch.minimum(torch.maximum(bias, -bias_range), torch.zeros_like(bias))
+
+
+def _quantile(values: torch.Tensor, share_above: torch.Tensor) -> torch.Tensor:
+    """For each column of values (n, m), what ``share_above`` (m,) of the column lies above."""
+    n = len(values)
+    ordered = values.sort(dim=0, descending=True).values
+    above = (n * share_above).round().long().clamp(max=n - 1)
+    around = torch.stack([(above - 1).clamp(min=0), above])
+    inside = ordered.gather(0, around).mean(dim=0)
+    n_tail = min(4 * _FEWEST_ABOVE, n - 1)
+    start = ordered[n_tail]
+    excess = ordered[:n_tail].mean(dim=0) - start
+    beyond = start + excess * (n_tail / (n * share_above)).log()
+    return torch.where(n * share_above < _FEWEST_ABOVE, beyond, inside)
+
+
+def require_usable(sae_in: torch.Tensor, step: int) -> None:
+    """Stop before a batch that can't be learnt from reaches counters, biases or weights.
+
+    One read from the device.
+
+    Args:
+        sae_in: a batch, shape (n, d_in).
+        step: for the message.
+
+    Raises:
+        ValueError: NaN or Inf, or a value so large that its squared gradient would overflow.
+    """
+    largest, typical = torch.stack([sae_in.abs().amax().float(), typical_norm(sae_in)]).tolist()
+    untouched = "biases and weights were not touched"
+    if not math.isfinite(largest):
+        raise ValueError(
+            f"sae_in has NaN or Inf at training step {step}: {untouched}. Look for it in the "
+            "activations: their source and their dtype."
+        )
+    if largest > _TOO_LARGE * typical > 0:
+        raise ValueError(
+            f"sae_in has a value of {largest:.2g} at training step {step}, where a typical sample "
+            f"has norm {typical:.2g}: {untouched}. Leave such samples out, or scale them down."
+        )
