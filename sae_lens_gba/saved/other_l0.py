@@ -78,7 +78,9 @@ def calibrate(
             f"target_l0={l0:g} can't be had on these activations: with all thresholds at 0, "
             f"{found.l0:.4g} latents are active a sample; ask for that or less."
         )
-    return _moved(saved, found.offset[group] * unit, _measured(saved, group, l0, found))
+    return _moved(
+        saved, found.offset[group] * unit, _measured(saved, group, l0, found), found.n_samples
+    )
 
 
 def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
@@ -116,8 +118,7 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
         )
     offset = _interpolate(known.log(), groups.offsets.double(), math.log(l0))
     moved_by = offset[groups.group] * jumprelu.W_enc.detach().norm(dim=0).cpu().double()
-    factor = l0 / float(groups.target_frequency.sum())
-    target = (groups.target_frequency * factor).clamp(max=1)
+    target = _targets_at(groups, l0)
     return _moved(saved, moved_by, NeuronGroups(groups.group, target, target.clone()))
 
 
@@ -180,12 +181,21 @@ def _measured(
 ) -> NeuronGroups | None:
     if saved.groups is None:
         return None
-    factor = l0 / float(saved.groups.target_frequency.sum())
-    target = (saved.groups.target_frequency * factor).clamp(max=1)
+    target = _targets_at(saved.groups, l0)
     return NeuronGroups(group.cpu(), target, found.frequency.float().cpu())
 
 
-def _moved(saved: SavedSAE, moved_by: torch.Tensor, groups: NeuronGroups | None) -> SavedSAE:
+def _targets_at(groups: NeuronGroups, l0: float) -> torch.Tensor:
+    """Target frequencies, all multiplied alike, that add up to ``l0``; shares of samples."""
+    return (groups.target_frequency * l0 / groups.target_frequency.sum()).clamp(max=1)
+
+
+def _moved(
+    saved: SavedSAE,
+    moved_by: torch.Tensor,
+    groups: NeuronGroups | None,
+    n_samples: int | None = None,
+) -> SavedSAE:
     """A copy with thresholds ``moved_by`` higher, (d_sae,), that says what it is now."""
     sae = deepcopy(saved.sae)
     threshold = sae.get_parameter("threshold").data
@@ -196,7 +206,7 @@ def _moved(saved: SavedSAE, moved_by: torch.Tensor, groups: NeuronGroups | None)
             **(cfg["metadata"].get("gba") or {}),
             "groups": groups.summary(),
             "l0": {"target": float(groups.target_frequency.sum()),
-                   "measured": float(groups.measured_frequency.sum()), "n_samples": None},
+                   "measured": float(groups.measured_frequency.sum()), "n_samples": n_samples},
         }  # fmt: skip
         gba.pop("evaluation", None)  # of the SAE as it was
         cfg["metadata"]["gba"] = gba

@@ -41,6 +41,7 @@ def test_calibrate_gives_the_l0_asked_for_on_these_activations(
     assert found.groups is not None
     assert float(found.groups.measured_frequency.sum()) == pytest.approx(target, rel=2e-3)
     assert float(found.groups.target_frequency.sum()) == pytest.approx(target, rel=1e-3)
+    assert found.cfg["metadata"]["gba"]["l0"]["n_samples"] == 4000
     assert found.cfg["metadata"]["l0"] == pytest.approx(target, rel=2e-3)
     # what was passed stays as it is
     again = load(folder).threshold
