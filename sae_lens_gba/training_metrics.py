@@ -38,6 +38,15 @@ def training_metrics(
     return metrics
 
 
+@torch.no_grad()
+def l0_over_target(adapter: BiasAdapter, feature_acts: torch.Tensor) -> torch.Tensor:
+    """Active latents a sample over those asked for, shape (); sparse acts hold active ones only."""
+    is_sparse = feature_acts.is_sparse
+    n_active = feature_acts.values().numel() if is_sparse else (feature_acts > 0).sum()
+    n_samples = feature_acts.shape[:-1].numel()
+    return n_active / n_samples / adapter.target_frequency.sum()
+
+
 def histograms(
     adapter: BiasAdapter, bias: torch.Tensor, output_scale: torch.Tensor
 ) -> dict[str, NDArray[Any]]:
