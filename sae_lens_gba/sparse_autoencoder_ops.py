@@ -130,8 +130,7 @@ def density_that_pays(weight: torch.Tensor) -> float:
         return 0.0
     if device == "cpu":
         return 0.1
-    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if (product or weight.dtype).itemsize == 2:
+    if (_autocast_dtype(device) or weight.dtype).itemsize == 2:
         return 0.0017
     is_tf32 = weight.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     return 0.0034 if is_tf32 else 0.025
@@ -161,8 +160,9 @@ def find_active(
     """
     batch, d_sae = x.shape[0], W_enc.shape[1]
     device = x.device.type
-    if torch.is_autocast_enabled(device):  # once: by itself, autocast casts for every chunk
-        x, W_enc = (t.to(torch.get_autocast_dtype(device)) for t in (x, W_enc))
+    precision = _autocast_dtype(device)
+    if precision is not None:  # once: by itself, autocast casts for every chunk
+        x, W_enc = x.to(precision), W_enc.to(precision)
     # h + b > t where h > t - b: no pass over all of h for the bias
     limit = -b_enc if threshold is None else threshold - b_enc
     n_rows = CHUNK_ROWS if device == "cpu" else max(1, _CHUNK_ENTRIES // d_sae)
@@ -253,6 +253,10 @@ class SparseDecode(torch.autograd.Function):
             grad_scale = torch.zeros_like(output_scale)
             grad_scale.index_add_(0, active.latents, acts * along)
         return (along * scale).to(acts.dtype), grad_W, grad_scale, None
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _offsets(bin_of: torch.Tensor, n_bins: int) -> torch.Tensor:
