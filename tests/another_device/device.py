@@ -23,7 +23,7 @@ class ElsewhereTensor(torch.Tensor):
     """Claims to be on the device; `values_on_cpu` are not."""
 
     values_on_cpu: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, values: torch.Tensor) -> "ElsewhereTensor":
@@ -54,7 +54,9 @@ class ElsewhereTensor(torch.Tensor):
         return self.values_on_cpu.tolist()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
 
