@@ -131,20 +131,24 @@ class GBATrainingSAE(CalibratedBiases):
         if step is not None and feature_acts is step.feature_acts:
             recons = self._decode_sparse(step)
         else:
-            recons = feature_acts @ self._scaled_W_dec()
+            recons = self._decode_dense(feature_acts)
         recons = self.hook_sae_recons(recons + self.in_input_units(self.b_dec))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     @outside_compilation
     def _decode_sparse(self, step: _SparseStep) -> torch.Tensor:
         if self._n_nested_sets == 1:
-            return SparseDecode.apply(step.acts, self.W_dec, self.output_scale, step.active)
+            out = SparseDecode.apply(step.acts, self.W_dec, self.output_scale, step.active)
+            return self.adapter.share.sum(out)
         # by bands of latents, for the nested reconstructions; all of them are the whole
         bands, order = step.active.in_bands(self._nested_set(), self._n_nested_sets)
         acts = step.acts.index_select(0, order)
         out = SparseDecode.apply(acts, self.W_dec, self.output_scale, bands)
-        step.parts = out.view(self._n_nested_sets, step.active.batch, -1)
+        step.parts = self.adapter.share.sum(out.view(self._n_nested_sets, step.active.batch, -1))
         return step.parts.sum(dim=0)
+
+    def _decode_dense(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        return self.adapter.share.sum(feature_acts @ self._scaled_W_dec())
 
     def _nested_set(self) -> torch.Tensor:
         """Index of the smallest nested set that each latent belongs to, shape (d_sae,)."""
@@ -233,8 +237,10 @@ class GBATrainingSAE(CalibratedBiases):
     def _l0_over_target(self, feature_acts: torch.Tensor) -> torch.Tensor:
         fires = feature_acts.values() if feature_acts.is_sparse else feature_acts > 0
         n_active = fires.numel() if feature_acts.is_sparse else fires.sum()
-        n_samples = feature_acts.shape[:-1].numel()
-        return n_active / n_samples / self.adapter.target_frequency.sum()
+        target = self.adapter.target_frequency.sum()
+        l0 = torch.as_tensor(n_active / feature_acts.shape[:-1].numel()).to(target)
+        l0, target = self.adapter.share.sum(torch.stack([l0, target]))
+        return l0 / target
 
     def _loss_weight(self, sae_in: torch.Tensor) -> torch.Tensor:
         """Makes the squared error that of inputs of the unit's scale."""
@@ -285,12 +291,15 @@ class GBATrainingSAE(CalibratedBiases):
         if self._step is not None:
             parts = self._step.parts
         else:
-            W_dec, nested_set = self._scaled_W_dec(), self._nested_set()
-            bands = [(nested_set == k).nonzero().squeeze(1) for k in range(self._n_nested_sets)]
-            parts = torch.stack([feature_acts[:, band] @ W_dec[band] for band in bands])
+            parts = self._parts_dense(feature_acts)
         target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
         error = NestedSquaredError.apply(parts, target - self.in_input_units(self.b_dec))
         return {"nested_mse_loss": self.cfg.nested_weight * error}
+
+    def _parts_dense(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        W_dec, nested_set = self._scaled_W_dec(), self._nested_set()
+        bands = [(nested_set == k).nonzero().squeeze(1) for k in range(self._n_nested_sets)]
+        return torch.stack([feature_acts[:, band] @ W_dec[band] for band in bands])
 
     @override
     @torch.no_grad()
