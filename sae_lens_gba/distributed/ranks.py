@@ -35,6 +35,16 @@ class Ranks:
     device: torch.device
     watch: Watch
 
+    def part_of(self, n: int) -> int:
+        """How many of ``n`` things are this rank's.
+
+        Raises:
+            ValueError: some rank would get none.
+        """
+        if n < self.world:
+            raise ValueError(f"a batch of {n} can't be divided among {self.world} ranks.")
+        return n // self.world + (self.rank < n % self.world)
+
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place; bit-equal on all."""
         with _contact():
