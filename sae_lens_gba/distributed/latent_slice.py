@@ -15,11 +15,6 @@ from sae_lens_gba.distributed.share import LatentShare
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.training_sae import GBATrainingSAE, outside_compilation
 
-# SAELens clips each rank's gradients to norm 1 + 1e-6, after ours have been: a hair below, or
-# rounding could have some rank clip once more, and what is equal on all ranks would part
-_CLIP_TO = 1 - 2e-6
-
-
 @dataclass
 class SliceConfig(GBATrainingSAEConfig):
     """Of a `LatentSlice`: ``d_sae`` is this rank's, all else is the whole SAE's.
@@ -79,17 +74,10 @@ class LatentSlice(GBATrainingSAE):
         own_spectrum = replace(spectrum, sizes=tuple(sizes.tolist()))
         own = {"d_sae": len(share), "device": str(ranks.device), "own_spectrum": own_spectrum}
         part = cls(SliceConfig(**{**cfg, **own}))
-        part._take_share(share, spectrum)
+        part.share = part.adapter.share = share
+        part.adapter.spectrum = spectrum
         part.fill(whole)
         return part
-
-    def _take_share(self, share: LatentShare, spectrum: FrequencySpectrum) -> None:
-        self.share = self.adapter.share = share
-        self.adapter.spectrum = spectrum
-        self._trainable = [p for p in self.parameters() if p.requires_grad]
-        self._n_gradients_due = len(self._trainable)
-        for parameter in self._trainable:
-            parameter.register_post_accumulate_grad_hook(self._on_gradient)
 
     def fill(self, whole: GBATrainingSAE | None) -> None:
         """Take one's part of rank 0's SAE, which is None on the other ranks."""
@@ -151,21 +139,6 @@ class LatentSlice(GBATrainingSAE):
     @override
     def _parts_dense(self, feature_acts: torch.Tensor) -> torch.Tensor:
         return self._dense_parts
-
-    @outside_compilation
-    def _on_gradient(self, _: torch.Tensor) -> None:
-        """Once all gradients are there, clip them as one process would the whole SAE's."""
-        self._n_gradients_due -= 1
-        if self._n_gradients_due > 0:
-            return
-        self._n_gradients_due = len(self._trainable)
-        gradients = {p: p.grad for p in self._trainable if p.grad is not None}
-        shared = gradients.pop(self.b_dec)
-        own = torch.stack([g.square().sum().double() for g in gradients.values()]).sum()
-        norm = (self.share.ranks.sum_(own) + shared.square().sum()).sqrt()
-        factor = (_CLIP_TO / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in (shared, *gradients.values()):
-            gradient.mul_(factor)
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:

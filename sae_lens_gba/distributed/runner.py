@@ -1,11 +1,9 @@
 """SAELens' runners on one rank of several."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import sae_lens.synthetic.synthetic_sae_runner as synthetic_sae_runner
@@ -31,7 +29,7 @@ from typing_extensions import override
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed.latent_slice import LatentSlice
 from sae_lens_gba.distributed.ranks import Ranks, join
-from sae_lens_gba.distributed.trainer import LatentParallelTrainer
+from sae_lens_gba.distributed.trainer import LatentParallelTrainer, replaced
 from sae_lens_gba.provenance import package_versions
 from sae_lens_gba.training_sae import GBATrainingSAE
 
@@ -69,7 +67,7 @@ def train_synthetic_sae(
         runner = SyntheticSAERunner(_changed(cfg, device=str(ranks.device), **own))
         runner.sae = LatentSlice.of(cast(Any, runner.sae) if is_first else None, ranks)
         torch.manual_seed(seed + ranks.rank)  # and data of its own on each
-        with _replaced(synthetic_sae_runner, SAETrainer=_TrainerOnSyntheticData):
+        with replaced(synthetic_sae_runner, SAETrainer=_TrainerOnSyntheticData):
             return runner.run()
 
 
@@ -235,13 +233,3 @@ def _part_of(dataset: Any, ranks: Ranks) -> Any:
             )
         return dataset.shard(ranks.world, ranks.rank, contiguous=False)
     return dataset and split_dataset_by_node(dataset, ranks.rank, ranks.world)
-
-
-@contextmanager
-def _replaced(module: ModuleType, **names: Any) -> Iterator[None]:
-    before = {name: getattr(module, name) for name in names}
-    try:
-        vars(module).update(names)
-        yield
-    finally:
-        vars(module).update(before)

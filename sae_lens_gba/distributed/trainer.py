@@ -1,7 +1,10 @@
 """SAELens' trainer on one rank of several, each with a part of the latents."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import Evaluator, SAETrainer, SaveCheckpointFn
 from sae_lens.training.types import DataProvider
+from torch import nn
 from typing_extensions import override
 
 from sae_lens_gba.distributed.batches import GatheredBatches, checksum_of
@@ -106,6 +110,24 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
             rank = self.batches.rank_of(int(largest.argmax()))
             raise RankFailedError(f"rank {rank}: {error}") from error
 
+    @override
+    def _train_step(self, sae: LatentSlice, sae_in: torch.Tensor) -> TrainStepOutput:
+        # SAELens would clip each rank's gradients by their own norm
+        with replaced(torch.nn.utils, clip_grad_norm_=self._clip_together):
+            return super()._train_step(sae, sae_in)
+
+    @torch.no_grad()
+    def _clip_together(self, parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+        """torch.nn.utils.clip_grad_norm_ of the whole SAE's gradients."""
+        shared = self.sae.b_dec.grad
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        own = torch.stack([g.norm() for g in gradients if g is not shared])
+        norm = (self.ranks.sum_(own.square().sum()) + shared.norm().square()).sqrt()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)
+        return norm
+
     def whole(self) -> SAETrainer[Any, Any] | None:
         """What one process would have, on the CPU of rank 0; None on the others."""
         sae, share = self.sae.whole(), self.sae.share
@@ -114,10 +136,15 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
             for name in _BY_LATENT
         }
         optimizer = self.optimizer.state_dict()
-        for index, state in optimizer["state"].items():
-            for name, value in state.items():
-                shape = self._parameter_shapes[index] if value.ndim else value.shape
-                state[name] = share.to_rank_0(value, shape)
+        optimizer["state"] = {
+            index: {
+                name: share.to_rank_0(
+                    value, self._parameter_shapes[index] if value.ndim else value.shape
+                )
+                for name, value in state.items()
+            }
+            for index, state in optimizer["state"].items()
+        }
         if sae is None:
             return None
         whole = self._stock_trainer(sae)
@@ -222,6 +249,17 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         adam = self.optimizer.state.get(sae.b_dec, {})
         shared = [sae.b_dec, sae.adapter.input_norm, sae.adapter.n_steps, sae.adapter.n_samples]
         return checksum_of([*shared, *(adam[name] for name in sorted(adam))])
+
+
+@contextmanager
+def replaced(module: ModuleType, **names: Any) -> Iterator[None]:
+    """These names of a module have other values, for as long as it takes."""
+    before = {name: getattr(module, name) for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 class _OptimizerState:

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from sae_lens.config import SAETrainerConfig
-from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
-BATCH = 128
+BATCH = 64
 
 
 def samples(seed: int = 1) -> Iterator[torch.Tensor]:
@@ -48,7 +47,12 @@ def trainer_config(steps: int, **settings: Any) -> SAETrainerConfig:
 
 
 def trainer_on(
-    ranks: Ranks, sae: GBATrainingSAE | None, steps: int, skip: int = 0, uneven: bool = False, **settings: Any
+    ranks: Ranks,
+    sae: GBATrainingSAE | None,
+    steps: int,
+    skip: int = 0,
+    uneven: bool = False,
+    **settings: Any,
 ) -> LatentParallelTrainer:
     own = LatentSlice.of(sae if ranks.rank == 0 else None, ranks)
     data = part_of(islice(samples(), skip, None), ranks, uneven)
@@ -93,3 +97,91 @@ def train_beside_one_process(
                     "l0": (one.sae._calibration.l0, end._calibration.l0),
                 }
     return found
+
+
+def checkpoint_and_go_on(rank: int, folder: Path, stop_at: int, steps: int) -> dict[str, Any]:
+    """Trains, with a checkpoint on the way; the end, and what the stock SAE of it reconstructs."""
+    with join() as ranks:
+        trainer = trainer_on(ranks, whole_sae(d_sae=61), steps)
+        take_steps(trainer, stop_at)
+        trainer.save_checkpoint("stopped", folder)
+        take_steps(trainer, steps - stop_at)
+        end = end_of(trainer)
+        sae = trainer.sae
+        sae.save_inference_model(folder / "stock")
+        x = next(samples(seed=8))
+        with torch.no_grad():
+            end["reconstruction"] = sae.decode(sae.encode(x))
+    return end
+
+
+def go_on(rank: int, checkpoint: Path, stop_at: int, steps: int) -> dict[str, Any]:
+    """Trains on from a checkpoint, whoever wrote it."""
+    with join() as ranks:
+        torch.manual_seed(100 + rank)  # nothing may depend on it
+        trainer = trainer_on(ranks, GBATrainingSAE(whole_sae(d_sae=61).cfg), steps, skip=stop_at)
+        trainer.load_trainer_state(checkpoint)
+        trainer.sae.load_weights_from_checkpoint(checkpoint)
+        take_steps(trainer, steps - stop_at)
+        return end_of(trainer)
+
+
+def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
+    """State of the whole and counters of its trainer; empty but on rank 0."""
+    whole = trainer.whole()
+    if whole is None:
+        return {}
+    adam = whole.optimizer.state_dict()["state"]
+    return {
+        **whole.sae.state_dict(),
+        **{f"adam.{i}.{name}": value for i, state in adam.items() for name, value in state.items()},
+        "act_freq_scores": whole.act_freq_scores,
+        "since_fired": whole.n_forward_passes_since_fired,
+        "steps": torch.tensor([whole.n_training_steps, whole.n_training_samples]),
+    }
+
+
+def fail(rank: int, how: str, folder: Path, silence_s: float) -> None:
+    """Trains until rank 1 fails in this way, after a checkpoint; ends as the command line does."""
+    from sae_lens_gba.cli import _report_failure
+
+    raise SystemExit(_report_failure(partial(_train_until_failure, rank, how, folder, silence_s)))
+
+
+def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) -> None:
+    is_it = rank == 1
+    if how == "versions" and is_it:
+        import sae_lens_gba.distributed.trainer as module
+
+        module.package_versions = lambda: {"torch": "1.0"}
+    with join(silence_s=silence_s) as ranks:
+        trainer = trainer_on(ranks, whole_sae(), 1000, checkpoint_path=str(folder / how))
+        take_steps(trainer, 10)
+        trainer.save_checkpoint("before", folder / how)
+        own = trainer.batches.own
+        trainer.batches.own = _failing(own, how, trainer) if is_it else own
+        trainer.fit()
+
+
+def _failing(
+    batches: Iterator[torch.Tensor], how: str, trainer: LatentParallelTrainer
+) -> Iterator[torch.Tensor]:
+    for i, batch in enumerate(batches):
+        if i == 5:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == "hangs":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif how == "terminated":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif how == "nan":
+                batch[3, 0] = torch.nan
+            elif how == "out of data":
+                return
+            elif how == "source":
+                raise OSError("the disk is gone")
+            elif how == "raises":
+                trainer.sae.adapter.observe = None
+            elif how == "parts":
+                trainer.sae.b_dec.data[0] += 1e-12
+        yield batch

@@ -97,6 +97,6 @@ def _be(
     except BaseException:
         traceback.print_exc()
         code = 1
-    import time; print("CPU", time.process_time(), file=sys.stderr)
+
     sys.stderr.flush()
     os._exit(code)

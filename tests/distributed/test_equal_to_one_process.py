@@ -17,8 +17,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "a number of latents that ranks do not divide": ({"d_sae": 61}, {}),
     "shards of different sizes": ({}, {"uneven": True}),
-    "dense products": ({"sparse_below_density": 0.0}, {}),
     "dense on one rank, sparse on another": ({}, {"dense_ranks": [0]}),
+    "dense products": ({"sparse_below_density": 0.0}, {}),
     "the whole reconstruction alone, dense on one rank": (
         {"n_nested_reconstructions": 1},
         {"dense_ranks": [1]},
@@ -34,16 +34,16 @@ COUNTERS = {
 }
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("world", "names"), [(2, list(CASES)), (3, list(CASES)[1:4])])
 def test_sixty_steps_and_a_calibration_are_those_of_one_process(
-    tmp_path: Path, world: int
+    tmp_path: Path, world: int, names: list[str]
 ) -> None:
-    found = results(train_beside_one_process, world, tmp_path, CASES)[0]
-    assert set(found) == set(CASES)
+    found = results(train_beside_one_process, world, tmp_path, {n: CASES[n] for n in names})[0]
+    assert list(found) == names
     for name, case in found.items():
         assert case["shared is bit-equal"], name
         for when in ("trained", "calibrated"):
-            far = {k: v for k, v in case[when].items() if v > (0 if k in COUNTERS else 1e-8)}
+            far = {k: v for k, v in case[when].items() if v > (0 if k in COUNTERS else 1e-9)}
             assert not far, (name, when, far)
         one, several = case["l0"]
         assert one == several, name

@@ -1,0 +1,39 @@
+"""When one rank fails, every rank ends in time, and says which one failed and why."""
+
+from pathlib import Path
+
+import pytest
+from sae_lens import TrainingSAE
+
+from tests.distributed.ranks_do import fail
+from tests.distributed.several import run, start
+
+SILENCE_S = 6.0
+SENTENCES = {
+    "nan": "rank 1: sae_in has NaN or Inf",
+    "out of data": "rank 1 has no more data after 15 batches",
+    "source": "rank 1 failed to get a batch, after 15 batches (OSError: the disk is gone)",
+    "versions": "rank 1 has torch='1.0', rank 0 has",
+    "terminated": "rank 1 was asked to stop by SIGTERM",
+    "raises": "rank 1 failed (TypeError",
+    "killed": "rank 1 gave no sign of life",
+    "hangs": "rank 1 gave no sign of life",
+}
+
+
+@pytest.mark.parametrize("how", SENTENCES)
+def test_every_rank_ends_and_names_the_one_that_failed(tmp_path: Path, how: str) -> None:
+    ranks = start(fail, 2, tmp_path / "said", how, tmp_path, SILENCE_S)
+    ranks[0].wait(timeout=60)
+    assert ranks[0].exit_code == 1
+    assert SENTENCES[how] in ranks[0].error
+    if how == "hangs":
+        ranks[1].process.kill()
+    ranks[1].wait(timeout=60)
+    assert ranks[1].exit_code != 0
+    if how == "versions":
+        return
+    checkpoints = sorted((tmp_path / how).iterdir())
+    assert len(checkpoints) == 1 + (how == "terminated")
+    for checkpoint in checkpoints:
+        assert int(TrainingSAE.load_from_disk(checkpoint).adapter.n_steps) >= 10
