@@ -8,12 +8,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import sae_lens.llm_sae_training_runner
+import sae_lens.training.activations_store
 import torch
+import wandb
+from datasets import Dataset
+from sae_lens import LoggingConfig
 from sae_lens.config import SAETrainerConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 
-from sae_lens_gba import GBATrainingSAE
+import sae_lens_gba.distributed.batches as batches_module
+import sae_lens_gba.distributed.trainer as trainer_module
+from sae_lens_gba import GBATrainingSAE, cli
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
-from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
+from sae_lens_gba.distributed.runner import train_synthetic_sae
+from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
 
 BATCH = 64
 
@@ -143,17 +152,15 @@ def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
 
 def fail(rank: int, how: str, folder: Path, silence_s: float) -> None:
     """Trains until rank 1 fails in this way, after a checkpoint; ends as the command line does."""
-    from sae_lens_gba.cli import _report_failure
-
-    raise SystemExit(_report_failure(partial(_train_until_failure, rank, how, folder, silence_s)))
+    raise SystemExit(cli._report_failure(partial(_train_until_failure, rank, how, folder, silence_s)))
 
 
 def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) -> None:
     is_it = rank == 1
+    batches_module._CHECK_EVERY = 5
     if how == "versions" and is_it:
-        import sae_lens_gba.distributed.trainer as module
-
-        module.package_versions = lambda: {"torch": "1.0"}
+        versions = trainer_module.package_versions()
+        trainer_module.package_versions = lambda: {**versions, "torch": "1.0"}
     with join(silence_s=silence_s) as ranks:
         trainer = trainer_on(ranks, whole_sae(), 1000, checkpoint_path=str(folder / how))
         take_steps(trainer, 10)
@@ -185,3 +192,34 @@ def _failing(
             elif how == "parts":
                 trainer.sae.b_dec.data[0] += 1e-12
         yield batch
+
+
+def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
+    """``sae-lens-gba train`` on a tiny model, in a folder; ends as the command does."""
+    os.chdir(folder)
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
+    texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
+    sae_lens.llm_sae_training_runner.load_model = lambda *_, **__: boot(llm)
+    sae_lens.training.activations_store.load_dataset = lambda *_, **__: texts
+    raise SystemExit(cli.main(["train", *flags]))
+
+
+def synthetic(rank: int, folder: Path) -> float:
+    """SyntheticSAERunner's run, with evaluations; L0 of what came back."""
+    cfg = SyntheticSAERunnerConfig(
+        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=D_MODEL, seed=0),
+        sae=tiny_config(),
+        training_samples=63 * 40,
+        batch_size=63,
+        eval_samples=500,
+        eval_frequency=10,
+        output_path=str(folder),
+        checkpoint_path=None,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    result = train_synthetic_sae(cfg)
+    assert (result.final_eval is None) == (rank != 0)
+    assert wandb.run is None
+    return result.sae.cfg.d_sae

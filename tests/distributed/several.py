@@ -21,7 +21,6 @@ class Rank:
     Attributes:
         exit_code: as the shell would see it; negative is minus the number of a signal.
         result: what the function returned; None where it failed.
-        error: the last line of its traceback, "" if there is none.
         said: what it wrote to stderr, logging included.
     """
 
@@ -41,10 +40,6 @@ class Rank:
     @property
     def said(self) -> str:
         return (self._folder / f"stderr.{self._rank}").read_text()
-
-    @property
-    def error(self) -> str:
-        return self.said.rstrip().rsplit("\n", 1)[-1]
 
 
 def start(function: Callable[..., Any], world: int, folder: Path, *args: Any) -> list[Rank]:

@@ -6,13 +6,14 @@ import pytest
 from sae_lens import TrainingSAE
 
 from tests.distributed.ranks_do import fail
-from tests.distributed.several import run, start
+from tests.distributed.several import start
 
 SILENCE_S = 6.0
 SENTENCES = {
     "nan": "rank 1: sae_in has NaN or Inf",
     "out of data": "rank 1 has no more data after 15 batches",
     "source": "rank 1 failed to get a batch, after 15 batches (OSError: the disk is gone)",
+    "parts": "rank 1 has another b_dec, input scale or optimizer state of b_dec",
     "versions": "rank 1 has torch='1.0', rank 0 has",
     "terminated": "rank 1 was asked to stop by SIGTERM",
     "raises": "rank 1 failed (TypeError",
@@ -23,10 +24,12 @@ SENTENCES = {
 
 @pytest.mark.parametrize("how", SENTENCES)
 def test_every_rank_ends_and_names_the_one_that_failed(tmp_path: Path, how: str) -> None:
-    ranks = start(fail, 2, tmp_path / "said", how, tmp_path, SILENCE_S)
+    # three to tell which of them is not as the others
+    world = 3 if how == "parts" else 2
+    ranks = start(fail, world, tmp_path / "said", how, tmp_path, SILENCE_S)
     ranks[0].wait(timeout=60)
     assert ranks[0].exit_code == 1
-    assert SENTENCES[how] in ranks[0].error
+    assert SENTENCES[how] in ranks[0].said
     if how == "hangs":
         ranks[1].process.kill()
     ranks[1].wait(timeout=60)
