@@ -2,7 +2,7 @@
 
 
 class GBAError(Exception):
-    """Base of all errors of `load`, `list_published`, `to_training_sae`, `publish`, and of ranks."""
+    """Base of all errors of this package that are foreseen."""
 
 
 class PublishError(GBAError):
@@ -62,7 +62,7 @@ class RankFailedError(RanksError):
 
 
 class StoppedError(RanksError):
-    """A rank was asked to stop (SIGTERM, SIGINT), and all did, after a checkpoint if they have one."""
+    """A rank was sent SIGTERM or SIGINT: all stopped, after a checkpoint if there is a place for it."""
 
 
 class LostContactError(GBAError, ConnectionError):

@@ -83,11 +83,13 @@ class GatheredBatches(Iterator[torch.Tensor]):
         if worst == _Status.STOPPED:
             number = self._ranks.from_rank(rank, self._stop_signal)
             name = signal.Signals(number).name
-            raise StoppedError(f"rank {rank} was asked to stop by {name}, {after}; all ranks stopped")
+            raise StoppedError(
+                f"rank {rank} was asked to stop by {name}, {after}; all ranks stopped"
+            )
         if worst == _Status.OUT_OF_DATA:
             raise RankFailedError(
-                f"rank {rank} has no more data {after}, but training goes on: give it more, or train "
-                "on fewer samples."
+                f"rank {rank} has no more data {after}, but training goes on: give it more, or "
+                "train on fewer samples."
             )
         said = self._ranks.from_rank(rank, cause and f"{type(cause).__name__}: {cause}")
         raise RankFailedError(f"rank {rank} failed to get a batch, {after} ({said})") from cause
@@ -98,9 +100,9 @@ class GatheredBatches(Iterator[torch.Tensor]):
         usual = max(set(checksums), key=lambda c: (checksums.count(c), c == checksums[0]))
         odd = [str(rank) for rank, c in enumerate(checksums) if c != usual]
         raise RanksDifferError(
-            f"rank {', '.join(odd)} has another b_dec, input scale or optimizer state of b_dec than "
-            f"the other ranks, after {self._n_drawn} batches: suspect its hardware or its libraries; "
-            "go on from the last checkpoint without it."
+            f"rank {', '.join(odd)} has another b_dec, input scale or optimizer state of b_dec "
+            f"than the other ranks, after {self._n_drawn} batches: suspect its hardware or its "
+            "libraries, and go on from the last checkpoint without it."
         )
 
     @contextmanager

@@ -15,6 +15,7 @@ from sae_lens_gba.distributed.share import LatentShare
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.training_sae import GBATrainingSAE, outside_compilation
 
+
 @dataclass
 class SliceConfig(GBATrainingSAEConfig):
     """Of a `LatentSlice`: ``d_sae`` is this rank's, all else is the whole SAE's.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from sae_lens_gba.distributed.watch import Watch
 from sae_lens_gba.errors import LostContactError, RankFailedError, RanksDifferError
@@ -102,8 +103,8 @@ class Ranks:
         """Every rank has these versions or settings.
 
         Raises:
-            RanksDifferError: on all ranks; names the first rank, and the first of them, that differs
-                from rank 0's.
+            RanksDifferError: on all ranks; names the first rank that differs from rank 0, and in
+                what.
         """
         expected = self.from_rank(0, dict(what))
         names = [name for name in expected if expected[name] != what.get(name)]
@@ -168,17 +169,17 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
 def _store(rank: int, world: int, may_hold: bool, timeout: timedelta = _TIMEOUT) -> Any:
     """Where ranks meet: in a process of torchrun, or else in rank 0 if it ``may_hold`` it."""
     if world == 1 and "MASTER_ADDR" not in os.environ:
-        return dist.HashStore()
+        return HashStore()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = TCPStore(
         address,
         port,
         is_master=may_hold and rank == 0 and not is_torchruns,
         timeout=timeout,
         wait_for_workers=False,
     )
-    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 @contextmanager

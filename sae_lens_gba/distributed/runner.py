@@ -132,14 +132,15 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         self, sae: TrainingSAE[Any], data_provider: DataProvider, scaler: ActivationScaler
     ) -> dict[str, Any]:
         """By all ranks on the same tokens: what an SAE gives out is the sum of all parts."""
-        store, is_prefetched = self.activations_store, isinstance(data_provider, PrefetchingIterator)
+        store = self.activations_store
         draw = store.get_batch_tokens
+        prefetched = data_provider if isinstance(data_provider, PrefetchingIterator) else None
 
         def tokens_of_rank_0(*args: Any, **kwargs: Any) -> torch.Tensor:
             tokens = draw(*args, **kwargs).cpu() if self.ranks.rank == 0 else None
             return self.ranks.from_rank(0, tokens).to(self.ranks.device)
 
-        with data_provider.paused() if is_prefetched else nullcontext():
+        with prefetched.paused() if prefetched else nullcontext():
             vars(store)["get_batch_tokens"] = tokens_of_rank_0
             try:
                 return self.evaluator(sae, store, scaler)
@@ -148,7 +149,7 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
 
     @override
     def save_checkpoint(self, checkpoint_path: Path | None) -> None:
-        """As SAELens', for rank 0 to call; rows read are those of all ranks, about the same each."""
+        """As SAELens', called on rank 0; the rows read are those of all ranks together."""
         super().save_checkpoint(checkpoint_path)
         if checkpoint_path is not None:
             n_rows = self.activations_store.n_dataset_processed * self.ranks.world
@@ -185,11 +186,11 @@ class _TrainerOnSyntheticData(LatentParallelTrainer):
 
         def evaluate(sae: LatentSlice, provider: DataProvider, scaler: ActivationScaler) -> Any:
             whole = sae.whole()  # what is measured there needs all latents
-            return {} if whole is None else evaluator(whole.to(ranks.device), provider, scaler)
+            if whole is None or evaluator is None:
+                return {}
+            return evaluator(whole.to(ranks.device), provider, scaler)
 
-        super().__init__(
-            cfg, sae, data_provider, None if evaluator is None else evaluate, save_checkpoint_fn
-        )
+        super().__init__(cfg, sae, data_provider, evaluator and evaluate, save_checkpoint_fn)
 
     @override
     def fit(self) -> GBATrainingSAE | LatentSlice:
@@ -199,8 +200,8 @@ class _TrainerOnSyntheticData(LatentParallelTrainer):
 def _require_gba(cfg: TrainingSAEConfig) -> None:
     if not isinstance(cfg, GBATrainingSAEConfig):
         raise ValueError(
-            f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in one "
-            "process, or take 'gba'."
+            f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in "
+            "one process, or take 'gba'."
         )
 
 
@@ -229,7 +230,8 @@ def _part_of(dataset: Any, ranks: Ranks) -> Any:
     if isinstance(dataset, Dataset):
         if len(dataset) < ranks.world:
             raise ValueError(
-                f"a dataset of {len(dataset)} rows is not enough for {ranks.world} ranks: start fewer."
+                f"a dataset of {len(dataset)} rows is not enough for {ranks.world} ranks: start "
+                "fewer."
             )
         return dataset.shard(ranks.world, ranks.rank, contiguous=False)
     return dataset and split_dataset_by_node(dataset, ranks.rank, ranks.world)

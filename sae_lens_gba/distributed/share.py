@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from sae_lens_gba.distributed.ranks import Ranks
 from sae_lens_gba.latent_share import AllLatents
+from sae_lens_gba.training_sae import outside_compilation
 
 
 class LatentShare(AllLatents):
@@ -41,7 +42,7 @@ class LatentShare(AllLatents):
         return sum(self._numbers)
 
     @override
-    @torch.compiler.disable
+    @outside_compilation
     def sum(self, part: torch.Tensor) -> torch.Tensor:
         return _Sum.apply(part, self.ranks)
 
@@ -85,7 +86,9 @@ class LatentShare(AllLatents):
             whole[self.indices[rank]] = part
         return whole.movedim(0, dim)
 
-    def from_rank_0(self, into: torch.Tensor, whole: torch.Tensor | None, shape: torch.Size) -> None:
+    def from_rank_0(
+        self, into: torch.Tensor, whole: torch.Tensor | None, shape: torch.Size
+    ) -> None:
         """The reverse of `to_rank_0`: fill one's part from the whole, which rank 0 has."""
         dim = _latent_dim(into.shape, shape)
         part = into.detach().cpu() if dim is None else into.detach().cpu().movedim(dim, 0)
@@ -112,10 +115,10 @@ class _Sum(torch.autograd.Function):
     """Sum over ranks. What follows is the same on every rank, so its gradient is each one's own."""
 
     @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    def forward(_: Any, part: torch.Tensor, ranks: Ranks) -> torch.Tensor:
         return ranks.sum_(part.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(_: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training import sae_trainer
 from sae_lens.training.sae_trainer import Evaluator, SAETrainer, SaveCheckpointFn
 from sae_lens.training.types import DataProvider
 from torch import nn
+from tqdm.auto import tqdm
 from typing_extensions import override
 
 from sae_lens_gba.distributed.batches import GatheredBatches, checksum_of
@@ -83,7 +86,8 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
                 if there is a folder for it.
             RankFailedError: a rank has no more data, or an unusable batch.
         """
-        with self.batches.stopped_by_signals():
+        bars = partial(tqdm, disable=self.ranks.rank != 0)
+        with self.batches.stopped_by_signals(), replaced(sae_trainer, tqdm=bars):
             try:
                 super().fit()
             except StoppedError as error:
@@ -160,7 +164,9 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
     def _stock_trainer(self, sae: GBATrainingSAE) -> SAETrainer[Any, Any]:
         """Holds the whole, to write or read checkpoints with; it does not train."""
         cfg = replace(self.cfg, device="cpu")
-        trainer: SAETrainer[Any, Any] = SAETrainer(cfg, sae, iter(()), None, self.save_checkpoint_fn)
+        trainer: SAETrainer[Any, Any] = SAETrainer(
+            cfg, sae, iter(()), None, self.save_checkpoint_fn
+        )
         vars(trainer)["optimizer"] = _OptimizerState()
         return trainer
 
@@ -197,7 +203,9 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
                     for index, state in optimizer["state"].items()
                 },
             )
-        counters, lr_scheduler, self.activation_scaler, groups, layout = self.ranks.from_rank(0, said)
+        counters, lr_scheduler, self.activation_scaler, groups, layout = self.ranks.from_rank(
+            0, said
+        )
         for name, value in counters.items():
             setattr(self, name, value)
         self.lr_scheduler.load_state_dict(lr_scheduler)

@@ -50,7 +50,7 @@ class Watch:
         self._thread.join()
 
     def tell(self, error: BaseException) -> None:
-        """Have the others know why this rank ends; the first rank that tells is the one that counts."""
+        """Have the others know why this rank ends; the first one to tell is the one that counts."""
         if isinstance(error, RanksError):  # the others have it, too
             return
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -60,7 +60,9 @@ class Watch:
         """Which rank failed, and why; waits until that is known."""
         self._silence_s = min(self._silence_s, _SILENCE_AFTER_LOST_CONTACT_S)
         self._found.wait(2 * self._silence_s)
-        return self._failure or "contact with another rank was lost, and none is known to have failed"
+        return (
+            self._failure or "contact with another rank was lost, and none is known to have failed"
+        )
 
     def _run(self) -> None:
         while not self._ended.wait(_BEAT_S):

@@ -1,4 +1,4 @@
-"""What ranks are told to do in the tests; imported once, by the process that they are forked from."""
+"""What ranks are told to do in tests; imported once, by the process that they are forked from."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import sae_lens.training.activations_store
 import torch
 import wandb
 from datasets import Dataset
-from sae_lens import LoggingConfig
+from sae_lens import LoggingConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 
@@ -22,6 +22,7 @@ import sae_lens_gba.distributed.trainer as trainer_module
 from sae_lens_gba import GBATrainingSAE, cli
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
 from sae_lens_gba.distributed.runner import train_synthetic_sae
+from sae_lens_gba.provenance import package_versions
 from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
 
 BATCH = 64
@@ -84,7 +85,9 @@ def train_beside_one_process(
     with join() as ranks:
         for name, (settings, special) in cases.items():
             steps = special.get("steps", 62)  # stops between two adaptations: counters are not 0
-            together = trainer_on(ranks, whole_sae(**settings), steps, uneven=special.get("uneven", False))
+            together = trainer_on(
+                ranks, whole_sae(**settings), steps, uneven=special.get("uneven", False)
+            )
             if "dense_ranks" in special:
                 dense = rank in special["dense_ranks"]
                 together.sae.cfg.sparse_below_density = 0.0 if dense else 1.0
@@ -97,7 +100,9 @@ def train_beside_one_process(
             whole = sae.whole()
             end = together.sae.eval().whole()  # calibrated
             if whole is not None and end is not None:
-                one = make_trainer(whole_sae(**settings), steps, samples(), BATCH, lr=3e-3, lr_end=3e-3)
+                one = make_trainer(
+                    whole_sae(**settings), steps, samples(), BATCH, lr=3e-3, lr_end=3e-3
+                )
                 take_steps(one, steps)
                 found[name] = {
                     "shared is bit-equal": same,
@@ -135,6 +140,12 @@ def go_on(rank: int, checkpoint: Path, stop_at: int, steps: int) -> dict[str, An
         return end_of(trainer)
 
 
+def n_steps_of(checkpoint: Path) -> int:
+    sae: Any = TrainingSAE.load_from_disk(checkpoint)
+    assert type(sae) is GBATrainingSAE
+    return int(sae.adapter.n_steps)
+
+
 def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
     """State of the whole and counters of its trainer; empty but on rank 0."""
     whole = trainer.whole()
@@ -152,15 +163,17 @@ def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
 
 def fail(rank: int, how: str, folder: Path, silence_s: float) -> None:
     """Trains until rank 1 fails in this way, after a checkpoint; ends as the command line does."""
-    raise SystemExit(cli._report_failure(partial(_train_until_failure, rank, how, folder, silence_s)))
+    raise SystemExit(
+        cli._report_failure(partial(_train_until_failure, rank, how, folder, silence_s))
+    )
 
 
 def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) -> None:
     is_it = rank == 1
     batches_module._CHECK_EVERY = 5
     if how == "versions" and is_it:
-        versions = trainer_module.package_versions()
-        trainer_module.package_versions = lambda: {**versions, "torch": "1.0"}
+        versions = package_versions()
+        vars(trainer_module)["package_versions"] = lambda: {**versions, "torch": "1.0"}
     with join(silence_s=silence_s) as ranks:
         trainer = trainer_on(ranks, whole_sae(), 1000, checkpoint_path=str(folder / how))
         take_steps(trainer, 10)
@@ -201,8 +214,8 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
     texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
-    sae_lens.llm_sae_training_runner.load_model = lambda *_, **__: boot(llm)
-    sae_lens.training.activations_store.load_dataset = lambda *_, **__: texts
+    vars(sae_lens.llm_sae_training_runner)["load_model"] = lambda *_, **__: boot(llm)
+    vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
     raise SystemExit(cli.main(["train", *flags]))
 
 

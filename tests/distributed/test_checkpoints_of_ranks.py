@@ -1,4 +1,4 @@
-"""A checkpoint of several ranks is one of the whole SAE, and any number of ranks goes on from it."""
+"""A checkpoint of several ranks is one of the whole SAE: any number of ranks goes on from it."""
 
 from itertools import islice
 from pathlib import Path
@@ -80,9 +80,7 @@ def test_files_are_those_of_one_process(
     assert sae.cfg.d_sae == 61
 
 
-def test_the_stock_sae_is_what_the_ranks_were(
-    folder: Path, uninterrupted: dict[str, Any]
-) -> None:
+def test_the_stock_sae_is_what_the_ranks_were(folder: Path, uninterrupted: dict[str, Any]) -> None:
     stock = SAE.load_from_disk(folder / "stock")
     assert type(stock).__name__ == "JumpReLUSAE"
     x = next(samples(seed=8))
