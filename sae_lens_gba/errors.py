@@ -62,7 +62,7 @@ class RankFailedError(RanksError):
 
 
 class StoppedError(RanksError):
-    """A rank was sent SIGTERM or SIGINT: all stopped, after a checkpoint if there is a place for it."""
+    """A rank was sent SIGTERM or SIGINT: all stopped, after a checkpoint if there is a folder."""
 
 
 class LostContactError(GBAError, ConnectionError):

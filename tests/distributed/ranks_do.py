@@ -23,6 +23,7 @@ from sae_lens_gba import GBATrainingSAE, cli
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
 from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
+from sae_lens_gba.training_metrics import training_metrics
 from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
 
 BATCH = 64
@@ -77,6 +78,23 @@ def largest_differences(one: GBATrainingSAE, other: GBATrainingSAE) -> dict[str,
     }
 
 
+def what_is_said(trainer: Any, output: Any) -> dict[str, float]:
+    """To wandb and in the metadata: numbers about all latents."""
+    metrics = training_metrics(trainer.sae.adapter, trainer.sae.bias)
+    log = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
+    trainer.set_final_sae_metadata()
+    metadata = trainer.sae.cfg.metadata
+    values = trainer.sae.log_histograms()
+    return {
+        **{name: float(metric()) for name, metric in metrics.items()},
+        **log,
+        **{f"sum of {name}": float(value.sum()) for name, value in values.items()},
+        "l0": metadata.l0,
+        "num_dead_features": metadata.num_dead_features,
+        "below_1e-5": float((trainer.feature_sparsity < 1e-5).sum()),
+    }
+
+
 def train_beside_one_process(
     rank: int, cases: dict[str, tuple[dict[str, Any], dict[str, Any]]]
 ) -> dict[str, Any]:
@@ -91,7 +109,8 @@ def train_beside_one_process(
             if "dense_ranks" in special:
                 dense = rank in special["dense_ranks"]
                 together.sae.cfg.sparse_below_density = 0.0 if dense else 1.0
-            take_steps(together, steps)
+            output = take_steps(together, steps)
+            said = what_is_said(together, output)
             sae = together.sae
             adam = together.optimizer.state[sae.b_dec]
             shared = [sae.b_dec.detach(), sae.adapter.input_norm, *(adam[k] for k in sorted(adam))]
@@ -103,9 +122,10 @@ def train_beside_one_process(
                 one = make_trainer(
                     whole_sae(**settings), steps, samples(), BATCH, lr=3e-3, lr_end=3e-3
                 )
-                take_steps(one, steps)
+                output = take_steps(one, steps)
                 found[name] = {
                     "shared is bit-equal": same,
+                    "said": (said, what_is_said(one, output)),
                     "trained": largest_differences(one.sae, whole),
                     "calibrated": largest_differences(one.sae.eval(), end),
                     "l0": (one.sae._calibration.l0, end._calibration.l0),

@@ -47,6 +47,8 @@ def test_sixty_steps_and_a_calibration_are_those_of_one_process(
             assert not far, (name, when, far)
         one, several = case["l0"]
         assert one == several, name
+        one, several = case["said"]
+        assert one == pytest.approx(several, rel=1e-5, abs=1e-6), name
 
 
 @pytest.mark.parametrize(("d_sae", "l0"), [(65536, 64.0), (24576, 32.0), (8191, 48.0)])

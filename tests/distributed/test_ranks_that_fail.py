@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.distributed.ranks_do import fail, n_steps_of
 from tests.distributed.several import start
 
