@@ -37,6 +37,17 @@ def training_metrics(
     return metrics
 
 
+@torch.no_grad()
+def l0_over_target(adapter: BiasAdapter, feature_acts: torch.Tensor) -> torch.Tensor:
+    """Active latents a sample over those asked for, shape (); sparse acts hold active ones only."""
+    is_sparse = feature_acts.is_sparse
+    n_active = feature_acts.values().numel() if is_sparse else (feature_acts > 0).sum()
+    target = adapter.target_frequency.sum()
+    l0 = torch.zeros_like(target) + n_active / feature_acts.shape[:-1].numel()
+    l0, target = adapter.share.sum(torch.stack([l0, target]))
+    return l0 / target
+
+
 def histograms(
     adapter: BiasAdapter, bias: torch.Tensor, output_scale: torch.Tensor
 ) -> dict[str, NDArray[Any]]:

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed.ranks import Ranks
 from sae_lens_gba.distributed.share import LatentShare
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
-from sae_lens_gba.training_sae import GBATrainingSAE, outside_compilation
+from sae_lens_gba.training_sae import GBATrainingSAE
 
 
 @dataclass
@@ -48,8 +47,6 @@ class LatentSlice(GBATrainingSAE):
     """
 
     share: LatentShare
-    _dense_parts: torch.Tensor | None = None
-    _dense_acts: torch.Tensor | None = None
 
     @classmethod
     def of(cls, whole: GBATrainingSAE | None, ranks: Ranks) -> "LatentSlice":
@@ -115,31 +112,6 @@ class LatentSlice(GBATrainingSAE):
     def whole_shapes(self) -> dict[str, torch.Size]:
         """Of all parameters and buffers of the whole SAE."""
         return {name: value.shape for name, value in self.empty_whole().state_dict().items()}
-
-    @override
-    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        try:
-            return super().training_forward_pass(step_input)
-        finally:
-            self._dense_acts = self._dense_parts = None
-
-    @override
-    @outside_compilation
-    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        acts, hidden_pre = super().encode_with_hidden_pre(x)
-        self._dense_acts = None if acts.is_sparse else acts
-        return acts, hidden_pre
-
-    @override
-    def _decode_dense(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        if feature_acts is not self._dense_acts or self._n_nested_sets == 1:
-            return super()._decode_dense(feature_acts)
-        self._dense_parts = self.share.sum(super()._parts_dense(feature_acts))
-        return self._dense_parts.sum(dim=0)
-
-    @override
-    def _parts_dense(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        return self._dense_parts
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:

@@ -44,7 +44,9 @@ class LatentShare(AllLatents):
     @override
     @outside_compilation
     def sum(self, part: torch.Tensor) -> torch.Tensor:
-        return _Sum.apply(part, self.ranks)
+        # at least float32 on all ranks: where one runs densely under autocast, its part has less
+        at_least = torch.float32 if part.is_floating_point() else part.dtype
+        return _Sum.apply(part.to(torch.promote_types(part.dtype, at_least)), self.ranks)
 
     @override
     def concatenate(self, values: torch.Tensor) -> torch.Tensor:
