@@ -58,7 +58,7 @@ def test_the_trainer_clips_gradients_by_torchs_function_once_a_step(
 
 def test_the_synthetic_runner_makes_the_trainer_that_its_module_names() -> None:
     # which sae_lens_gba.distributed.runner replaces; progress bars likewise
-    assert synthetic_sae_runner.SAETrainer is sae_trainer.SAETrainer
+    assert vars(synthetic_sae_runner)["SAETrainer"] is sae_trainer.SAETrainer
     names = SyntheticSAERunner.run.__code__.co_names
     assert {"SAETrainer", "fit"} <= set(names)
     assert "tqdm" in sae_trainer.SAETrainer.fit.__code__.co_names

@@ -1,6 +1,8 @@
 """The processes that train one SAE together, and what passes between them."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +111,7 @@ class Ranks:
         expected = self.from_rank(0, dict(what))
         names = [name for name in expected if expected[name] != what.get(name)]
         said = (names[0], what.get(names[0])) if names else None
-        for rank, has in enumerate(self._objects(said)):
+        for rank, has in enumerate(self.everyones(said)):
             if has is not None:
                 name, value = has
                 raise RanksDifferError(
@@ -117,11 +119,12 @@ class Ranks:
                     "rank with the same."
                 )
 
-    def _objects(self, thing: Any) -> list[Any]:
-        everyones: list[Any] = [None] * self.world
+    def everyones(self, thing: Any) -> list[Any]:
+        """What every rank passes: any small objects."""
+        things: list[Any] = [None] * self.world
         with _contact():
-            dist.all_gather_object(everyones, thing)
-        return everyones
+            dist.all_gather_object(things, thing)
+        return things
 
 
 @contextmanager
@@ -137,12 +140,10 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
     Raises:
         RankFailedError: another rank failed.
     """
-    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, alone)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     # what lies on the CPU goes by gloo, also where the SAE is on GPUs
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -158,6 +159,9 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
         yield ranks
         ranks.wait_for_all()
     except LostContactError as error:
+        if threading.current_thread() is threading.main_thread():
+            # torchrun sends it to all when one has died: first find out which one, and say so
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RankFailedError(watch.reason()) from error
     except BaseException as error:
         watch.tell(error)
@@ -168,7 +172,12 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
 
 def _store(rank: int, world: int, may_hold: bool, timeout: timedelta = _TIMEOUT) -> Any:
     """Where ranks meet: in a process of torchrun, or else in rank 0 if it ``may_hold`` it."""
-    if world == 1 and "MASTER_ADDR" not in os.environ:
+    if "MASTER_ADDR" not in os.environ:
+        if world > 1:
+            raise ValueError(
+                f"WORLD_SIZE={world}, but MASTER_ADDR is not set: start with torchrun, or unset "
+                "WORLD_SIZE for one process."
+            )
         return HashStore()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -114,7 +114,7 @@ def train_beside_one_process(
             sae = together.sae
             adam = together.optimizer.state[sae.b_dec]
             shared = [sae.b_dec.detach(), sae.adapter.input_norm, *(adam[k] for k in sorted(adam))]
-            everyones = ranks._objects([t.clone() for t in shared])
+            everyones = ranks.everyones([t.clone() for t in shared])
             same = all(torch.equal(a, b) for t in everyones for a, b in zip(t, shared, strict=True))
             whole = sae.whole()
             end = together.sae.eval().whole()  # calibrated
@@ -189,7 +189,7 @@ def fail(rank: int, how: str, folder: Path, silence_s: float) -> None:
 
 
 def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) -> None:
-    is_it = rank == 1
+    is_it = rank == (0 if how == "first is killed" else 1)
     batches_module._CHECK_EVERY = 5
     if how == "versions" and is_it:
         versions = package_versions()
@@ -208,7 +208,7 @@ def _failing(
 ) -> Iterator[torch.Tensor]:
     for i, batch in enumerate(batches):
         if i == 5:
-            if how == "killed":
+            if how in ("killed", "first is killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
             elif how == "hangs":
                 os.kill(os.getpid(), signal.SIGSTOP)

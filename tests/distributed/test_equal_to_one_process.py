@@ -18,15 +18,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a number of latents that ranks do not divide": ({"d_sae": 61}, {}),
     "shards of different sizes": ({}, {"uneven": True}),
     "dense on one rank, sparse on another": ({}, {"dense_ranks": [0]}),
-    "dense products": ({"sparse_below_density": 0.0}, {}),
+    "dense products, fixed steps": ({"sparse_below_density": 0.0, "bias_update": "group_mean"}, {}),
     "the whole reconstruction alone, dense on one rank": (
         {"n_nested_reconstructions": 1},
         {"dense_ranks": [1]},
     ),
-    "tied": ({"tied": True}, {}),
     "relu": ({"activation": "relu"}, {}),
-    "the paper's rule": ({"bias_update": "paper"}, {}),
-    "fixed steps": ({"bias_update": "group_mean"}, {}),
+    "the paper's rule, tied": ({"bias_update": "paper", "tied": True}, {}),
 }
 COUNTERS = {
     f"adapter.{name}"

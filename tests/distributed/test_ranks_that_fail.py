@@ -21,6 +21,15 @@ SENTENCES = {
 }
 
 
+def test_without_torchrun_the_first_rank_is_missed_too(tmp_path: Path) -> None:
+    # ranks meet in it then: nothing can be asked for the reason any more
+    ranks = start(fail, 2, tmp_path / "said", "first is killed", tmp_path, SILENCE_S)
+    ranks[1].wait(timeout=60)
+    assert ranks[1].exit_code == 1
+    assert "the process where the ranks meet is gone" in ranks[1].said
+    ranks[0].wait(timeout=60)
+
+
 @pytest.mark.parametrize("how", SENTENCES)
 def test_every_rank_ends_and_names_the_one_that_failed(tmp_path: Path, how: str) -> None:
     # three to tell which of them is not as the others
