@@ -1,5 +1,7 @@
 """SAELens' trainer on one rank of several, each with a part of the latents."""
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -178,8 +180,12 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         wandb_aliases: list[str] | None = None,
     ) -> None:
         whole = self.whole()
-        if whole is not None:
-            whole.save_checkpoint(checkpoint_name, base_path, wandb_aliases)
+        base = base_path if base_path is not None else self.cfg.checkpoint_path
+        if whole is not None and base is None:
+            whole.save_checkpoint(checkpoint_name, None, wandb_aliases)
+        elif whole is not None:
+            with _whole_folder(Path(str(base)) / checkpoint_name) as partial_folder:
+                whole.save_checkpoint(partial_folder.name, base, wandb_aliases)
         self.ranks.wait_for_all()
 
     @override
@@ -257,6 +263,16 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         adam = self.optimizer.state.get(sae.b_dec, {})
         shared = [sae.b_dec, sae.adapter.input_norm, sae.adapter.n_steps, sae.adapter.n_samples]
         return checksum_of([*shared, *(adam[name] for name in sorted(adam))])
+
+
+@contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that takes its place once it is complete."""
+    beside = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    yield beside
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(beside, path)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from datasets import Dataset
 from sae_lens import LoggingConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
+from sae_lens.training.sae_trainer import SAETrainer
 
 import sae_lens_gba.distributed.batches as batches_module
 import sae_lens_gba.distributed.trainer as trainer_module
@@ -198,9 +199,17 @@ def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) ->
         trainer = trainer_on(ranks, whole_sae(), 1000, checkpoint_path=str(folder / how))
         take_steps(trainer, 10)
         trainer.save_checkpoint("before", folder / how)
+        if how == "killed while saving":
+            # the weights are written, the optimizer's state is not
+            SAETrainer.save_trainer_state = _be_killed  # type: ignore[method-assign]
+            trainer.save_checkpoint("after", folder / how)
         own = trainer.batches.own
         trainer.batches.own = _failing(own, how, trainer) if is_it else own
         trainer.fit()
+
+
+def _be_killed(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _failing(

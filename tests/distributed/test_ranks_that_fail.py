@@ -48,3 +48,12 @@ def test_every_rank_ends_and_names_the_one_that_failed(tmp_path: Path, how: str)
     assert len(checkpoints) == 1 + (how == "terminated")
     for checkpoint in checkpoints:
         assert n_steps_of(checkpoint) >= 10
+
+
+def test_a_checkpoint_that_is_not_complete_is_none(tmp_path: Path) -> None:
+    ranks = start(fail, 2, tmp_path / "said", "killed while saving", tmp_path, SILENCE_S)
+    for rank in ranks:
+        rank.wait(timeout=60)
+        assert rank.exit_code != 0
+    names = {path.name for path in (tmp_path / "killed while saving").iterdir()}
+    assert names == {"before", "after.partial"}
