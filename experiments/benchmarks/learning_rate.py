@@ -2,14 +2,15 @@
 
 SmolLM2-135M's residual stream after layer 8 (cached activations, L0 32), and the synthetic data of
 architecture_comparison.py (L0 8.5). The rate falls to nothing over the last quarter, as
-``sae-lens-gba train`` has it by default, or is constant (``decay`` false). Measured on held-out samples.
+``sae-lens-gba train`` has it by default, or is constant (``decay`` false). Measured on held-out
+samples.
 
     python -m experiments.benchmarks.learning_rate
 """
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,7 @@ class Case:
         batch_size: samples a step.
         steps: optimizer steps.
         decay: whether the rate falls to nothing over the last quarter.
+        rates: learning rates of SAELens' Adam; of two cases also SAELens' default.
     """
 
     data: str
@@ -49,6 +51,10 @@ class Case:
     batch_size: int
     steps: int
     decay: bool = True
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+
+
+_WITH_SAELENS_DEFAULT = (3e-4, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,7 @@ class Config:
     """Settings of the experiment.
 
     Args:
-        cases: what is trained, at each rate.
-        learning_rates: of SAELens' Adam.
+        cases: what is trained.
         hook_name: of the language model.
         train_tokens, held_out_tokens, context: of the language model's text.
         target_l0: of each kind of data.
@@ -66,13 +71,12 @@ class Config:
     """
 
     cases: tuple[Case, ...] = (
-        Case("language model", 1152, 512, 600),
-        Case("language model", 1152, 512, 600, decay=False),
-        Case("language model", 1152, 4096, 200),
+        Case("language model", 1152, 512, 600, rates=_WITH_SAELENS_DEFAULT),
+        Case("language model", 1152, 512, 600, decay=False, rates=_WITH_SAELENS_DEFAULT),
+        Case("language model", 1152, 4096, 200, rates=_WITH_SAELENS_DEFAULT),
         Case("language model", 4608, 512, 400),
-        Case("synthetic", 512, 1024, 4000),
+        Case("synthetic", 512, 1024, 2000),
     )
-    learning_rates: tuple[float, ...] = (3e-4, 3e-3, 1e-2, 3e-2)
     hook_name: str = "blocks.8.hook_resid_post"
     train_tokens: int = 400_000
     held_out_tokens: int = 20_000
@@ -97,8 +101,9 @@ def run(config: Config) -> Tables:
     folder = default_cache_dir() / "learning_rate"
     rows = []
     for case in config.cases:
-        for rate in config.learning_rates:
-            row: Row = {**vars(case), "learning_rate": rate, "seed": config.seed}
+        for rate in case.rates:
+            row: Row = {**asdict(case), "learning_rate": rate, "seed": config.seed}
+            del row["rates"]
             key = {**row, "held_out": list(data[case.data].held_out.shape)}
             rows.append(once(folder, key, partial(_trained, config, case, row, data[case.data])))
             logging.info("%s", rows[-1])
@@ -143,8 +148,7 @@ def _synthetic(config: Config) -> Data:
 
 def main(argv: list[str] | None = None) -> None:
     quick: dict[str, Any] = {
-        "cases": (Case("synthetic", 512, 256, 50),),
-        "learning_rates": (3e-3, 1e-2),
+        "cases": (Case("synthetic", 512, 256, 50, rates=(3e-3, 1e-2)),),
         "held_out": 2048,
     }
     run_experiments(__doc__, {"learning_rate": Config()}, run, quick, argv)
