@@ -6,6 +6,7 @@ Of the latter two, the fields of the configurations are the flags.
 import argparse
 import re
 from dataclasses import replace
+from typing import Any
 
 from sae_lens_gba_command.dataclass_source import Field, fields_of, helps_of
 from sae_lens_gba_command.parsers import Parser, is_given
@@ -18,6 +19,8 @@ DEFAULTS = {
     "n_batches_in_buffer": "128",
     "n_batches_for_norm_estimate": "20",
     "exclude_special_tokens": "true",
+    "dataset_trust_remote_code": "false",
+    "verbose": "false",
 }
 NEEDED = {
     "model_name": "gpt2",
@@ -125,23 +128,22 @@ def _add(group: argparse._ArgumentGroup, field: Field) -> None:
     text = re.sub(r" ?\(default is [^)]*\)\.?", "", field.help) or "SAELens'."
     if field.name in DEFAULTS:
         text, default = f"{text} (SAELens has {default}.)", DEFAULTS[field.name]
-    flags, nargs, kind = [f"--{field.name}"], None, None
+    flags, settings = [f"--{field.name}"], dict[str, Any]()
     if field.name == "architecture":
         flags.append("--sae")
     if field.annotation == "bool":
         flags.append(f"--no{field.name}")
-        nargs = "?"
+        settings["nargs"] = "?"
     elif field.annotation.endswith("None"):
-        nargs = "?"
+        settings["nargs"] = "?"
     elif field.annotation.startswith("tuple"):
-        nargs = "*"
+        settings["nargs"] = "*"
     elif field.annotation in ("int", "float") and (default is None or default[0].isdigit()):
-        kind = {"int": int, "float": float}[field.annotation]
+        settings["type"] = {"int": int, "float": float}[field.annotation]
     choices = field.choices
     group.add_argument(
         *flags,
-        nargs=nargs,  # type: ignore[arg-type]
-        type=kind,
+        **settings,
         choices=choices,
         default=default,
         metavar=None if choices else field.annotation.split("[")[0].split(" ")[0].upper(),

@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,10 @@ def test_two_writers_of_one_file_never_lose(tmp_path: Path) -> None:
     path, failures = tmp_path / "file.safetensors", []
 
     def write(value: float) -> None:
+        tensors = {"a": torch.full((1000,), value)}
         for _ in range(WRITES):
             try:
-                tensors = {"a": torch.full((1000,), value)}
-                write_atomically(path, lambda partial, t=tensors: save_file(t, partial))
+                write_atomically(path, partial(save_file, tensors))
                 assert load_file(path)["a"].unique().numel() == 1
             except Exception as error:
                 failures.append(error)
@@ -45,8 +46,8 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
     path = tmp_path / "file"
     path.write_text("old")
 
-    def fail(partial: Path) -> None:
-        partial.write_text("half")
+    def fail(file: Path) -> None:
+        file.write_text("half")
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
@@ -56,8 +57,8 @@ def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
-    with folder_written_whole(tmp_path / "a" / "b") as partial:
-        (partial / "file").write_text("x")
+    with folder_written_whole(tmp_path / "a" / "b") as folder:
+        (folder / "file").write_text("x")
         assert not (tmp_path / "a" / "b").exists()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
     with pytest.raises(ValueError, match="no"), folder_written_whole(tmp_path / "a" / "c"):
@@ -79,8 +80,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 def test_the_system_says_no_in_one_sentence_with_advice(
     tmp_path: Path, number: int, advice: str
 ) -> None:
-    def fail(partial: Path) -> None:
-        raise OSError(number, "no", str(partial))
+    def fail(file: Path) -> None:
+        raise OSError(number, "no", str(file))
 
     with pytest.raises(StorageError, match=advice):
         write_atomically(tmp_path / "file", fail)

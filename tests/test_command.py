@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simple_parsing
 
 from sae_lens_gba_command import main
 from sae_lens_gba_command.parsers import Parser, flags_as_declared
@@ -66,32 +67,35 @@ def test_the_help_has_ours_first_and_says_each_default_of_ours(
 ) -> None:
     text = " ".join(output_of(["train", "--help"], capsys)[1].split())
     assert text.index("--target_l0 [FLOAT]") < text.index("--n_groups") < text.index("--adam_beta1")
+    parser = Parser()
+    add_arguments(parser)
     for name, value in DEFAULTS.items():
-        own = text[text.index(f"--{name} ") :]
-        assert f"(default: {value})" in own[: own.index("--", 3)], name
+        action = parser._option_string_actions[f"--{name}"]
+        assert action.help is not None
+        assert f"{action.help} (default: {value})" in text, name
 
 
 def test_the_flags_are_those_that_saelens_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sae_lens.llm_sae_training_runner as saelens
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
     theirs: dict[str, Any] = {}
-    parse_args = saelens.ArgumentParser.parse_args
+    parse_args = simple_parsing.ArgumentParser.parse_args
 
     def spy(self: Any, *args: Any, **settings: Any) -> Any:
         namespace = parse_args(self, *args, **settings)
         theirs.update(self._option_string_actions)
         return namespace
 
-    monkeypatch.setattr(saelens.ArgumentParser, "parse_args", spy)
-    saelens._parse_cfg_args(["--architecture", "gba"])
+    monkeypatch.setattr(simple_parsing.ArgumentParser, "parse_args", spy)
+    _parse_cfg_args(["--architecture", "gba"])
     parser = Parser()
     add_arguments(parser)
     ours = parser._option_string_actions
     own = {"--resume", "--overwrite", "--checkpoint_minutes", "--report"}
     assert set(ours) - own == set(theirs)
     for flag, action in ours.items():
-        if flag in own or flag[2:] in {*DEFAULTS, "d_in", "model_name", "hook_name", "metadata",
-                                       "dataset_path", "architecture", "sae"}:  # fmt: skip
+        differs = {*DEFAULTS, "d_in", "model_name", "hook_name", "metadata", "dataset_path"}
+        if flag in own or action.dest in {*differs, "architecture", "sae"}:
             continue
         if "version" not in flag and action.default is not None:
             assert str(action.default) == str(theirs[flag].default), flag

@@ -185,7 +185,7 @@ def width_at(model: Any, hook_name: str, head: int | None = None) -> int:
 def _ending(sae: TrainingSAE[Any], folder: Path) -> str:
     lines = [f"saved in {folder.resolve()}"]
     if isinstance(sae, GBATrainingSAE):
-        l0 = sae.stock_metadata().gba["l0"]
+        l0: dict[str, Any] = sae.stock_metadata().to_dict()["gba"]["l0"]
         samples = f" on {l0['n_samples']} samples" if l0["n_samples"] else ""
         lines.append(f"L0 asked {l0['target']:.4g}, got {l0['measured']:.4g}{samples}")
     name = shlex.quote(str(folder))

@@ -8,34 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import LoggingConfig
+from datasets import Dataset
+from sae_lens import LoggingConfig, TopKTrainingSAEConfig
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.errors import RunFolderError
-from sae_lens_gba.runs import resumable
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.runs.interruption import TrainingInterrupted
-from tests.toolbox import make_trainer, mixture, tiny_config
+from tests.runs.interrupting import interrupt_at
+from tests.toolbox import D_MODEL, make_trainer, mixture, tiny_config
 
 STEPS, BATCH = 24, 64
-
-
-def interrupt_at(
-    monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT
-) -> None:
-    """The process gets a signal in the middle of this step, once."""
-    original = SAETrainer._train_step
-    sent: list[int] = []
-
-    def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.n_training_steps == step - 1 and not sent:
-            sent.append(step)
-            os.kill(os.getpid(), number)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(SAETrainer, "_train_step", train_step)
 
 
 def trainer(mode: str = "none", steps: int = STEPS, **settings: Any) -> SAETrainer[Any, Any]:
@@ -107,11 +93,47 @@ def test_the_synthetic_runner_goes_on_bit_equal(
     assert_equal(whole, resumed)
 
 
+def test_several_saes_on_one_model_go_on(
+    tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hook = "blocks.0.hook_resid_post"
+
+    def run() -> dict[str, Any]:
+        topk = TopKTrainingSAEConfig(D_MODEL, 64, k=4)
+        cfg = MultiSAETrainingRunnerConfig(
+            saes={"gba": tiny_config(d_in=D_MODEL), "topk": topk},
+            hook_names=hook, output_path=str(tmp_path), model_name="tiny/random",
+            model_from_pretrained_kwargs={}, dataset_path="tiny/texts", streaming=False,
+            context_size=16, training_tokens=STEPS * BATCH, train_batch_size_tokens=BATCH,
+            store_batch_size_prompts=4, n_batches_in_buffer=16, checkpoint_path=None,
+            logger=LoggingConfig(log_to_wandb=False),
+        )  # fmt: skip
+        saes: dict[str, Any] = MultiSAETrainingRunner(
+            cfg, override_model=tiny_hooked_transformer, override_dataset=tiny_texts
+        ).run()
+        return saes
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        with pytest.raises(TrainingInterrupted) as stopped, resumable_run(tmp_path):
+            run()
+    checkpoint = stopped.value.checkpoint
+    assert checkpoint is not None
+    assert {p.name for p in checkpoint.iterdir() if p.is_dir()} == {"gba", "topk"}
+    with resumable_run(tmp_path, resume=True):
+        saes = run()
+    assert int(saes["gba"].adapter.n_steps) == STEPS
+    assert saes["gba"].stock_metadata().to_dict()["gba"]["l0"]["measured"] == pytest.approx(
+        4.0, rel=0.02
+    )
+
+
 def test_checkpoints_are_written_in_time_and_two_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    minutes = iter(range(0, 1000, 3))
-    monkeypatch.setattr(resumable.time, "monotonic", lambda: 60.0 * next(minutes))
+    minutes = iter(range(0, 10_000, 3))
+    monkeypatch.setattr("sae_lens_gba.runs.resumable.time.monotonic", lambda: 60.0 * next(minutes))
     with resumable_run(tmp_path, checkpoint_minutes=5):
         trainer().fit()
     kept = sorted(int(p.name) for p in (tmp_path / "resume").iterdir())
@@ -141,7 +163,7 @@ def test_a_full_disk_does_not_end_a_run(
 
 
 def test_saelens_own_checkpoints_are_not_written_again(tmp_path: Path) -> None:
-    own = {"n_checkpoints": 5, "checkpoint_path": str(tmp_path / "own")}
+    own: dict[str, Any] = {"n_checkpoints": 5, "checkpoint_path": str(tmp_path / "own")}
     interrupting = pytest.MonkeyPatch()
     interrupt_at(interrupting, 13)
     with pytest.raises(TrainingInterrupted), resumable_run(tmp_path / "run"):
