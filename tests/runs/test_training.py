@@ -17,6 +17,7 @@ from sae_lens import (
 )
 from safetensors.torch import load_file
 
+from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
 from tests.runs.interrupting import interrupt_at
@@ -188,3 +189,17 @@ def test_the_width_at_a_hook_point(tiny_bridge: Any, tiny_hooked_transformer: An
         assert training.width_at(model, "blocks.0.attn.hook_z") == D_MODEL
         assert training.width_at(model, "blocks.0.attn.hook_z", head=1) == D_MODEL // 4
         assert training.width_at(model, "blocks.0.mlp.hook_post") == 32
+
+
+def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GBATrainingSAE, "save_inference_model", full)
+        assert train(checkpoint_minutes="1e-9") == 1
+    assert "could not be written, there is no room: free some space" in caplog.text
+    assert train("--resume") == 0
+    assert f"going on from {tmp_path / 'run' / 'resume'}" in caplog.text
