@@ -1,6 +1,7 @@
 """The command's answers that need no SAE: help, versions, mistakes, completion."""
 
 import ast
+import logging
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import simple_parsing
 
+from sae_lens_gba.cli import _messages_on_the_console
 from sae_lens_gba_command import main
 from sae_lens_gba_command.parsers import Parser, flags_as_declared
 from sae_lens_gba_command.train_flags import DEFAULTS, add_arguments
@@ -104,6 +106,19 @@ def test_the_flags_are_those_that_saelens_would_take(monkeypatch: pytest.MonkeyP
 def test_dashes_and_underscores_are_one() -> None:
     assert flags_as_declared(["train", "--target-l0=3", "a-b"]) == ["train", "--target_l0=3", "a-b"]
     assert flags_as_declared(["report", "--ce_tokens", "1"]) == ["report", "--ce-tokens", "1"]
+
+
+def test_other_libraries_speak_once(capsys: pytest.CaptureFixture[str]) -> None:
+    # huggingface_hub says "Retrying ..." by a handler of its own, and to the root's handlers
+    other, ours = logging.getLogger("another_library"), logging.getLogger("sae_lens_gba.hub")
+    own = logging.StreamHandler()
+    other.addHandler(own)
+    with _messages_on_the_console():
+        other.warning("retrying")
+        ours.info("published")
+    ours.info("later")
+    other.removeHandler(own)
+    assert sorted(capsys.readouterr().err.split()) == ["published", "retrying"]
 
 
 def test_tab_completion(capsys: pytest.CaptureFixture[str]) -> None:
