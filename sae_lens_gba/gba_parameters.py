@@ -1,5 +1,6 @@
 """Parameters of a GBA training SAE: their units, folds, and what is saved of them."""
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.nested_reconstructions import NestedBands
 from sae_lens_gba.optimizer_hooks import normalise_rows
 from sae_lens_gba.precision import apply_keeping_float32
+
+logger = logging.getLogger(__name__)
 
 
 class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
@@ -50,6 +53,13 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
         )
         spectrum = cfg.spectrum()
         self._bands = NestedBands(cfg.nested_set_of_group(), spectrum.sizes)
+        if cfg.is_l0_left_open():
+            logger.warning(
+                "target_l0 is not set: with the default frequencies %.3g of d_sae=%d latents will "
+                "be active on a sample; set target_l0 to the number you want, such as 32.",
+                spectrum.l0,
+                cfg.d_sae,
+            )
         self.adapter = BiasAdapter(
             spectrum,
             cfg.bias_update,

@@ -24,6 +24,7 @@ from sae_lens_gba import GBATrainingSAE, cli
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
 from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
+from sae_lens_gba.runs import training
 from sae_lens_gba.training_metrics import training_metrics
 from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
 
@@ -243,9 +244,23 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
     texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
-    vars(sae_lens.llm_sae_training_runner)["load_model"] = lambda *_, **__: boot(llm)
+    vars(training)["load_model"] = lambda *_, **__: boot(llm)
     vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
     raise SystemExit(cli.main(["train", *flags]))
+
+
+def command_that_is_stopped(rank: int, folder: Path, llm: Path, *flags: str) -> None:
+    """`command`; rank 0 is sent SIGTERM once it has written its first checkpoint."""
+    save = LatentParallelTrainer.save_checkpoint
+
+    def save_and_be_stopped(trainer: LatentParallelTrainer, *args: Any, **kwargs: Any) -> None:
+        save(trainer, *args, **kwargs)
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    vars_of_class: Any = LatentParallelTrainer
+    vars_of_class.save_checkpoint = save_and_be_stopped
+    command(rank, folder, llm, *flags)
 
 
 def synthetic(rank: int, folder: Path) -> float:
