@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     SparseEncode,
     find_active,
 )
-from sae_lens_gba.training_metrics import histograms, training_metrics
+from sae_lens_gba.training_metrics import Curves, histograms, training_metrics
 from sae_lens_gba.unit_norm_rows import keep_rows_at_unit_norm
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -98,6 +99,7 @@ class GBATrainingSAE(CalibratedBiases):
     """
 
     _step: _SparseStep | None = None
+    _curves = cached_property(lambda self: Curves())  # for wandb, if anybody logs
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -198,7 +200,7 @@ class GBATrainingSAE(CalibratedBiases):
         if self.training and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
-            output.metrics.update(training_metrics(self.adapter, self.bias))
+            output.metrics.update(training_metrics(self.adapter, self.bias, self._curves))
         return output
 
     @torch.no_grad()
