@@ -99,7 +99,7 @@ class GBATrainingSAE(CalibratedBiases):
     """
 
     _step: _SparseStep | None = None
-    _curves = cached_property(lambda self: Curves())  # for wandb, if anybody logs
+    _curves = cached_property(lambda _: Curves())  # for wandb, if anybody logs
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
