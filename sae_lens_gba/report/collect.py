@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sae_lens.util import get_special_token_ids
 from sae_lens_gba.provenance import package_versions, utc_now
 from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
+from sae_lens_gba.report.explanations import check_export_folder, export_for_delphi
 from sae_lens_gba.report.latent_sample import sample_latents
 from sae_lens_gba.report.random_baseline import N_SAMPLES, random_directions
 from sae_lens_gba.report.reading import Reading
@@ -34,6 +36,8 @@ class ReportConfig:
         latents: latents of the first SAE to show in detail whatever happens.
         random_baseline: whether to compare with random directions as well, see
             `random_baseline.random_directions`.
+        delphi: folder, not there yet, for the first SAE's activations in the form that
+            EleutherAI's delphi explains; None leaves it out.
         ce_tokens: tokens for the CE loss, which needs three full passes of the model; 0 leaves
             it out.
         context_size: tokens per sequence; None is the SAE's own.
@@ -46,12 +50,15 @@ class ReportConfig:
     n_latents: int | None = None
     latents: Sequence[int] = ()
     random_baseline: bool = False
+    delphi: Path | None = None
     ce_tokens: int = 2048
     context_size: int | None = None
     seed: int = 0
     autocast: bool = False
 
     def __post_init__(self) -> None:
+        if self.delphi is not None:
+            check_export_folder(self.delphi)
         least = {"n_tokens": 1, "n_latents": 1, "ce_tokens": 0, "context_size": 2}
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -98,6 +105,9 @@ def collect_report(
         seed=cfg.seed,
         seconds=round(time.perf_counter() - started, 1),
     )
+    if cfg.delphi is not None:
+        firings = readings[0].firings()
+        export_for_delphi(saes[0], firings, text, dataset_name, cfg.delphi)
     if cfg.n_latents is None:
         sample = list(range(saes[0].d_sae))
     else:

@@ -3,10 +3,11 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from sae_lens_gba.report.collect import ReportConfig, collect_report
+from sae_lens_gba.report.explanations import read_explanations
 from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.latent_files import check_latents_folder
 from sae_lens_gba.report.page_data import group_rows
@@ -42,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="latents to show in detail; all if not given",
     )
     add("--latents", type=int, nargs="+", default=(), help="latents to show whatever happens")
+    add(
+        "--explanations",
+        type=Path,
+        metavar="PATH",
+        help="of latents, to show: delphi's folder, Neuronpedia's jsonl, or json by latent",
+    )
+    add("--delphi", type=Path, metavar="FOLDER", help="write activations for delphi to explain")
     add("--random-baseline", action="store_true", help="compare with random directions as well")
     add("--seed", type=int, default=default.seed, help="of the samples")
     add("--device", default="cpu", help="cpu, cuda, mps ...")
@@ -62,6 +70,7 @@ def run_from_arguments(arguments: argparse.Namespace) -> None:
         dataset=arguments.dataset,
         output=arguments.output,
         device=arguments.device,
+        explanations=arguments.explanations,
         cfg=ReportConfig(**{f.name: getattr(arguments, f.name) for f in fields(ReportConfig)}),
     )
 
@@ -73,6 +82,7 @@ def write_report(
     dataset: str | None = None,
     output: str | Path | None = None,
     device: str = "cpu",
+    explanations: str | Path | None = None,
     cfg: ReportConfig | None = None,
 ) -> Path:
     """Make the report of an SAE: an HTML file, and its data beside it.
@@ -86,6 +96,7 @@ def write_report(
         dataset: text to read, see `load_text`; None is what the SAE was trained on.
         output: HTML file; None is ``report.html`` in ``sae_dir``.
         device: where model and SAEs run.
+        explanations: what is said of the SAE's latents, see `read_explanations`.
 
     Returns:
         The HTML file's path. Of ``name.html`` the data is in ``name.json`` and, what is said of
@@ -97,9 +108,11 @@ def write_report(
     check_latents_folder(path)
     folder = Path(sae_dir)
     saes = load_saes([folder, *(Path(other) for other in compare)], device)
+    said = {} if explanations is None else read_explanations(Path(explanations), saes[0].d_sae)
     text = load_text(dataset, saes[0].sae)
     language_model = load_model_of(saes[0].sae, model, device)
     report = collect_report(saes, language_model, text.dataset, text.name, cfg, text.held_out)
+    report = replace(report, saes=[replace(report.saes[0], explanations=said), *report.saes[1:]])
     path.parent.mkdir(parents=True, exist_ok=True)
     report.save(path.with_suffix(".json"))
     write_html(report, path)
