@@ -1,4 +1,4 @@
-"""``sae-lens-gba``: train, publish, report, demo."""
+"""``sae-lens-gba``: train, publish, report, look, demo."""
 
 import argparse
 import logging
@@ -12,6 +12,7 @@ from sae_lens_gba.errors import GBAError
 COMMANDS = {
     "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
     "report": ("make a page that shows what an SAE learned", "sae_lens_gba.report.command"),
+    "look": ("try your own text on an SAE, in the browser", "sae_lens_gba.report.look"),
     "demo": ("train, save, reload and show an SAE of a small model", "sae_lens_gba.demo.run"),
 }
 TRAIN_HELP = "train an SAE: SAELens' own flags and ours (see train --help)"

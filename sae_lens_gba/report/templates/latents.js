@@ -41,29 +41,6 @@ function fact(index, latent, title) {
   return column === undefined || row === undefined ? undefined : column.values[row];
 }
 
-function visible(token) {
-  return token.replaceAll("\r", "").replaceAll("\n", "↵").replaceAll("\t", "⇥");
-}
-
-function context(c, strongest) {
-  const line = element("p", "context");
-  const special = new Set(c.special);
-  c.tokens.forEach((token, i) => {
-    const activation = c.activations[i];
-    if (special.has(i)) {
-      const mark = element("span", "special", token);
-      mark.title = "special token";
-      line.append(mark);
-    } else if (activation > 0) {
-      const span = element("span", i === c.focus ? "focus" : "", visible(token));
-      span.style.setProperty("--a", (strongest > 0 ? activation / strongest : 0).toFixed(2));
-      span.title = shown("number", activation);
-      line.append(span);
-    } else line.append(visible(token));
-  });
-  return line;
-}
-
 function strongestOf(detail) {
   return detail.top.length ? detail.top[0].activations[detail.top[0].focus] : 0;
 }

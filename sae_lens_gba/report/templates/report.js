@@ -1,4 +1,3 @@
-"use strict";
 const nonce = document.currentScript.nonce;
 const data = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -43,19 +42,6 @@ const onlyOpenable = document.getElementById("only-openable");
 const groupSelect = document.getElementById("group");
 const PAGE_ROWS = 25;
 const state = { column: 0, descending: false, page: 0 };
-
-function shown(kind, value) {
-  if (kind === "share") return Number((100 * value).toPrecision(3)) + "%";
-  if (kind === "number") return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : Math.round(value).toLocaleString("en");
-  return String(value);
-}
-
-function element(name, className, ...content) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  made.append(...content);
-  return made;
-}
 
 // where each SAE's latents with examples stand in its files
 const positions = data.saes.map((sae) => new Map(sae.detailed.map((latent, position) => [latent, position])));
