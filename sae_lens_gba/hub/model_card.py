@@ -122,7 +122,9 @@ def _measured_groups(
 def _measured_on(provenance: Mapping[str, Any] | None) -> str | None:
     if not provenance:
         return None
-    return f"{provenance['n_tokens']:,} tokens of {provenance['dataset']}"
+    ce_tokens = provenance.get("ce_tokens")
+    of_these = f" (CE on the first {ce_tokens:,})" if ce_tokens else ""
+    return f"{provenance['n_tokens']:,} tokens{of_these} of {provenance['dataset']}"
 
 
 def front_matter(
