@@ -37,10 +37,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
+def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
     """A new folder beside ``path``, which becomes ``path`` once the block has ended well.
 
-    Its parents are made. ``path`` itself must not exist, or be an empty folder.
+    Its parents are made. ``path`` itself must not exist, or be an empty folder, unless it is to
+    be replaced.
 
     Raises:
         StorageError: the disk is full, or the folder can't be written.
@@ -52,6 +53,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             yield partial
             for file in [*partial.rglob("*"), partial]:
                 _sync(file)
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
             os.replace(partial, path)
             _sync(path.parent)
         finally:

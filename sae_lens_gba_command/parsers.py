@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "train": ("train an SAE of a language model", None),
     "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
     "report": ("make a page that shows what an SAE learned", "sae_lens_gba.report.command"),
+    "look": ("try your own text on an SAE, in the browser", "sae_lens_gba.report.look"),
     "plan": ("what training on several devices takes", "sae_lens_gba.distributed.plan"),
     "demo": ("train, save, reload and show an SAE of a small model", "sae_lens_gba.demo.run"),
     "completion": ("print a script that completes this command's flags in your shell", None),

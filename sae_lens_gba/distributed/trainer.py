@@ -1,6 +1,5 @@
 """SAELens' trainer on one rank of several, each with a part of the latents."""
 
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -186,8 +185,7 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
             whole.save_checkpoint(checkpoint_name, None, wandb_aliases)
         elif whole is not None:
             path = Path(str(base)) / checkpoint_name
-            shutil.rmtree(path, ignore_errors=True)
-            with folder_written_whole(path) as partial_folder:
+            with folder_written_whole(path, replace=True) as partial_folder:
                 whole.save_checkpoint(partial_folder.name, base, wandb_aliases)
                 write_checksums(partial_folder)
         self.ranks.wait_for_all()

@@ -1,7 +1,7 @@
 """From what the user passed to a folder that is laid out as the repo will be, checked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sae_lens_gba.hub.validation import (
     check_sae_id,
 )
 from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.saved.evaluation import read_evaluation
 from sae_lens_gba.saved.files import PLOT_FILENAME
 from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, read_saved
 from sae_lens_gba.training_sae import GBATrainingSAE
@@ -60,7 +61,8 @@ def prepare(
                 "such as {'seed_0': ..., 'seed_1': ...}."
             )
         named = {"neuronpedia_id": neuronpedia_ids[sae_id]} if sae_id in neuronpedia_ids else {}
-        saved = _annotated(saved, {**metadata, **named}, evaluations.get(sae_id))
+        evaluation = evaluations.get(sae_id) or _evaluation_beside(source)
+        saved = _annotated(saved, {**metadata, **named}, evaluation)
         check_publishable(saved, sae_id)
         saved.save(work / sae_id)
         plot = f"{sae_id}/{PLOT_FILENAME}"
@@ -106,6 +108,17 @@ def _saved(source: Source, sae_id: str | None) -> SavedSAE:
     except (DamagedFileError, WrongShapeError) as error:
         name = "an SAE" if sae_id is None else f"SAE {sae_id!r}"
         raise InvalidPublicationError(f"{name} can't be published: {error}") from error
+
+
+def _evaluation_beside(source: Source) -> dict[str, Any] | None:
+    """What ``sae-lens-gba report`` measured of the SAE in a folder."""
+    if isinstance(source, GBATrainingSAE):
+        return None
+    try:
+        found = read_evaluation(Path(source).expanduser())
+    except DamagedFileError as error:
+        raise InvalidPublicationError(f"an SAE can't be published: {error}") from error
+    return None if found is None else asdict(found)
 
 
 def _default_id(saved: SavedSAE, metadata: Mapping[str, Any]) -> str:

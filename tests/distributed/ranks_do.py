@@ -25,7 +25,7 @@ from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, 
 from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
 from sae_lens_gba.runs import training
-from sae_lens_gba.training_metrics import training_metrics
+from sae_lens_gba.training_metrics import Curves, training_metrics
 from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
 
 BATCH = 64
@@ -82,7 +82,7 @@ def largest_differences(one: GBATrainingSAE, other: GBATrainingSAE) -> dict[str,
 
 def what_is_said(trainer: Any, output: Any) -> dict[str, float]:
     """To wandb and in the metadata: numbers about all latents."""
-    metrics = training_metrics(trainer.sae.adapter, trainer.sae.bias)
+    metrics = training_metrics(trainer.sae.adapter, trainer.sae.bias, Curves())
     log = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
     trainer.set_final_sae_metadata()
     metadata = trainer.sae.cfg.metadata
