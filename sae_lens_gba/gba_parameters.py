@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.encoder import EncoderFollowsDecoder
-from sae_lens_gba.precision import apply_keeping_float32
+from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
 from sae_lens_gba.unit_norm_rows import normalise_rows
 
 
@@ -176,11 +176,18 @@ class GBAParameters(EncoderFollowsDecoder):
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Counters, and what is more precise than the weights, go into the file as bytes."""
         if "W_enc" in state_dict:
             state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+        for name, value in state_dict.items():
+            if value.dtype != self.dtype:
+                state_dict[name] = as_bytes(value)
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        for name, own in self.state_dict().items():
+            if name in state_dict and state_dict[name].ndim == own.ndim + 1:
+                state_dict[name] = from_bytes(state_dict[name], own)
         W_enc = state_dict.pop("W_enc", None)  # of an SAE that was folded
         if W_enc is not None:
             if self.cfg.tied:
