@@ -11,7 +11,7 @@ from typing_extensions import override
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.encoder import EncoderFollowsDecoder
 from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
-from sae_lens_gba.unit_norm_rows import normalise_rows
+from sae_lens_gba.unit_norm_rows import normalise_rows, warn_of_other_norms
 
 
 class GBAParameters(EncoderFollowsDecoder):
@@ -123,6 +123,10 @@ class GBAParameters(EncoderFollowsDecoder):
         self.output_scale.data.mul_(self.W_dec.norm(dim=1))
         normalise_rows(self.W_dec)
 
+    def _warn_of_other_norms(self) -> None:
+        if int(self.adapter.n_steps) > 0:  # before, nobody promised anything
+            warn_of_other_norms(self.W_dec)
+
     @override
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
@@ -177,6 +181,7 @@ class GBAParameters(EncoderFollowsDecoder):
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         """Counters, and what is more precise than the weights, go into the file as bytes."""
+        self._warn_of_other_norms()
         if "W_enc" in state_dict:
             state_dict["W_enc"] = state_dict["W_enc"].contiguous()
         for name, value in state_dict.items():
@@ -211,6 +216,7 @@ class GBAParameters(EncoderFollowsDecoder):
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Leave exactly the parameters of the stock architecture."""
+        self._warn_of_other_norms()
         weights = {
             "W_enc": self._encoder(),
             "b_enc": self.in_input_units(self.b_enc),

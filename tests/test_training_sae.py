@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,24 @@ def test_decoder_rows_have_unit_norm_after_every_optimizer_step(tied: bool) -> N
         take_steps(trainer, 1)
         assert not torch.equal(before, sae.W_dec)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("save", ["save_model", "save_inference_model"])
+def test_rows_that_an_optimizer_did_not_keep_at_unit_norm_are_told_of_at_saving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrapped: bool, save: str
+) -> None:
+    # like a wrapper that gives the optimizer tensors of its own, on the same memory
+    sae = GBATrainingSAE(tiny_config())
+    parameters = [p.data.requires_grad_() if wrapped else p for p in sae.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
+    for _ in range(3):
+        sae.training_forward_pass(step_input=step_input(next(mixture(0)))).loss.backward()
+        for own, given in zip(sae.parameters(), parameters, strict=True):
+            given.grad = own.grad
+        optimizer.step()
+    getattr(sae, save)(tmp_path)
+    assert ("rows of W_dec have norms from" in caplog.text) == wrapped
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
