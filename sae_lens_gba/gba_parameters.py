@@ -92,8 +92,16 @@ class GBAParameters(EncoderFollowsDecoder):
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
         # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
         x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        self._require_d_in(x)
         x = self.run_time_activation_norm_fn_in(x)
         return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
+
+    def _require_d_in(self, x: torch.Tensor) -> None:
+        if x.ndim == 0 or x.shape[-1] != self.cfg.d_in:
+            raise ValueError(
+                f"inputs of shape {tuple(x.shape)} are not possible: their last dimension must be "
+                f"d_in={self.cfg.d_in}."
+            )
 
     @torch.no_grad()
     def _to_input_units(self) -> None:

@@ -182,6 +182,7 @@ class GBATrainingSAE(CalibratedBiases):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self._require_d_in(step_input.sae_in)
         require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
             keep_rows_at_unit_norm(self.W_dec)

@@ -285,6 +285,18 @@ def test_a_batch_that_can_not_be_learnt_from_stops_and_touches_nothing(
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("shape", [(256, 1), (256, 17), (256,)])
+def test_inputs_of_another_width_are_refused_before_anything_is_learnt(
+    shape: tuple[int, ...],
+) -> None:
+    # (256, 1) would be broadcast
+    sae = GBATrainingSAE(tiny_config())
+    for run in (sae.encode, sae, lambda x: sae.training_forward_pass(step_input=step_input(x))):
+        with pytest.raises(ValueError, match=r"inputs of shape .* must be d_in=16"):
+            run(torch.ones(shape))
+    assert float(sae.adapter.input_norm) == 0
+
+
 @pytest.mark.parametrize("large", [1e5, 1e7])
 @pytest.mark.parametrize("at_step", [0, 3])
 def test_massive_activations_are_survived(large: float, at_step: int) -> None:

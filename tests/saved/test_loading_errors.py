@@ -134,6 +134,8 @@ def test_a_damaged_folder_is_one_sentence(
         (truncated(WEIGHTS), DamagedFileError, "corrupt or truncated"),
         (cfg(d_sae=10**12), WrongShapeError, r"W_dec of shape \(32, 16\)"),
         (cfg(n_groups="many"), DamagedFileError, "n_groups='many'"),
+        (cfg(**NEWER_SETTING), NewerFormatError, r"\['resonance'\]: pip install --upgrade"),
+        (cfg(n_grups=3), DamagedFileError, "n_grups=3 .* did you mean 'n_groups'"),
         (tensors(WEIGHTS, adapter_group=None), DamagedFileError, r"adapter\.group"),
         (tensors(WEIGHTS, adapter_group=torch.arange(32) - 9), DamagedFileError, "can't be load"),
         (tensors(WEIGHTS, b_dec=torch.full((16,), torch.inf)), DamagedFileError, "Inf in b_dec"),
