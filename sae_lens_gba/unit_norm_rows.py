@@ -31,7 +31,7 @@ def normalise_rows(weight: torch.Tensor) -> None:
 
 def warn_of_other_norms(weight: torch.Tensor) -> None:
     """Log a warning where rows of ``weight`` (n, d), meant to have unit norm, have not."""
-    norms = weight.detach().norm(dim=1, dtype=torch.float32)
+    norms = weight.detach().norm(dim=1)
     low, high = float(norms.min()), float(norms.max())
     if not (low > 0.99 and high < 1.01):
         logger.warning(

@@ -82,6 +82,7 @@ NEWER_SETTING = {
         (content("cfg.json", b"[]"), DamagedFileError, r"cfg\.json holds a list"),
         (content("cfg.json", b"\xff\xfe"), DamagedFileError, r"cfg\.json is not valid JSON"),
         (content("cfg.json", NESTED), DamagedFileError, r"cfg\.json is not valid JSON"),
+        (cfg(note="\ud800"), DamagedFileError, r"cfg\.json is not valid JSON"),
         (cfg(metadata="GBA"), DamagedFileError, "metadata='GBA', not an object"),
         (cfg(metadata={"gba": "yes"}), DamagedFileError, r"metadata\.gba='yes', not an object"),
         (cfg(**NEWER_SETTING), NewerFormatError, r"\['resonance'\]: pip install --upgrade"),
