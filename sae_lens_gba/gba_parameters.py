@@ -10,8 +10,9 @@ from typing_extensions import override
 
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.encoder import EncoderFollowsDecoder
+from sae_lens_gba.nested_reconstructions import NestedBands
+from sae_lens_gba.optimizer_hooks import normalise_rows, warn_of_other_norms
 from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
-from sae_lens_gba.unit_norm_rows import normalise_rows, warn_of_other_norms
 
 
 class GBAParameters(EncoderFollowsDecoder):
@@ -33,8 +34,6 @@ class GBAParameters(EncoderFollowsDecoder):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         cfg = self.cfg
-        self._nested_set_of_group = cfg.nested_set_of_group()
-        self._n_nested_sets = self._nested_set_of_group[-1] + 1
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
@@ -43,6 +42,7 @@ class GBAParameters(EncoderFollowsDecoder):
             zeros + cfg.output_scale_init, requires_grad=cfg.learn_output_scale
         )
         spectrum = cfg.spectrum()
+        self._bands = NestedBands(cfg.nested_set_of_group(), spectrum.sizes)
         self.adapter = BiasAdapter(
             spectrum,
             cfg.bias_update,
@@ -93,7 +93,7 @@ class GBAParameters(EncoderFollowsDecoder):
         # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
         x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         self._require_d_in(x)
-        x = self.run_time_activation_norm_fn_in(x)
+        x = self.normalised(x)
         return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
 
     def _require_d_in(self, x: torch.Tensor) -> None:
@@ -102,6 +102,10 @@ class GBAParameters(EncoderFollowsDecoder):
                 f"inputs of shape {tuple(x.shape)} are not possible: their last dimension must be "
                 f"d_in={self.cfg.d_in}."
             )
+
+    def normalised(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` as SAELens' run-time normalisation of activations leaves it."""
+        return self.run_time_activation_norm_fn_in(x)
 
     @torch.no_grad()
     def _to_input_units(self) -> None:
