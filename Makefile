@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup browser demo test check bench-l0 bench-speed bench-gpu bench-quality paper-quick paper clean
+.PHONY: help setup browser demo test check bench-l0 bench-speed bench-gpu bench-quality torture paper-quick paper clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -62,6 +62,9 @@ bench-quality: setup  ## quality against SAELens' architectures (hours)
 	for b in architecture_comparison language_model_comparison; do \
 	  TQDM_DISABLE=1 $(BIN)/python -m experiments.benchmarks.$$b || exit 1; done
 	$(BIN)/python -m experiments.benchmarks.plots
+
+torture: setup  ## do on purpose what may go wrong; what was lost is in experiments/results
+	TQDM_DISABLE=1 $(BIN)/python -m experiments.torture.run
 
 PAPER := imbalanced_set neuron_resonance group_ablation language_model
 QUICK := output/paper_quick

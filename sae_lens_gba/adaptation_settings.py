@@ -120,35 +120,36 @@ _LOWEST_TARGET = 1e-7  # that target_l0 may be solved with
 Check = tuple[Callable[[Any], bool], str]  # of a value, and what it must be
 
 
-def is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
+def number(holds: Callable[[float], bool], must_be: str) -> Check:
+    """A number (neither a bool nor a text) for which this holds."""
+    return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and holds(v), must_be
 
 
-def is_share(value: object) -> bool:
-    return isinstance(value, int | float) and 0 < value < 1
+def integer(least: int) -> Check:
+    is_number, _ = number(lambda v: v >= least, "")
+    return lambda v: isinstance(v, int) and is_number(v), f"an integer, at least {least}"
 
 
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
+def or_none(check: Check) -> Check:
+    return lambda v: v is None or check[0](v), f"{check[1]}, or None"
 
 
-POSITIVE: Check = (is_positive, "a finite number above 0")
-SHARE: Check = (is_share, "between 0 and 1, exclusive")
-COUNT: Check = (is_count, "an integer, at least 1")
-_POSITIVE_OR_NONE: Check = (lambda v: v is None or is_positive(v), POSITIVE[1])
+POSITIVE = number(lambda v: 0 < v < math.inf, "a finite number above 0")
+SHARE = number(lambda v: 0 < v < 1, "a number between 0 and 1, exclusive")
+COUNT = integer(1)
 
 _POSSIBLE: dict[str, Check] = {
-    "target_l0": _POSITIVE_OR_NONE,
+    "target_l0": or_none(POSITIVE),
     "highest_target_frequency": SHARE,
     "lowest_target_frequency": SHARE,
-    "bias_update": (lambda v: v in UPDATE_RULES, f"one of {list(UPDATE_RULES)}"),
-    "bias_decrease_rate": _POSITIVE_OR_NONE,
-    "bias_increase_rate": _POSITIVE_OR_NONE,
+    "bias_update": (lambda v: v in list(UPDATE_RULES), f"one of {list(UPDATE_RULES)}"),
+    "bias_decrease_rate": or_none(POSITIVE),
+    "bias_increase_rate": or_none(POSITIVE),
     "adapt_every_n_steps": COUNT,
     "n_groups": COUNT,
-    "dead_frequency": (lambda v: v is None or is_share(v), SHARE[1]),
-    "frequency_cap": (lambda v: v >= 1, "at least 1"),
-    "group_size_exponent": (lambda v: 0 <= v < math.inf, "at least 0"),
+    "dead_frequency": or_none(SHARE),
+    "frequency_cap": number(lambda v: v >= 1, "a number, at least 1"),
+    "group_size_exponent": number(lambda v: 0 <= v <= 10, "a number from 0 to 10"),
 }
 
 
@@ -159,12 +160,15 @@ def check_values(settings: object, possible: Mapping[str, Check]) -> None:
 
 
 def check_choices(settings: object, declared_in: type) -> None:
-    """Fields that a class declares as Literal hold one of its values; ValueError as `require`."""
+    """Fields that a class declares as Literal or bool hold such a value; else as `require`."""
     hints = get_type_hints(declared_in)
     for name in declared_in.__annotations__:
+        value = getattr(settings, name)
         if get_origin(hints[name]) is Literal:
             choices = list(get_args(hints[name]))
-            require(settings, name, getattr(settings, name) in choices, f"one of {choices}")
+            require(settings, name, value in choices, f"one of {choices}")
+        elif hints[name] is bool:
+            require(settings, name, isinstance(value, bool), "True or False")
 
 
 def require(settings: object, name: str, ok: bool, must_be: str) -> None:

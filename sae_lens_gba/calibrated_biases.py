@@ -139,12 +139,12 @@ class CalibratedBiases(GBAParameters):
         return (l0s, torch.stack(offsets, dim=1)) if others else None
 
     def _margin_unit(self) -> torch.Tensor:
-        return self.W_enc.detach().norm(dim=0).to(self.state_dtype)
+        return self._encoder().detach().norm(dim=0).to(self.state_dtype)
 
     @torch.no_grad()
     def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
         """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
-        W_enc = self.W_enc
+        W_enc = self._encoder()
         for batch in reversed(self.recent_samples.batches):
             for rows in batch[:n_samples].split(CHUNK_ROWS):
                 yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale

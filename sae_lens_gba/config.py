@@ -1,10 +1,17 @@
 """Settings of a GBA training SAE."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
-from sae_lens import JumpReLUSAEConfig, SAEConfig, StandardSAEConfig, TrainingSAEConfig
+from sae_lens import (
+    JumpReLUSAEConfig,
+    LanguageModelSAERunnerConfig,
+    SAEConfig,
+    StandardSAEConfig,
+    TrainingSAEConfig,
+)
 from typing_extensions import override
 
 from sae_lens_gba.adaptation_settings import (
@@ -14,7 +21,9 @@ from sae_lens_gba.adaptation_settings import (
     Check,
     check_choices,
     check_values,
-    is_positive,
+    integer,
+    number,
+    or_none,
 )
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 
@@ -85,6 +94,21 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
 
     @override
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> "GBATrainingSAEConfig":
+        """As SAELens', but for fields that nobody knows.
+
+        Raises:
+            ValueError: a name that is neither a field of this class nor one that SAELens writes.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in sorted(set(config_dict) - known - _OF_SAELENS):
+            meant = get_close_matches(name, known, n=1)
+            hint = f"did you mean {meant[0]!r}?" if meant else "leave it out."
+            raise ValueError(f"{name}={config_dict[name]!r} is no setting of a GBA SAE: {hint}")
+        return super().from_dict(config_dict)
+
+    @override
+    @classmethod
     def architecture(cls) -> str:
         return "gba"
 
@@ -116,15 +140,20 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
         return cls(**{**_PAPER, **iclr, "d_in": d_in, "d_sae": d_sae, **overrides})
 
 
+# its loaders add some, and a config may stand among a run's settings
+_OF_SAELENS = {"architecture", "finetuning_scaling_factor", "sae_lens_version"} | {
+    field.name for field in fields(LanguageModelSAERunnerConfig)
+}
+
 _POSSIBLE: dict[str, Check] = {
     "d_in": COUNT,
     "d_sae": COUNT,
     "n_nested_reconstructions": COUNT,
     "nested_weight": POSITIVE,
     "output_scale_init": POSITIVE,
-    "encoder_correction_rate": (is_positive, f"{POSITIVE[1]} (tied=True for no correction)"),
-    "sparse_below_density": (lambda v: v is None or 0 <= v <= 1, "from 0 to 1"),
-    "calibration_samples": (lambda v: isinstance(v, int) and v >= 0, "an integer, at least 0"),
+    "encoder_correction_rate": (POSITIVE[0], f"{POSITIVE[1]} (tied=True for no correction)"),
+    "sparse_below_density": or_none(number(lambda v: 0 <= v <= 1, "a number from 0 to 1")),
+    "calibration_samples": integer(0),
     "decoder_init_norm": (
         lambda v: v == 1.0,
         "1.0: GBA keeps decoder rows at unit norm (leave it out)",

@@ -6,20 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sae_lens import TrainingSAE
 from torch import nn
 from typing_extensions import override
 
 from sae_lens_gba.bias_adapter import BiasAdapter
-from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.encoder import EncoderFollowsDecoder
 from sae_lens_gba.nested_reconstructions import NestedBands
-from sae_lens_gba.optimizer_hooks import normalise_rows
-from sae_lens_gba.precision import apply_keeping_float32
+from sae_lens_gba.optimizer_hooks import normalise_rows, warn_of_other_norms
+from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
 
 logger = logging.getLogger(__name__)
 
 
-class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
+class GBAParameters(EncoderFollowsDecoder):
     """Everything about a `GBATrainingSAE` but what it computes; its table says what is what.
 
     ``b_dec``, ``b_enc`` and ``threshold`` are in units of `input_scale`, W_enc and W_dec have
@@ -28,22 +27,16 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
 
     run_time_activation_norm_fn_in: Callable[[torch.Tensor], torch.Tensor]
     run_time_activation_norm_fn_out: Callable[[torch.Tensor], torch.Tensor]
-    encoder_correction: nn.Parameter  # unless tied, or folded: then W_enc is a parameter
     b_enc: nn.Parameter
     threshold: nn.Parameter  # with JumpReLU only
     output_scale: nn.Parameter
     adapter: BiasAdapter
-    _encoder_follows_decoder = False  # W_enc is a parameter until the weights are there
     _started = False
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
         cfg = self.cfg
-        del self.W_enc
-        self._encoder_follows_decoder = True
-        if not cfg.tied:
-            self.encoder_correction = nn.Parameter(torch.zeros_like(self.W_dec))
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
@@ -69,14 +62,6 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
             self.device,
         )
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "W_enc" and self._encoder_follows_decoder:
-            if self.cfg.tied:
-                return self.W_dec.T
-            rate = self.cfg.encoder_correction_rate
-            return torch.add(self.W_dec, self.encoder_correction, alpha=rate).T
-        return super().__getattr__(name)
-
     @property
     def state_dtype(self) -> torch.dtype:
         """Of biases, scales and statistics: that of the weights, at least float32."""
@@ -96,7 +81,7 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
 
     def bias_range(self) -> torch.Tensor:
         """c of the biases' range [-c, 0], in units of `input_scale`, shape (d_sae,)."""
-        return math.sqrt(self.cfg.d_in) * self.W_enc.detach().norm(dim=0)
+        return math.sqrt(self.cfg.d_in) * self._encoder().detach().norm(dim=0)
 
     @property
     def input_scale(self) -> torch.Tensor:
@@ -116,8 +101,17 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
         # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
-        x = self.normalised(self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype))))
+        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        self._require_d_in(x)
+        x = self.normalised(x)
         return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
+
+    def _require_d_in(self, x: torch.Tensor) -> None:
+        if x.ndim == 0 or x.shape[-1] != self.cfg.d_in:
+            raise ValueError(
+                f"inputs of shape {tuple(x.shape)} are not possible: their last dimension must be "
+                f"d_in={self.cfg.d_in}."
+            )
 
     def normalised(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` as SAELens' run-time normalisation of activations leaves it."""
@@ -147,26 +141,13 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
     def _scaled_W_dec(self) -> torch.Tensor:
         return self.W_dec * self.output_scale.to(self.dtype).unsqueeze(1)
 
-    def _free_encoder(self) -> None:
-        """From here on the encoder is a parameter of its own."""
-        if not self._encoder_follows_decoder:
-            return
-        W_enc = nn.Parameter(self.W_enc.detach().clone(memory_format=torch.preserve_format))
-        if self.cfg.tied:
-            self.cfg.tied = False
-            self.cfg.add_training_info_to_metadata()
-        else:
-            del self.encoder_correction
-        self._encoder_follows_decoder = False
-        self.W_enc = W_enc
-
-    def correction_for(self, W_enc: torch.Tensor, W_dec: torch.Tensor) -> torch.Tensor:
-        """The encoder_correction that makes ``W_enc`` (d_in, d_sae) of ``W_dec`` (d_sae, d_in)."""
-        return (W_enc.T - W_dec) / self.cfg.encoder_correction_rate
-
     def _move_row_norms_to_output_scale(self) -> None:
         self.output_scale.data.mul_(self.W_dec.norm(dim=1))
         normalise_rows(self.W_dec)
+
+    def _warn_of_other_norms(self) -> None:
+        if int(self.adapter.n_steps) > 0:  # before, nobody promised anything
+            warn_of_other_norms(self.W_dec)
 
     @override
     @torch.no_grad()
@@ -207,9 +188,13 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
     @override
     @torch.no_grad()
     def fold_and_get_W_dec_norm(self) -> torch.Tensor:
-        """Move the decoder's norms, output scale included, into encoder and biases."""
+        """Move the decoder's norms, output scale included, into encoder and biases.
+
+        Rows of W_dec have unit norm then, whatever they had.
+        """
         norms = self.get_W_dec_norm()
         self._free_encoder()
+        self._move_row_norms_to_output_scale()
         for encoder_side in (self.W_enc, *self._encoder_biases()):
             encoder_side.data.mul_(norms)
         self.output_scale.data.div_(norms)
@@ -217,11 +202,19 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Counters, and what is more precise than the weights, go into the file as bytes."""
+        self._warn_of_other_norms()
         if "W_enc" in state_dict:
             state_dict["W_enc"] = state_dict["W_enc"].contiguous()
+        for name, value in state_dict.items():
+            if value.dtype != self.dtype:
+                state_dict[name] = as_bytes(value)
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        for name, own in self.state_dict().items():
+            if name in state_dict and state_dict[name].ndim == own.ndim + 1:
+                state_dict[name] = from_bytes(state_dict[name], own)
         W_enc = state_dict.pop("W_enc", None)  # of an SAE that was folded
         if W_enc is not None:
             if self.cfg.tied:
@@ -245,8 +238,9 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Leave exactly the parameters of the stock architecture."""
+        self._warn_of_other_norms()
         weights = {
-            "W_enc": self.W_enc,
+            "W_enc": self._encoder(),
             "b_enc": self.in_input_units(self.b_enc),
             "W_dec": self._scaled_W_dec(),
             "b_dec": self.in_input_units(self.b_dec),

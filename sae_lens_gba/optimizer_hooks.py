@@ -5,6 +5,7 @@ weights; torch's own optimizer hooks serve any training loop. They are installed
 trains, see every optimizer of the process, and act only where it holds a marked weight.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+
+logger = logging.getLogger(__name__)
 
 _ATTENDED = "_gba_decoder"
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -36,6 +39,21 @@ def attend_optimizer_of(W_dec: torch.Tensor) -> None:
 def normalise_rows(weight: torch.Tensor) -> None:
     """Rows of ``weight`` (n, d) to unit norm, in place; a zero row stays zero."""
     nn.functional.normalize(weight.data, dim=1, out=weight.data)
+
+
+def warn_of_other_norms(weight: torch.Tensor) -> None:
+    """Log a warning where rows of ``weight`` (n, d), meant to have unit norm, have not."""
+    norms = weight.detach().norm(dim=1)
+    low, high = float(norms.min()), float(norms.max())
+    if not (low > 0.99 and high < 1.01):
+        logger.warning(
+            "rows of W_dec have norms from %.3g to %.3g, where GBA keeps them at 1: what trains "
+            "this SAE is no optimizer of torch, or has other tensors than the SAE's own, as "
+            "FSDP does; call sae_lens_gba.optimizer_hooks.normalise_rows(sae.W_dec) after each "
+            "step.",
+            low,
+            high,
+        )
 
 
 def _is_attended(parameter: torch.Tensor) -> bool:

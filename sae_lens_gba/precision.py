@@ -1,4 +1,4 @@
-"""State that must stay precise keeps at least float32 when its module is cast."""
+"""State that must stay precise, though its module or a file of it is cast."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,3 +24,21 @@ def apply_keeping_float32(
             wanted = torch.promote_types(new.dtype, torch.float32)
             if new.dtype != wanted:
                 new.data = old.to(new.device, wanted)
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Its bytes, uint8, shape (*tensor.shape, n): numbers that any cast to a float leaves exact.
+
+    SAELens casts all of a file to the dtype of the weights; bfloat16 has 8 bits for a number,
+    float32 has 24.
+    """
+    return tensor.unsqueeze(-1).contiguous().view(torch.uint8)
+
+
+def from_bytes(stored: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What `as_bytes` was given; a float where ``like`` is one, else an integer."""
+    n_bytes = stored.shape[-1]
+    dtype = {4: torch.float32, 8: torch.float64} if like.is_floating_point() else {8: torch.int64}
+    if n_bytes not in dtype:
+        raise ValueError(f"{n_bytes} bytes are no number of the kind of {like.dtype}.")
+    return stored.to(torch.uint8).contiguous().view(dtype[n_bytes]).squeeze(-1)

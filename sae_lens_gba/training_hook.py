@@ -9,7 +9,7 @@ import torch
 from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TrainingSAE
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformer_lens.hook_points import HookPoint, LensHandle
+from torch.utils.hooks import RemovableHandle
 
 from sae_lens_gba.adaptation_settings import AdaptationSettings
 from sae_lens_gba.atomic_write import write_atomically
@@ -33,6 +33,9 @@ class BiasAdaptationHook:
     ``hook_sae_acts_pre``, in training mode only. Losses are left as they are: set the
     sparsity coefficient to 0, or it works against the adaptation.
 
+    A copy of the SAE (``copy.deepcopy``) has a hook of its own, and ``sae.reset_hooks`` leaves it
+    where it is: `remove` is what ends the adaptation.
+
     Checkpoints that SAELens saves while the hook is attached have its state in a file beside
     the weights; attach the hook before resuming from one, and it goes on where it stopped.
 
@@ -44,7 +47,7 @@ class BiasAdaptationHook:
         self.sae = sae
         self.settings = settings
         self._parameter = _adapted_parameter(sae)
-        self._handles: list[tuple[HookPoint, LensHandle]] = []
+        self._handles: list[RemovableHandle] = []
         spectrum = settings.spectrum_of(sae.cfg.d_sae)
         self.adapter = BiasAdapter(
             spectrum,
@@ -77,9 +80,8 @@ class BiasAdaptationHook:
 
     def remove(self) -> None:
         """Give the bias or threshold back to the optimizer; the SAE is stock again."""
-        for point, handle in self._handles:
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
+        for handle in self._handles:
+            handle.remove()
         self._handles.clear()
         self._parameter.requires_grad_(True)
         for name in ("save_model", "load_weights_from_checkpoint"):
@@ -93,12 +95,11 @@ class BiasAdaptationHook:
         self._parameter.requires_grad_(False)
         self._parameter.grad = None
         sae = self.sae
-        for point, function in (
-            (sae.hook_sae_input, self._on_input),
-            (sae.hook_sae_acts_pre, self._on_hidden_pre),
-        ):
-            point.add_perma_hook(function)
-            self._handles.append((point, point.fwd_hooks[-1]))
+        # torch's own hooks: TransformerLens' take no part in a deepcopy, and a reset removes them
+        self._handles = [
+            sae.hook_sae_input.register_forward_hook(self._on_input),
+            sae.hook_sae_acts_pre.register_forward_hook(self._on_hidden_pre),
+        ]
         # instance attributes shadow the class' methods until remove()
         vars(sae)["save_model"] = partial(self._save_with_state, sae.save_model)
         vars(sae)["load_weights_from_checkpoint"] = partial(
@@ -106,7 +107,7 @@ class BiasAdaptationHook:
         )
 
     @torch.no_grad()
-    def _on_input(self, tensor: torch.Tensor, *, hook: HookPoint) -> None:
+    def _on_input(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
         if not self.sae.training:
             return
         require_usable(tensor, step=int(self.adapter.n_steps))
@@ -118,7 +119,7 @@ class BiasAdaptationHook:
             self.adapter.input_norm.copy_(norm)
 
     @torch.no_grad()
-    def _on_hidden_pre(self, tensor: torch.Tensor, *, hook: HookPoint) -> None:
+    def _on_hidden_pre(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
         if not self.sae.training:
             return
         is_bias = self._parameter is not getattr(self.sae, "threshold", None)

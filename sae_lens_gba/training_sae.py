@@ -109,7 +109,7 @@ class GBATrainingSAE(CalibratedBiases):
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         # laid out in memory as in a loaded SAE: with another layout, products may differ in
         # the last bit
-        return self._encode_dense(self.process_sae_in(x), self.W_enc.contiguous())[0]
+        return self._encode_dense(self.process_sae_in(x), self._encoder().contiguous())[0]
 
     @override
     @outside_compilation  # its shapes depend on the data
@@ -122,7 +122,7 @@ class GBATrainingSAE(CalibratedBiases):
         # no gradient to b_dec from here: it would move b_dec to undo the feedback on the
         # biases, since w.(x - b_dec) + b rises as well by -w.b_dec as by b
         sae_in = self.process_sae_in(x).detach()
-        W_enc = self.W_enc
+        W_enc = self._encoder()
         found = self._find_active(sae_in, W_enc)
         sparse = None
         if found is None:
@@ -201,6 +201,7 @@ class GBATrainingSAE(CalibratedBiases):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self._require_d_in(step_input.sae_in)
         require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
             attend_optimizer_of(self.W_dec)
@@ -253,7 +254,9 @@ class GBATrainingSAE(CalibratedBiases):
             sae_in = sae_in - self.b_dec
         if self.cfg.bias_init == "quantile":
             self.set_bias(
-                quantile_bias(sae_in, self.W_enc, self.adapter.target_frequency, self.bias_range())
+                quantile_bias(
+                    sae_in, self._encoder(), self.adapter.target_frequency, self.bias_range()
+                )
             )
 
     def _loss_weight(self, sae_in: torch.Tensor, normalised: torch.Tensor) -> torch.Tensor:

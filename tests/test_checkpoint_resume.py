@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE
@@ -39,3 +40,22 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
     assert second.n_training_steps == whole.n_training_steps
     for name, value in whole.sae.state_dict().items():
         assert torch.equal(second.sae.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+def test_a_checkpoint_is_read_back_bit_by_bit(tmp_path: Path, dtype: str, activation: str) -> None:
+    # SAELens casts all of the file to the dtype of the weights
+    sae = GBATrainingSAE(tiny_config(dtype=dtype, activation=activation))
+    take_steps(make_trainer(sae, 13), 13)
+    for n, counter in enumerate(("n_steps", "n_samples", "silent_samples", "fire_counts")):
+        getattr(sae.adapter, counter).add_(2 ** (24 + 4 * n) + 1)
+    sae.save_model(tmp_path)
+    again = GBATrainingSAE(tiny_config(dtype=dtype, activation=activation))
+    again.load_weights_from_checkpoint(tmp_path)
+    for loaded in (again, TrainingSAE.load_from_disk(tmp_path)):
+        state = loaded.state_dict()
+        assert state.keys() == sae.state_dict().keys()
+        for name, value in sae.state_dict().items():
+            assert state[name].dtype == value.dtype, name
+            assert torch.equal(state[name], value), name

@@ -3,7 +3,7 @@ import json
 from typing import Any
 
 import pytest
-from sae_lens import JumpReLUSAEConfig, StandardSAEConfig
+from sae_lens import JumpReLUSAEConfig, StandardSAEConfig, TrainingSAE
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
@@ -50,6 +50,18 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("decoder_init_norm", 0.1),
         ("normalize_activations", "batch_norm"),
         ("d_sae", 0),
+        ("group_size_exponent", 100),
+        ("group_size_exponent", "1"),
+        ("highest_target_frequency", "0.2"),
+        ("frequency_cap", "3"),
+        ("frequency_cap", True),
+        ("sparse_below_density", "0.1"),
+        ("calibration_samples", True),
+        ("n_groups", True),
+        ("tied", "no"),
+        ("tied", 1),
+        ("learn_output_scale", "false"),
+        ("bias_update", ["paper"]),
     ],
 )
 def test_impossible_settings_name_the_field_and_the_value(field: str, value: object) -> None:
@@ -57,6 +69,16 @@ def test_impossible_settings_name_the_field_and_the_value(field: str, value: obj
     with pytest.raises(ValueError, match=field) as caught:
         GBATrainingSAEConfig(**settings)
     assert f"{value}" in str(caught.value)
+
+
+def test_a_dictionary_with_a_name_that_nobody_knows_is_refused() -> None:
+    settings = GBATrainingSAEConfig(16, 64, n_groups=4).to_dict()
+    among_a_run = {**settings, "lr": 1e-3, "hook_name": "blocks.0.hook_resid_post"}
+    assert GBATrainingSAEConfig.from_dict(among_a_run).n_groups == 4
+    with pytest.raises(ValueError, match=r"target_10=4 is no setting .* mean 'target_l0'\?"):
+        GBATrainingSAEConfig.from_dict({**settings, "target_10": 4})
+    with pytest.raises(ValueError, match="zzz='' is no setting of a GBA SAE: leave it out"):
+        TrainingSAE.from_dict({**settings, "zzz": ""})
 
 
 def test_defaults_are_valid_where_the_command_line_builds_them() -> None:

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ def test_it_takes_over_the_bias_and_gives_it_back(architecture: str) -> None:
     hook.remove()
     moved = parameter.detach().clone()
     assert {name for name, p in sae.named_parameters() if p.requires_grad} == before
-    assert not sae.hook_sae_acts_pre.has_hooks()
-    assert not sae.hook_sae_input.has_hooks()
+    assert not sae.hook_sae_acts_pre._forward_hooks
+    assert not sae.hook_sae_input._forward_hooks
     take_steps(trainer, 3)
     assert not torch.equal(parameter, moved)  # the optimizer's again
 
@@ -149,6 +150,38 @@ def test_misuse_is_explained(tmp_path: Path) -> None:
         BiasAdaptationHook.attach(sae, **SETTINGS)
     with pytest.raises(FileNotFoundError, match="saved without a BiasAdaptationHook"):
         sae.load_weights_from_checkpoint(tmp_path)
+
+
+@BOTH
+def test_a_copy_has_a_hook_of_its_own(architecture: str, tmp_path: Path) -> None:
+    sae = new_sae(architecture)
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    copied = copy.deepcopy(sae)
+    before = copy.deepcopy(sae.state_dict())
+    take_steps(make_trainer(copied, 10), 10)
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert int(hook.adapter.n_steps) == 0
+    adapted = getattr(copied, PARAMETER[architecture])
+    assert not torch.equal(adapted, before[PARAMETER[architecture]])
+    # a checkpoint of the copy has the copy's state
+    copied.save_model(tmp_path)
+    sae.load_weights_from_checkpoint(tmp_path)
+    assert int(hook.adapter.n_steps) == 10
+    hook.remove()
+    assert copied.hook_sae_acts_pre._forward_hooks
+
+
+@BOTH
+def test_a_reset_of_all_hooks_leaves_the_adaptation_on(architecture: str) -> None:
+    sae = new_sae(architecture)
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    sae.reset_hooks(including_permanent=True)
+    take_steps(make_trainer(sae, 5), 5)
+    assert int(hook.adapter.n_steps) == 5
+    hook.remove()
+    take_steps(make_trainer(sae, 5), 5)
+    assert int(hook.adapter.n_steps) == 5
 
 
 def test_nan_in_a_batch_stops_before_it_is_counted() -> None:

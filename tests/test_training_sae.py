@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,24 @@ def test_decoder_rows_have_unit_norm_after_every_optimizer_step(tied: bool) -> N
         take_steps(trainer, 1)
         assert not torch.equal(before, sae.W_dec)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("save", ["save_model", "save_inference_model"])
+def test_rows_that_an_optimizer_did_not_keep_at_unit_norm_are_told_of_at_saving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrapped: bool, save: str
+) -> None:
+    # like a wrapper that gives the optimizer tensors of its own, on the same memory
+    sae = GBATrainingSAE(tiny_config())
+    parameters = [p.data.requires_grad_() if wrapped else p for p in sae.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
+    for _ in range(3):
+        sae.training_forward_pass(step_input=step_input(next(mixture(0)))).loss.backward()
+        for own, given in zip(sae.parameters(), parameters, strict=True):
+            given.grad = own.grad
+        optimizer.step()
+    getattr(sae, save)(tmp_path)
+    assert ("rows of W_dec have norms from" in caplog.text) == wrapped
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -305,6 +324,18 @@ def test_a_batch_that_can_not_be_learnt_from_stops_and_touches_nothing(
         trainer.step(batch)
     for name, value in sae.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("shape", [(256, 1), (256, 17), (256,)])
+def test_inputs_of_another_width_are_refused_before_anything_is_learnt(
+    shape: tuple[int, ...],
+) -> None:
+    # (256, 1) would be broadcast
+    sae = GBATrainingSAE(tiny_config())
+    for run in (sae.encode, sae, lambda x: sae.training_forward_pass(step_input=step_input(x))):
+        with pytest.raises(ValueError, match=r"inputs of shape .* must be d_in=16"):
+            run(torch.ones(shape))
+    assert float(sae.adapter.input_norm) == 0
 
 
 @pytest.mark.parametrize("large", [1e5, 1e7])

@@ -131,15 +131,17 @@ def test_hook_points_have_what_we_use() -> None:
     from transformer_lens.hook_points import HookPoint
 
     point = HookPoint()
+    assert not point.has_hooks()
+    point.add_hook(lambda tensor, hook: None)
+    assert point.has_hooks()
+    # torch's own hooks are called, see the output, and outlive a reset
     seen: list[torch.Tensor] = []
-    point.add_perma_hook(lambda tensor, hook: seen.append(tensor))
-    handle = point.fwd_hooks[-1]
+    handle = point.register_forward_hook(lambda module, args, tensor: seen.append(tensor))
+    point.remove_hooks("both", including_permanent=True)
     point(torch.ones(1))
-    handle.hook.remove()
-    point.fwd_hooks.remove(handle)
+    handle.remove()
     point(torch.ones(1))
     assert len(seen) == 1
-    assert not point.has_hooks()
 
 
 def test_our_process_sae_in_is_saelens_where_the_scale_of_the_inputs_is_one() -> None:

@@ -11,7 +11,7 @@ from sae_lens_gba.errors import InvalidPublicationError
 BEGIN = "<!-- sae-lens-gba: begin of the generated section; write above or below it -->"
 END = "<!-- sae-lens-gba: end of the generated section -->"
 
-_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?:(.*?)\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LISTS = ("tags", "datasets", "base_model")
 
 
@@ -56,7 +56,7 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     if match is None:
         return {}, card
     try:
-        known = yaml.safe_load(match.group(1)) or {}
+        known = yaml.safe_load(match.group(1) or "") or {}
     except yaml.YAMLError as error:
         first_line = str(error).splitlines()[0]
         raise InvalidPublicationError(

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from sae_lens_gba.hub.markdown import FILTERS, as_text, one_line
 from sae_lens_gba.hub.validation import is_hub_name
 from sae_lens_gba.saved.description import (
     PublishedSAE,
@@ -153,7 +154,7 @@ def _model_index(repo_id: str, entry: CardEntry) -> list[dict[str, Any]]:
             task_type="feature-extraction",
             task_name="sparse autoencoder",
             dataset_type=_dataset_type(entry),
-            dataset_name=entry.measured_on or entry.dataset or "training data",
+            dataset_name=one_line(entry.measured_on or entry.dataset or "training data"),
             metric_type=name,
             metric_name=metric_name,
             metric_value=float(f"{value:.6g}"),
@@ -163,7 +164,7 @@ def _model_index(repo_id: str, entry: CardEntry) -> list[dict[str, Any]]:
     ]
     if not results:
         return []
-    name = f"{repo_id.split('/')[-1]}/{entry.sae_id}"
+    name = one_line(f"{repo_id.split('/')[-1]}/{entry.sae_id}")
     index: list[dict[str, Any]] = eval_results_to_model_index(name, results)
     return index
 
@@ -187,8 +188,9 @@ def card_body(repo_id: str, entries: Sequence[CardEntry], license: str | None = 
         loader=jinja2.PackageLoader("sae_lens_gba", "hub"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,
+        finalize=as_text,  # whatever no filter has marked up
     )
-    environment.filters["number"] = number
+    environment.filters.update(FILTERS, number=number)
     template = environment.get_template("model_card_template.md")
     return template.render(repo_id=repo_id, entries=entries, license=license)
 

@@ -6,10 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sae_lens import SAE
 from tqdm.auto import tqdm
 
 from sae_lens_gba.errors import (
     DamagedFileError,
+    GBAError,
     InvalidPublicationError,
     MissingFileError,
     WrongShapeError,
@@ -23,8 +25,8 @@ from sae_lens_gba.hub.validation import (
 )
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.saved.evaluation import read_evaluation
-from sae_lens_gba.saved.files import PLOT_FILENAME
-from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, read_saved
+from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
+from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, own_errors, read_saved
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 Source = GBATrainingSAE | str | Path
@@ -65,6 +67,7 @@ def prepare(
         saved = _annotated(saved, {**metadata, **named}, evaluation)
         check_publishable(saved, sae_id)
         saved.save(work / sae_id)
+        _check_that_saelens_loads(work / sae_id, sae_id)
         plot = f"{sae_id}/{PLOT_FILENAME}"
         drawn = save_frequency_plot(_groups(saved), work / plot, sae_id)
         entries[sae_id] = CardEntry.from_cfg(sae_id, saved.cfg, plot if drawn else None)
@@ -104,6 +107,7 @@ def _saved(source: Source, sae_id: str | None) -> SavedSAE:
             raise MissingFileError(
                 f"{folder} is not a folder: pass the output folder of a GBA run."
             )
+        _check_links(folder)
         return read_saved(folder)
     except (DamagedFileError, WrongShapeError) as error:
         name = "an SAE" if sae_id is None else f"SAE {sae_id!r}"
@@ -119,6 +123,28 @@ def _evaluation_beside(source: Source) -> dict[str, Any] | None:
     except DamagedFileError as error:
         raise InvalidPublicationError(f"an SAE can't be published: {error}") from error
     return None if found is None else asdict(found)
+
+
+def _check_links(folder: Path) -> None:
+    """What a link leads to was not meant to be published, as far as anyone can say."""
+    for name in ALL_FILES:
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InvalidPublicationError(
+                f"{path} is a link that leads out of the SAE's folder: put the file itself there, "
+                "if it is to be published."
+            )
+
+
+def _check_that_saelens_loads(folder: Path, sae_id: str) -> None:
+    try:
+        with own_errors(folder):
+            SAE.load_from_disk(folder)
+    except GBAError as error:
+        raise InvalidPublicationError(
+            f"SAE {sae_id!r} could not be loaded by anyone ({error.__cause__}): mend its cfg.json "
+            "or metadata."
+        ) from error
 
 
 def _default_id(saved: SavedSAE, metadata: Mapping[str, Any]) -> str:

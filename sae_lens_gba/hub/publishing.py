@@ -17,9 +17,9 @@ from sae_lens_gba.hub.card_update import split_front_matter, update_card
 from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter, release_entry
 from sae_lens_gba.hub.preparation import Sources, prepare
 from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
-from sae_lens_gba.hub.validation import check_target
+from sae_lens_gba.hub.validation import check_license, check_target
 from sae_lens_gba.saved.description import group_rows
-from sae_lens_gba.saved.downloading import check_repo_id
+from sae_lens_gba.saved.downloading import check_endpoint, check_repo_id
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
 from sae_lens_gba.saved.saved_sae import own_errors
 
@@ -124,7 +124,9 @@ def publish(
         PublishError: the upload failed otherwise; the message says what to do.
     """
     check_repo_id(repo_id)
+    check_endpoint(endpoint)
     check_target(revision, create_pr)
+    check_license(license)
     if folder is not None:
         _require_empty(Path(folder).expanduser())
     with tempfile.TemporaryDirectory(prefix="sae-lens-gba-") as work:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,18 +18,47 @@ _ID_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _NEURONPEDIA_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LOCAL_PATH = re.compile(
-    r"""^(?:/[^/\s]|~[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]|\\\\)  # the whole value is a path
+    r"""^(?:/[^/\s]|\.{1,2}[/\\])  # the whole value is a path
     |file://
-    |(?:^|[\s"'=:,(])(?:/home/|/Users/|/root/|/tmp/|/mnt/|/scratch/|[A-Za-z]:\\)""",
+    # somewhere in a text; not after the : or / of an address
+    |(?:^|[\s"'`=:;,|<(\[{])(?:/[\w.-]+/[\w.-]|~[/\\]|[A-Za-z]:[/\\]\w|\\\\\w)
+    |\$\{?HOME\b""",
     re.VERBOSE,
 )
 _SECRET = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}"
-    r"|\bsk-[A-Za-z0-9_-]{20,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"""\bhf_[A-Za-z0-9]{20,}  # Hugging Face
+    |\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{20}  # GitHub, GitLab
+    |\bsk-[\w-]{20,}|\bAIza[\w-]{35}|\bya29\.[\w-]{20,}  # OpenAI, Anthropic, Google
+    |\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b  # AWS; the secret key that belongs to it:
+    |(?i:aws.{0,20}(?:secret|key).{0,20}[=:]\W*)[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])
+    |\bxox[abeoprs]-[\w-]{10,}|hooks\.slack\.com/services/\w  # Slack
+    |\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}  # JSON web tokens
+    |://[^/\s:@]+:[^/\s:@]+@  # user:password@ in an address
+    |-----BEGIN\ [A-Z ]*PRIVATE\ KEY""",
+    re.VERBOSE,
 )
+# keys of Weights & Biases and old tokens look so; so do commits, whose fields say what they are
+_HEXADECIMAL = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])", re.I)
+_COMMIT_FIELD = re.compile(r"commit|revision|sha|hash|oid|version", re.I)
 # not bos_token, sequence_separator_token and their like
 _SECRET_FIELD = re.compile(
-    r"^token$|(^|_)((auth|hf|hub|access|api|bearer|wandb)_token|api_?key|passw(or)?d|secret)$", re.I
+    r"^token$|(^|_)((auth|hf|hub|access|api|bearer|wandb)_token|(api|access|secret)_?key"
+    r"|passw(or)?d|secret)$",
+    re.I,
+)
+# what the Hub takes in a card, https://huggingface.co/docs/hub/repositories-licenses
+_LICENSES = frozenset(
+    """apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause
+    bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+    cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research lgpl lgpl-2.1 lgpl-3.0
+    isc lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
+    postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-
+    research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma
+    unknown other""".replace("-\n    ", "-").split()
 )
 
 
@@ -53,6 +83,17 @@ def check_target(revision: str | None, create_pr: bool) -> None:
         raise InvalidPublicationError(
             f"revision={revision!r} is not possible: give the name of a branch, or refs/pr/<n>."
         )
+
+
+def check_license(license: str | None) -> None:
+    """Raise InvalidPublicationError for a license that the Hub does not know by this name."""
+    if license is None or license in _LICENSES:
+        return
+    meant = get_close_matches(str(license).lower(), _LICENSES, n=1)
+    hint = f"did you mean {meant[0]!r}?" if meant else "'other' says that it is another one."
+    raise InvalidPublicationError(
+        f"license={license!r} is none that the Hub knows by this name: {hint}"
+    )
 
 
 def is_hub_name(name: object) -> TypeGuard[str]:
@@ -123,7 +164,13 @@ def check_no_private_values(content: object, name: str) -> None:
         if not isinstance(value, str):
             continue
         last = field.rsplit(".", 1)[-1]
-        if _SECRET.search(value) or (value and _SECRET_FIELD.search(last)):
+        is_unicode = value.encode(errors="ignore").decode() == value
+        if not is_unicode:
+            raise InvalidPublicationError(
+                f"{name} has half a character (a lone surrogate) in {field}: write it anew."
+            )
+        looks_like_a_key = _HEXADECIMAL.search(value) and not _COMMIT_FIELD.search(last)
+        if _SECRET.search(value) or looks_like_a_key or (value and _SECRET_FIELD.search(last)):
             raise InvalidPublicationError(
                 f"{name} has what looks like a secret in {field}: remove it there, and revoke it "
                 "if the file was ever shared."
@@ -136,8 +183,10 @@ def check_no_private_values(content: object, name: str) -> None:
 
 
 def _leaves(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    if not isinstance(content, Mapping | list):
+    if not isinstance(content, Mapping | list | tuple):
         yield prefix, content
         return
     for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        if isinstance(key, str):
+            yield "a name of a field", key
         yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

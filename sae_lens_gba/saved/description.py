@@ -30,8 +30,18 @@ class PublishedSAE:
 
 
 def describe(sae_id: str, cfg: Mapping[str, Any]) -> PublishedSAE:
-    """The SAE whose cfg.json has the content ``cfg``."""
+    """The SAE whose cfg.json has the content ``cfg``.
+
+    Raises:
+        TypeError: a name is no text, or a size no integer.
+    """
     metadata = cfg.get("metadata") or {}
+    for name, value, kind in (
+        *((name, metadata.get(name), str) for name in ("model_name", "hook_name", "dataset_path")),
+        *((name, cfg.get(name), int) for name in ("d_in", "d_sae")),
+    ):
+        if not isinstance(value, kind | None):
+            raise TypeError(f"{name} is a {type(value).__name__}")
     return PublishedSAE(
         sae_id=sae_id,
         architecture=cfg.get("architecture", "standard"),
@@ -48,8 +58,15 @@ def group_rows(metadata: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """As `NeuronGroups.summary` gives them, None of an SAE without groups.
 
     Zeros of an SAE whose biases were never adapted are no measurement: None.
+
+    Raises:
+        TypeError: they hold something else than numbers.
     """
     rows = (metadata.get("gba") or {}).get("groups")
+    for row in rows or []:
+        for name in ("group", "size", "target_frequency", "measured_frequency"):
+            if not isinstance(row[name], int | float):
+                raise TypeError(f"{name} of a group is a {type(row[name]).__name__}")
     if rows is None or any(row["measured_frequency"] > 0 for row in rows):
         return None if rows is None else [dict(row) for row in rows]
     return [{**row, "measured_frequency": None} for row in rows]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from sae_lens_gba.errors import (
@@ -33,6 +33,15 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
+def check_endpoint(endpoint: str | None) -> None:
+    """Raise InvalidPublicationError for an address with a password, which tracebacks would show."""
+    if "@" in (endpoint or constants.ENDPOINT).split("?")[0]:
+        raise InvalidPublicationError(
+            "endpoint (or HF_ENDPOINT) has a user or password in it, which every error message "
+            "would show: take it out and pass token=..., or use 'hf auth login'."
+        )
+
+
 def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
     """The folder of the cached snapshot, with the files that match ``patterns`` in it.
 
@@ -46,6 +55,7 @@ def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
         ConnectionFailedError: the Hub can't be reached, and the cache does not have it all.
     """
     check_repo_id(repo_id)
+    check_endpoint(options.get("endpoint"))
     try:
         options["library_name"] = "sae-lens-gba"
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))

@@ -63,6 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     _require(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # half a character can't be written
     except (ValueError, RecursionError) as error:  # ValueError: of the encoding as well
         raise DamagedFileError(f"{path} is not valid JSON ({error}): {_DAMAGED}.") from error
     if not isinstance(content, dict):

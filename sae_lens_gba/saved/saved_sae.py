@@ -171,6 +171,7 @@ def read_saved(
     with own_errors(folder):
         if cfg.get("architecture") == "gba":
             check_size(folder, cfg)
+            training_config(cfg)  # a newer version's is refused by name
             saved = _read_checkpoint(folder)
         else:
             saved = _read_stock(folder, cfg, groups_required)

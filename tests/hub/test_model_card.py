@@ -4,6 +4,7 @@ When the card is changed on purpose, write the golden file anew and look at the 
 ``python -m tests.hub.test_model_card``.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
+from markdown_it import MarkdownIt
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import InvalidPublicationError
@@ -280,6 +282,96 @@ def test_a_broken_card_on_the_hub_is_not_replaced(
     with pytest.raises(InvalidPublicationError, match="mend it there"):
         publish_to(hub, {"a": jumprelu_sae}, REPO, license=None)
     assert hub.snapshot() == before
+
+
+# --- what others wrote ---
+
+HOSTILE = [
+    "a\n\n# Heading",
+    "a\r\n\r\n<h1>Heading</h1>",
+    "<script>alert(1)</script>",
+    "`<script>alert(1)</script>`",
+    "``` <img src=x onerror=alert(1)>",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![x](javascript:alert(1))",
+    "x | y | `<b>` | \\| z",
+    "</code></summary></details><script>",
+    "--- \n---\n",
+    f"a {END} b",
+    f"{BEGIN}\n{END}",
+    "a\N{RIGHT-TO-LEFT OVERRIDE}b\x00c",
+    "a\ud800b",
+    "{{ 7 * 7 }}{% raw %}",
+    "x" * 100_000,
+]
+_ALLOWED_HTML = {"<details>", "</details>", "<summary>", "</summary>", "<code>", "</code>"}
+
+
+def hostile_entries(text: str) -> list[CardEntry]:
+    content = cfg(
+        architecture=text,
+        dtype=text,
+        metadata={
+            "model_name": text,
+            "hook_name": text,
+            "dataset_path": text,
+            "neuronpedia_id": text,
+            "sae_lens_training_version": text,
+            "training_architecture_details": {"n_groups": text, text: 1},
+            "gba": {
+                "version": text,
+                "groups": [group_row(0, 8, 0.1, 0.1)],
+                "evaluation": {text: 1.0, "l0": 2.0},
+            },
+        },
+    )
+    return [CardEntry.from_cfg(text, content, f"{text}/plot.png"), entries()[0]]
+
+
+def elements(body: str) -> tuple[list[str], set[str], list[str], int]:
+    """Headings, HTML tags, addresses and tables' rows of a card, as a browser would see them."""
+    headings, tags, addresses, rows = [], set(), [], 0
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(body)
+    for before, token in zip([tokens[0], *tokens], tokens, strict=False):
+        if token.type == "html_block":
+            tags |= set(re.findall(r"<[^>]*>", token.content))
+        if token.type == "inline" and before.type == "heading_open":
+            headings.append(token.content)
+        rows += token.type == "tr_open"
+        for child in token.children or []:
+            tags |= {child.content} if child.type == "html_inline" else set()
+            address = child.attrs.get("href") or child.attrs.get("src")
+            addresses += [str(address)] if address else []
+    return headings, tags, addresses, rows
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_others_stays_text(text: str) -> None:
+    body = card_body(REPO, hostile_entries(text), license="mit")
+    expected = elements(card_body(REPO, hostile_entries("harmless"), license="mit"))
+    headings, tags, addresses, rows = elements(body)
+    assert len(headings) == len(expected[0])
+    assert tags <= _ALLOWED_HTML | {BEGIN, END}
+    assert rows == expected[3]
+    assert all(not a.startswith("javascript") for a in addresses)
+    assert len(addresses) == len(expected[2])
+    # and the card can be written, read, and put in place anew
+    metadata = front_matter(REPO, hostile_entries(text), license="mit")
+    once = update_card(BY_HAND, metadata, body)
+    assert update_card(once, metadata, body) == once
+    data: Any = ModelCard(once).data
+    assert data.library_name == "saelens"
+    once.encode()
+
+
+def test_a_row_that_is_no_group_is_refused_where_it_is_read() -> None:
+    for name, value in (("size", 10**12), ("target_frequency", "a"), ("measured_frequency", [1])):
+        content = cfg()
+        content["metadata"]["gba"]["groups"][0][name] = value
+        content["metadata"]["gba"]["groups"][0]["target_frequency"] = "a"
+        with pytest.raises(TypeError, match="of a group is a"):
+            CardEntry.from_cfg("a", content, None)
 
 
 # --- the plot ---

@@ -1,12 +1,15 @@
 """What `publish` refuses to send, before the first request."""
 
+import json
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import GBATrainingSAE, list_published, load, publish
 from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.errors import InvalidPublicationError, MissingFileError, NotAGBASAEError
 from sae_lens_gba.hub import validation
@@ -14,6 +17,18 @@ from tests.hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
 from tests.local_hub import LocalHub
 
 SECRET = "hf_" + "a" * 30
+# put together here, so that no scanner takes them for real ones
+KEYS = [
+    "AIza" + "Sy" * 17 + "x",
+    "xoxb-" + "1234567890-abcdef",
+    "AKIA" + "ABCDEFGH" * 2,
+    "ASIA" + "ABCDEFGH" * 2,
+    "aws_secret_access_key = " + "aB3/" * 10,
+    ".".join(["eyJ" + "hbGciOiJI", "eyJ" + "zdWIiOiIx", "dozjgNryP4J3"]),
+    "0123456789abcdef" * 2 + "01234567",
+    "https://me:" + "pass@hub.example",
+    "glpat-" + "a1" * 10,
+]
 
 
 @pytest.mark.parametrize("repo_id", ["no-owner", "a/b/c", "user/..", "user/has space", ""])
@@ -54,6 +69,16 @@ def test_two_saes_with_one_default_id_need_ids_of_their_own(
         ({"note": "see C:\\Users\\me"}, "path of this machine"),
         ({"note": f"token {SECRET}"}, r"looks like a secret in metadata\.note"),
         ({"extra": {"wandb_api_key": "0123"}}, r"secret in metadata\.extra\.wandb_api_key"),
+        *(({"note": f"it is {key}"}, r"looks like a secret in metadata\.note") for key in KEYS),
+        ({"wandb_api_key": "x"}, "looks like a secret"),
+        ({"note": "see (/data/team/run_3)"}, "path of this machine"),
+        ({"note": "from /work/run_3/out"}, "path of this machine"),
+        ({"note": "from ~/run_3"}, "path of this machine"),
+        ({"note": r"from \\server\share"}, "path of this machine"),
+        ({"note": "in $HOME"}, "path of this machine"),
+        ({"/data/team": 3}, "path of this machine"),
+        ({"note": "a\ud800b"}, "half a character"),
+        ({"normalize": None, "sae_lens_version": "senseless"}, "could not be loaded by anyone"),
         ({"l0": float("nan")}, r"metadata\.l0=nan, which is not valid JSON"),
         ({"neuronpedia_id": "12-res"}, "Neuronpedia's ids look like"),
     ],
@@ -76,6 +101,78 @@ def test_a_model_or_dataset_that_is_a_folder_here_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidPublicationError, match=f"{name}='my/own'"):
         publish_to(hub, {"sae": sae_folder}, metadata={name: "my/own"})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dtype": None}, {"dtype": "int3"}, {"normalize_activations": "unheard-of"}, {"d_in": True}],
+)
+def test_what_nobody_could_load_is_refused(
+    hub: LocalHub, sae_folder: Path, changes: dict[str, Any]
+) -> None:
+    path = sae_folder / "cfg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(InvalidPublicationError, match=r"can't be published|loaded by anyone"):
+        publish_to(hub, {"sae": sae_folder})
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["runner_cfg.json", "sae_weights.safetensors"])
+def test_a_file_elsewhere_that_a_link_leads_to_is_not_published(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / name
+    target.write_bytes((sae_folder / name).read_bytes() if "sae" in name else b'{"mine": 1}')
+    (sae_folder / name).unlink(missing_ok=True)
+    (sae_folder / name).symlink_to(target)
+    with pytest.raises(InvalidPublicationError, match=rf"{name} is a link that leads out"):
+        publish_to(hub, {"sae": sae_folder})
+    # a folder that is itself linked, and a link inside it, are the user's own
+    (sae_folder / name).unlink()
+    (sae_folder / "own").write_bytes(target.read_bytes())
+    (sae_folder / name).symlink_to(sae_folder / "own")
+    (tmp_path / "linked").symlink_to(sae_folder)
+    publish_to(hub, {"sae": tmp_path / "linked"})
+
+
+def test_a_password_in_the_endpoint_is_refused_and_not_shown(
+    sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = "https://me:hunter2@hub.example"
+    for call in (
+        lambda: publish(sae_folder, REPO, endpoint=endpoint),
+        lambda: load(REPO, endpoint=endpoint),
+        lambda: list_published(REPO, endpoint=endpoint),
+    ):
+        with pytest.raises(InvalidPublicationError, match="pass token=") as caught:
+            call()
+        assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(InvalidPublicationError, match="HF_ENDPOINT"):
+        publish(sae_folder, REPO)
+
+
+@pytest.mark.parametrize(
+    ("license", "hint"),
+    [("MIT", "did you mean 'mit'"), ("apache2", "apache-2.0"), ("mit\n# Mine", "other"), ("", "")],
+)
+def test_a_license_that_the_hub_does_not_know_is_refused(
+    hub: LocalHub, sae_folder: Path, license: str, hint: str
+) -> None:
+    with pytest.raises(InvalidPublicationError, match=f"none that the Hub knows .*{hint}"):
+        publish_to(hub, {"sae": sae_folder}, license=license)
+    assert hub.requests == []
+
+
+def test_what_only_looks_like_a_secret_or_a_path_is_published(
+    hub: LocalHub, sae_folder: Path
+) -> None:
+    metadata = {
+        "dataset_revision": "0123456789abcdef" * 2 + "01234567",
+        "note": "and/or 1/2, see https://huggingface.co/datasets/user/text (blocks.8/hook_z)",
+    }
+    publish_to(hub, {"sae": sae_folder}, metadata=metadata)
 
 
 def test_special_tokens_are_no_secrets(hub: LocalHub, sae_folder: Path) -> None:

@@ -1,0 +1,171 @@
+"""What SAELens expects of each of its architectures holds for every kind of GBA SAE."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
+from sae_lens.evals import get_featurewise_weight_based_metrics
+from sae_lens.synthetic import FeatureDictionary, init_sae_to_match_feature_dict
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "relu": {"activation": "relu"},
+    "tied": {"tied": True},
+    "relu, tied": {"activation": "relu", "tied": True},
+    "one nested set": {"n_nested_reconstructions": 1},
+    "dense": {"sparse_below_density": 0.0},
+    "paper": {
+        **GBATrainingSAEConfig.paper_v1(16, 64).get_training_architecture_details(),
+        "bias_init": "quantile",
+    },
+    "float64": {"dtype": "float64"},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(params=sorted(VARIANTS))
+def cfg(request: pytest.FixtureRequest) -> GBATrainingSAEConfig:
+    return tiny_config(**VARIANTS[request.param])
+
+
+@pytest.fixture
+def sae(cfg: GBATrainingSAEConfig) -> GBATrainingSAE:
+    """With random weights and biases, in evaluation mode."""
+    return randomise(GBATrainingSAE(cfg)).eval()
+
+
+@pytest.fixture
+def x(sae: GBATrainingSAE) -> torch.Tensor:
+    return next(mixture(0)).to(sae.dtype)
+
+
+def close(sae: GBATrainingSAE, actual: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05}[sae.dtype]
+    atol = tolerance * float(expected.detach().abs().max())
+    if sae.dtype == torch.bfloat16:
+        # rounded anew, a pre-activation may come to lie on the other side of its threshold
+        far = ~torch.isclose(actual, expected, rtol=tolerance, atol=atol)
+        assert float(far.float().mean()) < 1e-3
+    else:
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=atol)
+
+
+def test_its_configuration_is_read_back(cfg: GBATrainingSAEConfig) -> None:
+    written = json.loads(json.dumps(cfg.to_dict()))
+    assert TrainingSAEConfig.from_dict(written).to_dict() == cfg.to_dict()
+    assert type(TrainingSAE.from_dict(written)) is GBATrainingSAE
+
+
+def test_forward_is_decode_of_encode(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    acts = sae.encode(x)
+    assert acts.shape == (256, 64) and acts.dtype == sae.dtype
+    assert bool((acts >= 0).all()) and bool((acts > 0).any()) and bool((acts == 0).any())
+    assert torch.equal(sae(x), sae.decode(acts))
+    assert sae(x).shape == x.shape
+
+
+def test_leading_dimensions_are_kept(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    in_texts = x.view(4, 64, 16)
+    assert torch.equal(sae.encode(in_texts), sae.encode(x).view(4, 64, 64))
+    assert sae(in_texts).shape == in_texts.shape
+
+
+def test_training_and_use_encode_alike(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    acts, hidden_pre = sae.encode_with_hidden_pre(x)
+    close(sae, acts.to_dense(), sae.encode(x))
+    assert acts.shape == hidden_pre.shape
+
+
+def test_its_hooks_fire_and_can_intervene(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    out, cache = sae.run_with_cache(x)
+    assert {"hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post", "hook_sae_recons"} <= set(
+        cache
+    )
+    assert torch.equal(cache["hook_sae_acts_post"], sae.encode(x))
+    assert torch.equal(cache["hook_sae_recons"], out)
+    silenced = sae.run_with_hooks(
+        x, fwd_hooks=[("hook_sae_acts_post", lambda acts, hook: torch.zeros_like(acts))]
+    )
+    close(sae, silenced, sae.in_input_units(sae.b_dec).to(sae.dtype).expand_as(x))
+
+
+@pytest.mark.filterwarnings("ignore:Setting use_error_term directly")
+def test_with_its_error_term_the_output_is_the_input(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    sae.use_error_term = True
+    out, cache = sae.run_with_cache(x)
+    close(sae, out, x)
+    assert "hook_sae_error" in cache
+
+
+def test_decoder_norms_fold(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    acts, out, norms = sae.encode(x), sae(x), sae.get_W_dec_norm()
+    sae.fold_W_dec_norm()
+    close(sae, sae(x), out)
+    close(sae, sae.encode(x), (acts * norms).to(sae.dtype))
+    close(sae, sae.get_W_dec_norm(), torch.ones_like(norms))
+
+
+def test_a_scale_of_the_inputs_folds(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+    acts, out = sae.encode(0.5 * x), sae(0.5 * x)
+    sae.fold_activation_norm_scaling_factor(0.5)
+    assert sae.cfg.normalize_activations == "none"
+    close(sae, sae.encode(x), acts)
+    close(sae, sae(x), 2 * out)
+
+
+def test_saving_changes_nothing_of_it(sae: GBATrainingSAE, x: torch.Tensor, tmp_path: Path) -> None:
+    sae.save_inference_model(tmp_path / "first")  # sets what saving settles
+    before = copy.deepcopy((sae.state_dict(), sae.cfg.to_dict()))
+    sae.save_inference_model(tmp_path / "stock")
+    sae.save_model(tmp_path / "checkpoint")
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, before[0][name]), name
+    assert sae.cfg.to_dict() == before[1]
+    for folder, cls in (("stock", SAE), ("checkpoint", TrainingSAE)):
+        loaded: Any = cls.load_from_disk(tmp_path / folder)
+        assert loaded.dtype == sae.dtype
+        close(sae, loaded.encode(x), sae.encode(x))
+        close(sae, loaded(x), sae(x))
+
+
+def test_it_can_be_made_to_match_a_dictionary(sae: GBATrainingSAE) -> None:
+    dictionary = FeatureDictionary(num_features=64, hidden_dim=16)
+    init_sae_to_match_feature_dict(sae, dictionary)
+    close(sae, sae.W_dec.detach(), dictionary.feature_vectors.to(sae.dtype))
+    close(sae, sae.W_enc.detach(), dictionary.feature_vectors.T.to(sae.dtype))
+
+
+def test_saelens_measures_its_weights(sae: GBATrainingSAE) -> None:
+    measured = get_featurewise_weight_based_metrics(sae)
+    assert len(measured["encoder_norm"]) == 64
+    assert all(math.isfinite(v) for values in measured.values() for v in values)
+
+
+def test_it_trains_and_goes_on_from_a_checkpoint_of_saelens_trainer(
+    cfg: GBATrainingSAEConfig, tmp_path: Path
+) -> None:
+    def new_run() -> Any:
+        torch.manual_seed(0)
+        dtype = getattr(torch, cfg.dtype)
+        batches = (batch.to(dtype) for batch in mixture(1))
+        return make_trainer(GBATrainingSAE(copy.deepcopy(cfg)), 12, batches)
+
+    whole, first, second = new_run(), new_run(), new_run()
+    take_steps(whole, 12)
+    take_steps(first, 7)
+    first.save_checkpoint("stopped", base_path=tmp_path)
+    second.load_trainer_state(tmp_path / "stopped")
+    second.sae.load_weights_from_checkpoint(tmp_path / "stopped")
+    for _ in range(7):
+        next(second.data_provider)
+    take_steps(second, 5)
+    for name, value in whole.sae.state_dict().items():
+        assert torch.equal(second.sae.state_dict()[name], value), name
