@@ -17,6 +17,7 @@ from sae_lens_gba.bias_adaptation import (
 )
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.host_copy import HostCopy
+from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.precision import apply_keeping_float32
 
@@ -54,6 +55,8 @@ class BiasAdapter(nn.Module):
         band: in pre-activation units; 0 before the first adaptation.
         input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
             the data slowly, see `follow_norm`.
+        share: of the SAE's latents, what is counted here: all, or one process' part of them.
+            ``spectrum`` is that of all.
     """
 
     group: torch.Tensor
@@ -67,6 +70,7 @@ class BiasAdapter(nn.Module):
     band: torch.Tensor
     frequency: torch.Tensor
     input_norm: torch.Tensor
+    share: AllLatents = ALL_LATENTS
 
     def __init__(
         self,
@@ -142,7 +146,12 @@ class BiasAdapter(nn.Module):
 
     @property
     def targets(self) -> Targets:
-        return Targets(self.group, self.target_frequency, self.spectrum.n_groups)
+        return Targets(self.group, self.target_frequency, self.spectrum.n_groups, self.share)
+
+    @property
+    def target_l0(self) -> float:
+        """Active latents a sample, of the whole SAE, when every group is on target."""
+        return float(self.share.whole(self.target_frequency).sum())
 
     def groups(self) -> NeuronGroups:
         """Groups, targets, and frequencies as measured at the last adaptation."""

@@ -150,7 +150,7 @@ class GBATrainingSAE(CalibratedBiases):
         if step is not None and feature_acts is step.feature_acts:
             recons = self._decode_step(step, feature_acts)
         else:
-            recons = feature_acts @ self._scaled_W_dec()
+            recons = self.adapter.share.sum(feature_acts @ self._scaled_W_dec())
         recons = self.hook_sae_recons(recons + self.in_input_units(self.b_dec))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
@@ -158,9 +158,10 @@ class GBATrainingSAE(CalibratedBiases):
     def _decode_step(self, step: _Step, feature_acts: torch.Tensor) -> torch.Tensor:
         bands, group = self._bands, self.adapter.group
         if step.sparse is None:
-            step.parts = bands.dense_parts(feature_acts, self._scaled_W_dec(), group)
+            own_parts = bands.dense_parts(feature_acts, self._scaled_W_dec(), group)
         else:
-            step.parts = bands.sparse_parts(*step.sparse, self.W_dec, self.output_scale, group)
+            own_parts = bands.sparse_parts(*step.sparse, self.W_dec, self.output_scale, group)
+        step.parts = self.adapter.share.sum(own_parts)
         return step.parts.sum(dim=0)
 
     def _encode_dense(
@@ -177,7 +178,8 @@ class GBATrainingSAE(CalibratedBiases):
     ) -> tuple[ActiveSet, torch.Tensor] | None:
         hooked = self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()
         max_density = self._max_density()
-        target_density = self.adapter.spectrum.l0 / self.cfg.d_sae
+        spectrum = self.adapter.spectrum
+        target_density = spectrum.l0 / sum(spectrum.sizes)
         if hooked or sae_in.ndim != 2 or target_density > max_density:
             return None
         with torch.no_grad():

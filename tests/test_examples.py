@@ -1,7 +1,10 @@
 """Every example runs, quickly, says something, and fits on a page."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +62,23 @@ def test_a_report_is_written(run: Run, tmp_path: Path, tiny_llm_folder: Path) ->
     assert "fires most on 'w" in said
     (page,) = re.findall(r"open (\S+) in a browser", said)
     assert (tmp_path / page).is_file()
+
+
+def test_two_processes_train_one_sae(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [str(EXAMPLES / "05_two_processes.py"), "--steps", "60"]
+    ran = subprocess.run(
+        [*command, *script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "rank 0 of 2 trained 64 latents" in ran.stdout
+    assert "rank 1 of 2 trained 64 latents" in ran.stdout
+    assert re.search(r"128 latents: L0 [23]\.\d", ran.stdout)
 
 
 def test_examples_are_numbered_without_gaps_and_short() -> None:
