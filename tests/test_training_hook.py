@@ -53,8 +53,8 @@ def test_it_takes_over_the_bias_and_gives_it_back(architecture: str) -> None:
     hook.remove()
     moved = parameter.detach().clone()
     assert {name for name, p in sae.named_parameters() if p.requires_grad} == before
-    assert not sae.hook_sae_acts_pre.has_hooks()
-    assert not sae.hook_sae_input.has_hooks()
+    assert not sae.hook_sae_acts_pre.fwd_hooks
+    assert not sae.hook_sae_input.fwd_hooks
     take_steps(trainer, 3)
     assert not torch.equal(parameter, moved)  # the optimizer's again
 

@@ -105,7 +105,7 @@ def test_hook_points_have_what_we_use() -> None:
     point.fwd_hooks.remove(handle)
     point(torch.ones(1))
     assert len(seen) == 1
-    assert not point.has_hooks()
+    assert (point.fwd_hooks, point.bwd_hooks) == ([], [])
 
 
 def test_our_process_sae_in_is_saelens_where_the_scale_of_the_inputs_is_one() -> None:

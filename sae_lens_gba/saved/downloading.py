@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -81,9 +81,14 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> GBAError |
 def http_status(error: BaseException | None) -> int | None:
     """Status of the HTTP answer that an error came from, directly or as its cause."""
     for cause in _with_causes(error):
-        if isinstance(cause, HfHubHTTPError):
+        if is_answer(cause):
             return int(cause.response.status_code)
     return None
+
+
+def is_answer(error: BaseException | None) -> TypeGuard[HfHubHTTPError]:
+    """Whether an error came with an answer of the Hub; before huggingface_hub 1 not all of them do."""
+    return isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None
 
 
 def arrived_truncated(error: BaseException) -> bool:
@@ -95,7 +100,7 @@ def is_connection_failure(error: BaseException | None) -> bool:
     failures = HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
     return any(
         arrived_truncated(cause)
-        or (isinstance(cause, failures) and not isinstance(cause, HfHubHTTPError))
+        or (isinstance(cause, failures) and not is_answer(cause))
         for cause in _with_causes(error)
     )
 
