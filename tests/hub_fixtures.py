@@ -25,6 +25,8 @@ D_IN, D_SAE = 16, 32
 WEIGHTS = "sae_weights.safetensors"
 GROUPS = "gba_groups.safetensors"
 
+HUB_BEFORE_1 = Version(huggingface_hub.__version__) < Version("1")
+
 MakeSAE = Callable[..., GBATrainingSAE]
 
 
@@ -78,7 +80,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     with LocalHub() as server:
-        if Version(huggingface_hub.__version__) < Version("1"):
+        if HUB_BEFORE_1:
             # a commit's address is read as one of HF_ENDPOINT there, whatever endpoint was passed
             template = constants.HUGGINGFACE_CO_URL_TEMPLATE
             template = template.replace(constants.ENDPOINT, server.endpoint)

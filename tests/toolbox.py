@@ -117,7 +117,7 @@ def save_tiny_llama(folder: Path, vocabulary: list[str], **settings: Any) -> Lla
 
 
 def boot(folder: Path) -> Any:
-    """A model's folder as TransformerLens 3 takes it; the test is skipped with TransformerLens 2."""
+    """A model's folder as TransformerLens 3 takes it; without it the test is skipped."""
     reason = "TransformerBridge is of TransformerLens 3"
     bridge = pytest.importorskip(
         "transformer_lens.model_bridge", reason=reason, exc_type=ImportError

@@ -17,8 +17,12 @@ from sae_lens_gba.errors import (
     MissingFileError,
 )
 
-# of httpx or httpx2, as the version of huggingface_hub has it
-HTTP_LIBRARY_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+# of httpx or httpx2, as the version of huggingface_hub has it; before 1 of requests, whose
+# HTTPError has a base that it shares with failures of the connection
+_BASE = HfHubHTTPError.__bases__[0]
+HTTP_LIBRARY_ERROR: type[Exception] = (
+    _BASE.__bases__[0] if _BASE.__module__.startswith("requests") else _BASE
+)
 _REPO_ID = re.compile(
     r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII
 )  # the rules of huggingface_hub, with an owner
@@ -99,8 +103,7 @@ def is_connection_failure(error: BaseException | None) -> bool:
     """Whether an error came from a connection that failed before there was a whole answer."""
     failures = HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
     return any(
-        arrived_truncated(cause)
-        or (isinstance(cause, failures) and not is_answer(cause))
+        arrived_truncated(cause) or (isinstance(cause, failures) and not is_answer(cause))
         for cause in _with_causes(error)
     )
 
