@@ -1,12 +1,17 @@
 """Train a GBA SAE on a language model, with SAELens' own runner.
 
-    python examples/02_language_model.py --model gpt2 --dataset NeelNanda/pile-10k
+python examples/02_language_model.py --model gpt2 --dataset NeelNanda/pile-10k
 """
 
 import argparse
 
 import torch
-from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
+from sae_lens import (
+    SAE,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+)
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_gba import GBATrainingSAEConfig

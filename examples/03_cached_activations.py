@@ -9,8 +9,11 @@ import argparse
 
 import torch
 from sae_lens import (
-    CacheActivationsRunner, CacheActivationsRunnerConfig, LanguageModelSAERunnerConfig,
-    LanguageModelSAETrainingRunner, LoggingConfig,
+    CacheActivationsRunner,
+    CacheActivationsRunnerConfig,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
 )  # fmt: skip
 from transformers import AutoConfig
 

@@ -1,6 +1,6 @@
 """Sweep L0 and seeds in one run: the model runs once for all SAEs (MultiSAETrainingRunner).
 
-    python examples/05_sweep.py --model gpt2 --dataset NeelNanda/pile-10k
+python examples/05_sweep.py --model gpt2 --dataset NeelNanda/pile-10k
 """
 
 import argparse

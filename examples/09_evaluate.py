@@ -1,7 +1,7 @@
 """Measure a saved SAE: SAELens' evaluations, and sparse probing.
 
-    python examples/09_evaluate.py demo_output
-    python examples/09_evaluate.py demo_output --probe 5_hist_fig_ismale   # needs [probes]
+python examples/09_evaluate.py demo_output
+python examples/09_evaluate.py demo_output --probe 5_hist_fig_ismale   # needs [probes]
 """
 
 import argparse

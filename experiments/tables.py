@@ -2,7 +2,8 @@
 
 python -m experiments.tables [--check] [Markdown files]
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is a key of TABLES.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is one of
+TABLES.
 With --check nothing is written, and a table that differs from its JSON is an error.
 """
 
@@ -218,7 +219,7 @@ def _mean(rows: list[Row], field: str) -> float:
 
 
 def _value(rows: list[Row], field: str) -> str:
-    return f"{_mean(rows, field):.3f}" if rows else "–"
+    return f"{_mean(rows, field):.3f}" if rows else "-"
 
 
 def _percent(share: float) -> str:
