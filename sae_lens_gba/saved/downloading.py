@@ -91,7 +91,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 
 def is_answer(error: BaseException | None) -> TypeGuard[HfHubHTTPError]:
-    """Whether an error came with an answer of the Hub; before huggingface_hub 1 not all of them do."""
+    """Whether an error has an answer of the Hub; before huggingface_hub 1 not all of them do."""
     return isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None
 
 
