@@ -5,9 +5,11 @@ A new release that breaks one fails here, by name.
 
 import dataclasses
 import inspect
+from importlib.metadata import requires
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
@@ -91,6 +93,16 @@ def test_the_command_line_is_where_we_call_it() -> None:
     assert list(inspect.signature(_run_cli).parameters) == ["args"]
     cfg = _parse_cfg_args(["--architecture", "gba", "--d_sae", "64", "--output_path", "here"])
     assert (cfg.sae.architecture(), cfg.sae.d_sae, cfg.output_path) == ("gba", 64, "here")
+
+
+def test_saelens_does_not_allow_transformerlens_4_yet() -> None:
+    # its issue 738; once this fails, raise our own limit in pyproject.toml and run all tests
+    (theirs,) = (
+        requirement
+        for requirement in map(Requirement, requires("sae-lens") or [])
+        if requirement.name == "transformer-lens"
+    )
+    assert not theirs.specifier.contains("4.3.0")
 
 
 def test_hook_points_have_what_we_use() -> None:
