@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup browser demo test test-matrix check docs dist bench-l0 bench-speed bench-quality paper-quick paper clean
+.PHONY: help setup browser demo test test-matrix check docs dist bench-l0 bench-speed bench-gpu bench-quality paper-quick paper clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -56,6 +56,9 @@ dist: setup  ## build sdist and wheel into dist/ and check them
 bench-speed: setup  ## time of a training step against SAELens' architectures
 	$(BIN)/python -m experiments.benchmarks.training_throughput --threads 2
 	$(BIN)/python -m experiments.benchmarks.plots
+
+bench-gpu: setup  ## the same on a GPU, where there is one
+	$(BIN)/python -m experiments.benchmarks.gpu_throughput
 
 bench-l0: setup  ## L0 against target_l0 in every condition we know of (minutes)
 	TQDM_DISABLE=1 $(BIN)/python -m experiments.benchmarks.l0_control

@@ -38,6 +38,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
+
 _OVERDUE = 5.0  # times a neuron should have fired while it was silent
 _GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
 
@@ -64,11 +66,19 @@ class Observation:
 
 @dataclass(frozen=True)
 class Targets:
-    """What each neuron should do."""
+    """What each neuron should do.
+
+    Attributes:
+        group: group index of each neuron, shape (d_sae,).
+        frequency: share of samples, shape (d_sae,).
+        n_groups: number of groups.
+        share: whether these are all neurons, or where the others are.
+    """
 
     group: torch.Tensor
     frequency: torch.Tensor
     n_groups: int
+    share: AllLatents = ALL_LATENTS
 
     def group_mean(self, values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of ``values`` over each group's neurons (those in ``where``).
@@ -76,8 +86,10 @@ class Targets:
         Shape (n_groups,); 0 for a group without any such neuron.
         """
         weight = torch.ones_like(values) if where is None else where.to(values.dtype)
-        total = values.new_zeros(self.n_groups).index_add_(0, self.group, values * weight)
-        count = values.new_zeros(self.n_groups).index_add_(0, self.group, weight)
+        sums = values.new_zeros(2, self.n_groups)
+        sums[0].index_add_(0, self.group, values * weight)
+        sums[1].index_add_(0, self.group, weight)
+        total, count = self.share.sum(sums)
         return total / count.clamp(min=1)
 
 

@@ -16,6 +16,8 @@ from sae_lens_gba.bias_adaptation import (
     next_band,
 )
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
+from sae_lens_gba.host_copy import HostCopy
+from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.precision import apply_keeping_float32
 
@@ -53,6 +55,8 @@ class BiasAdapter(nn.Module):
         band: in pre-activation units; 0 before the first adaptation.
         input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
             the data slowly, see `follow_norm`.
+        share: of the SAE's latents, what is counted here: all, or one process' part of them.
+            ``spectrum`` is that of all.
     """
 
     group: torch.Tensor
@@ -66,6 +70,7 @@ class BiasAdapter(nn.Module):
     band: torch.Tensor
     frequency: torch.Tensor
     input_norm: torch.Tensor
+    share: AllLatents = ALL_LATENTS
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class BiasAdapter(nn.Module):
         self.rates = rates
         self.adapt_every_n_steps = adapt_every_n_steps
         self.spectrum = spectrum
+        self._host_steps = HostCopy(int)
         d_sae = sum(spectrum.sizes)
 
         def zeros(*shape: int, of: torch.dtype) -> torch.Tensor:
@@ -140,7 +146,12 @@ class BiasAdapter(nn.Module):
 
     @property
     def targets(self) -> Targets:
-        return Targets(self.group, self.target_frequency, self.spectrum.n_groups)
+        return Targets(self.group, self.target_frequency, self.spectrum.n_groups, self.share)
+
+    @property
+    def target_l0(self) -> float:
+        """Active latents a sample, of the whole SAE, when every group is on target."""
+        return float(self.share.whole(self.target_frequency).sum())
 
     def groups(self) -> NeuronGroups:
         """Groups, targets, and frequencies as measured at the last adaptation."""
@@ -171,7 +182,8 @@ class BiasAdapter(nn.Module):
         if pre_activations.is_sparse:
             neuron = pre_activations.indices()[1]
             values = pre_activations.values().to(self.peak.dtype)
-            self.fire_counts += torch.bincount(neuron, minlength=self.fire_counts.shape[0])
+            # not by bincount, which reads its largest entry on the host
+            self.fire_counts.scatter_add_(0, neuron, torch.ones_like(neuron))
             self.near_counts.index_add_(0, neuron, (values < self.band[neuron]).long())
             self.peak.scatter_reduce_(0, neuron, values, "amax")
         else:
@@ -195,8 +207,10 @@ class BiasAdapter(nn.Module):
         Returns:
             The new biases, shape (d_sae,), or None when no adaptation is due.
         """
+        steps = self._host_steps(self.n_steps) + 1
         self.n_steps += 1
-        if int(self.n_steps) % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
+        self._host_steps.set(self.n_steps, steps)
+        if steps % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
             return None
         self.frequency = self.fire_counts.to(self.peak.dtype) / self.n_samples
         # to the window's resolution: a neuron active in it counts as silent since its end

@@ -84,7 +84,7 @@ class CalibratedBiases(GBAParameters):
     def _calibrate(self) -> bool:
         """Put each group's mean on target on the recent samples; whether that could be done."""
         adapter = self.adapter
-        target_l0 = float(adapter.target_frequency.sum())
+        target_l0 = adapter.target_l0
         for found in self._calibrated_for([target_l0], len(self._recent)):
             if found.l0 < 0.99 * target_l0:
                 logger.warning(
@@ -94,7 +94,7 @@ class CalibratedBiases(GBAParameters):
                 return False
             unit = self._margin_unit()
             self.set_bias((self.bias - found.offset[adapter.group] * unit).clamp(max=0))
-            adapter.frequency = found.frequency.to(adapter.frequency.dtype)
+            adapter.frequency = adapter.share.own(found.frequency).to(adapter.frequency.dtype)
             self._calibration = found
             return True
         return False
@@ -104,7 +104,7 @@ class CalibratedBiases(GBAParameters):
         """On the most recent samples; empty where they are too few to say anything."""
         adapter = self.adapter
         group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
-        sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
+        sizes = torch.tensor(adapter.spectrum.sizes).to(group_frequency.device)
         rarest = float((group_frequency * sizes).min())
         if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
             return []
@@ -115,15 +115,16 @@ class CalibratedBiases(GBAParameters):
             adapter.group,
             group_frequency,
             l0s,
+            adapter.share,
         )
 
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
-        target_l0 = float(self.adapter.target_frequency.sum())
+        target_l0, d_sae = self.adapter.target_l0, sum(self.adapter.spectrum.sizes)
         # beyond a quarter of the latents most thresholds would be 0
         wanted = [
             target_l0,
-            *(f * target_l0 for f in OTHER_L0S if f * target_l0 < self.cfg.d_sae / 4),
+            *(f * target_l0 for f in OTHER_L0S if f * target_l0 < d_sae / 4),
         ]
         found = self._calibrated_for(wanted, min(len(self._recent), _SAMPLES_FOR_OTHERS))
         if not found:
@@ -170,7 +171,7 @@ class CalibratedBiases(GBAParameters):
         metadata.gba = {
             "groups": self.groups().summary(),
             "l0": {
-                "target": float(self.adapter.target_frequency.sum()),
+                "target": self.adapter.target_l0,
                 "measured": measured,
                 "n_samples": None if found is None else found.n_samples,
             },

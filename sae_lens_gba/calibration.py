@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
+
 _FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
 _DEEPER = 1.6  # times as far in the next pass, for groups that lack pairs
 LEAST_FIRINGS = 30  # of each group, on all samples, that a calibration must expect to mean anything
@@ -108,6 +110,7 @@ def collect_margins(
     unit: torch.Tensor,
     group: torch.Tensor,
     depth: torch.Tensor,
+    share: AllLatents = ALL_LATENTS,
 ) -> Margins:
     """Margins of all pairs with ``h > 0`` and ``u > -depth``.
 
@@ -117,6 +120,8 @@ def collect_margins(
         unit: above 0, shape (d_sae,).
         group: group of each latent, int64, shape (d_sae,).
         depth: of each group, in units, shape (n_groups,).
+        share: where the other latents are, if the ones given are not all: the margins are
+            those of all, on every process.
     """
     n_groups = len(depth)
     lowest = (threshold - depth.to(threshold)[group] * unit).clamp(min=0)
@@ -127,12 +132,15 @@ def collect_margins(
         values.append(((h[fires] - threshold[latent]) / unit[latent]).double())
         latents.append(latent)
         n_samples += h.shape[0]
-    value, latent = torch.cat(values), torch.cat(latents)
+    latent = torch.cat(latents)
+    group_of_pair = share.concatenate(group[latent])
+    value, latent = share.concatenate(torch.cat(values)), share.concatenate(share.in_whole(latent))
     order = value.argsort(descending=True)
-    order = order[group[latent[order]].argsort(stable=True)]
+    order = order[group_of_pair[order].argsort(stable=True)]
     value, latent = value[order], latent[order]
-    sizes = torch.bincount(group[latent], minlength=n_groups)
-    bounded = torch.bincount(group, weights=(lowest > 0).double(), minlength=n_groups)
+    sizes = torch.bincount(group_of_pair, minlength=n_groups)
+    weights = (lowest > 0).double()
+    bounded = share.sum(torch.bincount(group, weights=weights, minlength=n_groups))
     return Margins(
         value,
         latent,
@@ -149,6 +157,7 @@ def calibrate_groups(
     group: torch.Tensor,
     group_frequency: torch.Tensor,
     l0s: Sequence[float],
+    share: AllLatents = ALL_LATENTS,
 ) -> list[Calibration]:
     """Thresholds for each of several L0s, from as few passes over the samples as it takes.
 
@@ -164,13 +173,15 @@ def calibrate_groups(
         group: group of each latent, int64, shape (d_sae,).
         group_frequency: shares of samples, float64, shape (n_groups,).
         l0s: active latents a sample.
+        share: where the other latents are, if the ones given are not all. What is found is for
+            all of them.
     """
     n_groups = len(group_frequency)
     group_frequency = group_frequency.cpu()
-    sizes = torch.bincount(group, minlength=n_groups).double().cpu()
+    sizes = share.sum(torch.bincount(group, minlength=n_groups)).double().cpu()
     depth = torch.full((n_groups,), _FIRST_DEPTH, dtype=torch.float64)
     while True:
-        margins = collect_margins(pre_activations(), threshold, unit, group, depth)
+        margins = collect_margins(pre_activations(), threshold, unit, group, depth, share)
         available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
         complete = torch.tensor(margins.is_complete)
         # what is not there yet may be there further down
@@ -179,7 +190,7 @@ def calibrate_groups(
         wanted = torch.stack(found).amax(dim=0) * margins.n_samples
         lacking = (wanted >= available) & ~complete
         if not lacking.any():
-            return [_calibration(margins, expected, group, len(threshold)) for expected in found]
+            return [_calibration(margins, expected, int(sizes.sum())) for expected in found]
         depth[lacking] *= _DEEPER
 
 
@@ -199,12 +210,11 @@ def _expected(
     return at(high)
 
 
-def _calibration(
-    margins: Margins, expected: torch.Tensor, group: torch.Tensor, d_sae: int
-) -> Calibration:
+def _calibration(margins: Margins, expected: torch.Tensor, d_sae: int) -> Calibration:
     wanted = (expected * margins.n_samples).round().long().tolist()
     offset = torch.tensor([margins.offset(k, n) for k, n in enumerate(wanted)]).double()
     offset = offset.to(margins.value.device)
-    fires = margins.value > offset[group[margins.latent]]
+    pairs = torch.tensor(margins.starts, device=offset.device).diff()
+    fires = margins.value > offset.repeat_interleave(pairs)
     counts = torch.bincount(margins.latent[fires], minlength=d_sae)
     return Calibration(offset, counts.double() / margins.n_samples, margins.n_samples)

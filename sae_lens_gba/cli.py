@@ -1,7 +1,8 @@
-"""``sae-lens-gba``: train, publish, report, demo."""
+"""``sae-lens-gba``: train, publish, report, plan, demo."""
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,6 +13,7 @@ from sae_lens_gba.errors import GBAError
 COMMANDS = {
     "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
     "report": ("make a page that shows what an SAE learned", "sae_lens_gba.report.command"),
+    "plan": ("what training on several devices takes", "sae_lens_gba.distributed.plan"),
     "demo": ("train, save, reload and show an SAE of a small model", "sae_lens_gba.demo.run"),
 }
 TRAIN_HELP = "train an SAE: SAELens' own flags and ours (see train --help)"
@@ -32,6 +34,7 @@ def train(args: Sequence[str]) -> None:
     """SAELens' command line, with "gba" among (and the default of) its architectures.
 
     Of our own it has one flag more: ``--report`` writes charts of the training run as PNG.
+    Started by torchrun, it trains on all of its processes together.
     """
     import sae_lens.llm_sae_training_runner as runner
 
@@ -39,6 +42,12 @@ def train(args: Sequence[str]) -> None:
     named = any(a.split("=")[0] in ("--architecture", "--sae") for a in rest)
     if rest and not named:
         rest = ["--architecture", "gba", *rest]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun
+        if "--report" in args:
+            raise ValueError("--report is not possible on several ranks: leave it out.")
+        from sae_lens_gba.distributed.runner import train_language_model_sae
+
+        return train_language_model_sae(runner._parse_cfg_args(rest))
     if "--report" not in args:
         return runner._run_cli(rest)
     from sae_lens_gba.training_record.charts import train_with_charts

@@ -51,8 +51,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             reconstructs less.
         bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,
             measured on the first batch.
-        sparse_below_density (float): Share of active entries in a batch below which sparse products
-            are used. Results agree to rounding. 0 turns them off.
+        sparse_below_density (float | None): Share of active entries in a batch below which sparse
+            products are used. Results agree to rounding. 0 turns them off. None takes what pays on
+            the device: 0.1 on a CPU.
         calibration_samples (int): On how many of the last samples the biases are set, when training
             ends, so that each group's mean frequency is on target. They are kept in memory while
             training (samples x d_in). 0 leaves the biases as the last adaptation left them.
@@ -71,7 +72,7 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     n_nested_reconstructions: int = 5
     nested_weight: float = 1.0
     bias_init: Literal["zero", "quantile"] = "quantile"
-    sparse_below_density: float = 0.1
+    sparse_below_density: float | None = None
     calibration_samples: int = 32768
     decoder_init_norm: float | None = 1.0
 
@@ -122,7 +123,7 @@ _POSSIBLE: dict[str, Check] = {
     "nested_weight": POSITIVE,
     "output_scale_init": POSITIVE,
     "encoder_correction_rate": (is_positive, f"{POSITIVE[1]} (tied=True for no correction)"),
-    "sparse_below_density": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "sparse_below_density": (lambda v: v is None or 0 <= v <= 1, "from 0 to 1"),
     "calibration_samples": (lambda v: isinstance(v, int) and v >= 0, "an integer, at least 0"),
     "decoder_init_norm": (
         lambda v: v == 1.0,

@@ -1,8 +1,8 @@
-"""What can go wrong with saved and published SAEs, each with its own class and one sentence."""
+"""What can go wrong, each with its own class and one sentence."""
 
 
 class GBAError(Exception):
-    """Base of all errors of `load`, `list_published`, `to_training_sae` and `publish`."""
+    """Base of all errors of this package that are foreseen."""
 
 
 class PublishError(GBAError):
@@ -47,3 +47,23 @@ class AccessError(GBAError, PermissionError):
 
 class ConnectionFailedError(GBAError, ConnectionError):
     """The Hub can't be reached, or has a problem of its own, and the cache does not help."""
+
+
+class RanksError(GBAError, RuntimeError):
+    """Processes that train one SAE together can't go on; every one of them ends with this."""
+
+
+class RanksDifferError(RanksError):
+    """Ranks have other versions or settings, or what should be equal on all has come apart."""
+
+
+class RankFailedError(RanksError):
+    """A rank failed, was killed or ran out of data; the message says which one and why."""
+
+
+class StoppedError(RanksError):
+    """A rank was sent SIGTERM or SIGINT: all stopped, after a checkpoint if there is a folder."""
+
+
+class LostContactError(GBAError, ConnectionError):
+    """An operation with other ranks failed; `RankFailedError` says why, once that is known."""

@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.config import GBATrainingSAEConfig
+from sae_lens_gba.nested_reconstructions import NestedBands
+from sae_lens_gba.optimizer_hooks import normalise_rows
 from sae_lens_gba.precision import apply_keeping_float32
-from sae_lens_gba.unit_norm_rows import normalise_rows
 
 
 class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
@@ -40,8 +41,6 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
         self._encoder_follows_decoder = True
         if not cfg.tied:
             self.encoder_correction = nn.Parameter(torch.zeros_like(self.W_dec))
-        self._nested_set_of_group = cfg.nested_set_of_group()
-        self._n_nested_sets = self._nested_set_of_group[-1] + 1
         zeros = torch.zeros(cfg.d_sae, dtype=self.state_dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros.clone(), requires_grad=False)
         if cfg.activation == "jumprelu":
@@ -50,6 +49,7 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
             zeros + cfg.output_scale_init, requires_grad=cfg.learn_output_scale
         )
         spectrum = cfg.spectrum()
+        self._bands = NestedBands(cfg.nested_set_of_group(), spectrum.sizes)
         self.adapter = BiasAdapter(
             spectrum,
             cfg.bias_update,
@@ -106,9 +106,12 @@ class GBAParameters(TrainingSAE[GBATrainingSAEConfig]):
     @override
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
         # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
-        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
-        x = self.run_time_activation_norm_fn_in(x)
+        x = self.normalised(self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype))))
         return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
+
+    def normalised(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` as SAELens' run-time normalisation of activations leaves it."""
+        return self.run_time_activation_norm_fn_in(x)
 
     @torch.no_grad()
     def _to_input_units(self) -> None:

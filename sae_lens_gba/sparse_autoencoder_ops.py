@@ -12,7 +12,7 @@ Results agree with the dense twin, `torch.where(h > threshold, h, 0)` and a matr
 rounding (tests/test_sparse_autoencoder_ops.py). Nothing of size batch x d_sae is kept for
 backward, and the encoder works in chunks of rows, so it is never held whole either.
 
-Weights are float32 or float64. Not for autograd of second order.
+Weights are float32 or float64, on CUDA also of half precision. Not for autograd of second order.
 """
 
 import warnings
@@ -23,7 +23,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-CHUNK_ROWS = 512
+CHUNK_ROWS = 512  # on a CPU: what is found of a chunk is still in its cache
+_CHUNK_ENTRIES = 2**29  # on a GPU: 2 GiB in float32, of which a dense step holds several
+_SPARSE_DTYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,11 @@ class ActiveSet:
         return _weighted_row_sums(self.samples[order], values[order], table, offsets)
 
     def sampled_matmul(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """(left @ right.T) at the active entries: (batch, d), (d_sae, d) -> (nnz,)."""
+        """(left @ right.T) at the active entries: (batch, d), (d_sae, d) -> (nnz,).
+
+        In at least float32: there is no kernel for less.
+        """
+        left, right = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (left, right))
         zeros = left.new_zeros(self.latents.shape)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -104,6 +113,29 @@ class ActiveSet:
         )
 
 
+def density_that_pays(weight: torch.Tensor) -> float:
+    """Share of active entries below which sparse products are faster than dense ones.
+
+    On a CPU as measured. On a GPU computed, not measured: where the traffic of the sparse products
+    takes as long as the arithmetic of the dense ones, both at the peak rates of an H100.
+
+    Args:
+        weight: says where products are made, and, with autocast, in which precision.
+
+    Returns:
+        0 where there are no kernels for them.
+    """
+    device = weight.device.type
+    if weight.dtype not in _SPARSE_DTYPES.get(device, ()):
+        return 0.0
+    if device == "cpu":
+        return 0.1
+    if (_autocast_dtype(device) or weight.dtype).itemsize == 2:
+        return 0.0017
+    is_tf32 = weight.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return 0.0034 if is_tf32 else 0.025
+
+
 def find_active(
     x: torch.Tensor,
     W_enc: torch.Tensor,
@@ -113,6 +145,8 @@ def find_active(
 ) -> tuple[ActiveSet, torch.Tensor] | None:
     """Active latents of a batch, and their pre-activations; no gradient.
 
+    One read from the device for each chunk of rows: how many are active.
+
     Args:
         x: centred input, shape (batch, d_in).
         W_enc: shape (d_in, d_sae).
@@ -121,23 +155,43 @@ def find_active(
         max_density: share of active entries above which sparse products do not pay.
 
     Returns:
-        The pattern and the pre-activations at it, shape (nnz,); None when more than
-        ``max_density`` of the first chunk of rows is active.
+        The pattern and the pre-activations at it, shape (nnz,), in the dtype of ``b_enc``; None
+        when more than ``max_density`` of the first chunk of rows is active.
     """
     batch, d_sae = x.shape[0], W_enc.shape[1]
-    limit = torch.zeros((), device=x.device) if threshold is None else threshold
+    device = x.device.type
+    precision = _autocast_dtype(device)
+    if precision is not None:  # once: by itself, autocast casts for every chunk
+        x, W_enc = x.to(precision), W_enc.to(precision)
+    # h + b > t where h > t - b: no pass over all of h for the bias
+    limit = -b_enc if threshold is None else threshold - b_enc
+    n_rows = CHUNK_ROWS if device == "cpu" else max(1, _CHUNK_ENTRIES // d_sae)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for start in range(0, batch, CHUNK_ROWS):
-        # products in the autocast dtype, comparison in the weights'
-        hidden_pre = (x[start : start + CHUNK_ROWS] @ W_enc).to(b_enc.dtype) + b_enc
-        position = (hidden_pre > limit).view(-1).nonzero().squeeze(1)
-        if start == 0 and position.numel() > max_density * hidden_pre.numel():
+    for start in range(0, batch, n_rows):
+        product = x[start : start + n_rows] @ W_enc
+        position = (product > limit).view(-1).nonzero().squeeze(1)
+        if start == 0 and position.numel() > max_density * product.numel():
             return None
-        found.append((position + start * d_sae, hidden_pre.view(-1)[position]))
+        found.append((position + start * d_sae, product.view(-1)[position]))
     positions = torch.cat([position for position, _ in found])
     samples = positions.div(d_sae, rounding_mode="floor")
     active = ActiveSet(samples, positions - samples * d_sae, batch, d_sae)
-    return active, torch.cat([values for _, values in found])
+    products = torch.cat([values for _, values in found]).to(b_enc.dtype)
+    return active, products + b_enc[active.latents]
+
+
+def above(limit: torch.Tensor, hidden_pre: torch.Tensor) -> torch.Tensor:
+    """hidden_pre (batch, d_sae), if sparse at its entries, less limit (d_sae,) or ()."""
+    if not hidden_pre.is_sparse:
+        return hidden_pre - limit
+    indices = hidden_pre.indices()
+    return torch.sparse_coo_tensor(
+        indices,
+        hidden_pre.values() - (limit[indices[1]] if limit.ndim else limit),
+        hidden_pre.shape,
+        is_coalesced=True,
+        check_invariants=False,
+    )
 
 
 class SparseEncode(torch.autograd.Function):
@@ -152,7 +206,7 @@ class SparseEncode(torch.autograd.Function):
         active: ActiveSet,
     ) -> torch.Tensor:
         """x (batch, d_in), W_enc (d_in, d_sae), hidden_pre (nnz,) -> (nnz,)."""
-        ctx.save_for_backward(x, W_enc)
+        ctx.save_for_backward(x, W_enc if ctx.needs_input_grad[0] else None)
         ctx.active = active
         return hidden_pre.clone()
 
@@ -181,7 +235,7 @@ class SparseDecode(torch.autograd.Function):
         """acts (nnz,), W_dec (d_sae, d_in), output_scale (d_sae,) -> (batch, d_in)."""
         ctx.save_for_backward(acts, W_dec, output_scale)
         ctx.active = active
-        return active.matmul(acts * output_scale[active.latents], W_dec)
+        return active.matmul((acts * output_scale[active.latents]).to(acts.dtype), W_dec)
 
     @staticmethod
     def backward(
@@ -194,45 +248,20 @@ class SparseDecode(torch.autograd.Function):
         along = active.sampled_matmul(grad, W_dec)
         grad_W = grad_scale = None
         if ctx.needs_input_grad[1]:
-            grad_W = active.transposed_matmul(acts * scale, grad)
+            grad_W = active.transposed_matmul((acts * scale).to(acts.dtype), grad)
         if ctx.needs_input_grad[2]:
             grad_scale = torch.zeros_like(output_scale)
             grad_scale.index_add_(0, active.latents, acts * along)
-        return along * scale, grad_W, grad_scale, None
+        return (along * scale).to(acts.dtype), grad_W, grad_scale, None
 
 
-class NestedSquaredError(torch.autograd.Function):
-    """||part_0 + ... + part_k - target||^2, mean over samples and over all k but the last.
-
-    The last running sum is the whole output, whose error is in the loss already. What autograd
-    would do in a dozen passes over (n_parts, batch, d_in) takes five.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, parts: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """parts (n_parts, batch, d_in), target (batch, d_in) -> ()."""
-        residual = torch.empty_like(parts[:-1])
-        torch.sub(parts[0], target, out=residual[0])
-        for k in range(1, len(parts) - 1):
-            torch.add(residual[k - 1], parts[k], out=residual[k])
-        ctx.save_for_backward(residual)
-        flat = residual.view(-1)
-        return flat.dot(flat) / residual.shape[:2].numel()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        (residual,) = ctx.saved_tensors
-        n_sums, batch, d_in = residual.shape
-        along = residual.new_empty(n_sums + 1, batch, d_in)
-        torch.mul(residual, 2 * grad / (n_sums * batch), out=along[:-1])
-        along[-1] = 0
-        for k in reversed(range(n_sums - 1)):
-            along[k] += along[k + 1]
-        return along, -along[0]
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _offsets(sorted_or_not: torch.Tensor, n_bins: int) -> torch.Tensor:
-    counts = torch.bincount(sorted_or_not, minlength=n_bins)
+def _offsets(bin_of: torch.Tensor, n_bins: int) -> torch.Tensor:
+    # not by bincount, which reads its largest entry on the host
+    counts = bin_of.new_zeros(n_bins).scatter_add_(0, bin_of, torch.ones_like(bin_of))
     return F.pad(counts.cumsum(0), (1, 0))
 
 

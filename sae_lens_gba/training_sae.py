@@ -11,15 +11,16 @@ from typing_extensions import override
 
 from sae_lens_gba.batch_statistics import quantile_bias, require_usable, typical_norm
 from sae_lens_gba.calibrated_biases import CalibratedBiases
+from sae_lens_gba.nested_reconstructions import NestedSquaredError
+from sae_lens_gba.optimizer_hooks import attend_optimizer_of
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
-    NestedSquaredError,
-    SparseDecode,
     SparseEncode,
+    above,
+    density_that_pays,
     find_active,
 )
-from sae_lens_gba.training_metrics import histograms, training_metrics
-from sae_lens_gba.unit_norm_rows import keep_rows_at_unit_norm
+from sae_lens_gba.training_metrics import histograms, l0_over_target, training_metrics
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -31,19 +32,22 @@ def outside_compilation(function: _F) -> _F:
 
 
 @dataclass
-class _SparseStep:
-    """What a training step hands on from encode to decode to loss, where it runs sparsely.
+class _Step:
+    """What a training step has found out so far, for its later parts.
 
     Attributes:
-        feature_acts: the activations as SAELens passes them on, sparse, (batch, d_sae).
-        active: which entries are active.
-        acts: the activations there, (nnz,): values() would cost their gradient a detour.
+        sae_in: the batch, as SAELens passes it around, (batch, d_in).
+        normalised: the same, as the SAE sees it.
+        feature_acts: the activations, as SAELens passes them on, (batch, d_sae).
+        sparse: where the step runs sparsely, the active ones, (nnz,), and which they are:
+            values() would cost their gradient a detour.
         parts: what each band of latents adds to the output, (n_bands, batch, d_in).
     """
 
-    feature_acts: torch.Tensor
-    active: ActiveSet
-    acts: torch.Tensor
+    sae_in: torch.Tensor
+    normalised: torch.Tensor
+    feature_acts: torch.Tensor | None = None
+    sparse: tuple[torch.Tensor, ActiveSet] | None = None
     parts: torch.Tensor | None = None
 
 
@@ -97,7 +101,7 @@ class GBATrainingSAE(CalibratedBiases):
     - SAELens' loss has no factor 1/2: Adam does not see it.
     """
 
-    _step: _SparseStep | None = None
+    _step: _Step | None = None  # while one is in progress
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -118,37 +122,47 @@ class GBATrainingSAE(CalibratedBiases):
         sae_in = self.process_sae_in(x).detach()
         W_enc = self.W_enc
         found = self._find_active(sae_in, W_enc)
+        sparse = None
         if found is None:
-            return self._encode_dense(sae_in, W_enc)
-        active, values = found
-        acts = SparseEncode.apply(sae_in, W_enc, values, active)
-        self._step = _SparseStep(active.to_coo(acts), active, acts)
-        return self._step.feature_acts, active.to_coo(values)
+            feature_acts, hidden_pre = self._encode_dense(sae_in, W_enc)
+        else:
+            active, values = found
+            acts = SparseEncode.apply(sae_in, W_enc, values.to(self.dtype), active)
+            feature_acts, hidden_pre, sparse = (
+                active.to_coo(acts),
+                active.to_coo(values),
+                (acts, active),
+            )
+        if self._step is not None:
+            self._step.feature_acts, self._step.sparse = feature_acts, sparse
+        return feature_acts, hidden_pre
+
+    @override
+    def normalised(self, x: torch.Tensor) -> torch.Tensor:
+        step = self._step
+        if step is not None and x is step.sae_in:  # no hook gave another
+            return step.normalised
+        return super().normalised(x)
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         step = self._step
         if step is not None and feature_acts is step.feature_acts:
-            recons = self._decode_sparse(step)
+            recons = self._decode_step(step, feature_acts)
         else:
-            recons = feature_acts @ self._scaled_W_dec()
+            recons = self.adapter.share.sum(feature_acts @ self._scaled_W_dec())
         recons = self.hook_sae_recons(recons + self.in_input_units(self.b_dec))
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     @outside_compilation
-    def _decode_sparse(self, step: _SparseStep) -> torch.Tensor:
-        if self._n_nested_sets == 1:
-            return SparseDecode.apply(step.acts, self.W_dec, self.output_scale, step.active)
-        # by bands of latents, for the nested reconstructions; all of them are the whole
-        bands, order = step.active.in_bands(self._nested_set(), self._n_nested_sets)
-        acts = step.acts.index_select(0, order)
-        out = SparseDecode.apply(acts, self.W_dec, self.output_scale, bands)
-        step.parts = out.view(self._n_nested_sets, step.active.batch, -1)
+    def _decode_step(self, step: _Step, feature_acts: torch.Tensor) -> torch.Tensor:
+        bands, group = self._bands, self.adapter.group
+        if step.sparse is None:
+            own_parts = bands.dense_parts(feature_acts, self._scaled_W_dec(), group)
+        else:
+            own_parts = bands.sparse_parts(*step.sparse, self.W_dec, self.output_scale, group)
+        step.parts = self.adapter.share.sum(own_parts)
         return step.parts.sum(dim=0)
-
-    def _nested_set(self) -> torch.Tensor:
-        """Index of the smallest nested set that each latent belongs to, shape (d_sae,)."""
-        return torch.tensor(self._nested_set_of_group, device=self.device)[self.adapter.group]
 
     def _encode_dense(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor
@@ -165,16 +179,19 @@ class GBATrainingSAE(CalibratedBiases):
         # TransformerLens 2 has no HookPoint.has_hooks
         points = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
         hooked = any(point.fwd_hooks or point.bwd_hooks for point in points)
-        if hooked or sae_in.ndim != 2 or self.dtype != self.state_dtype:
+        max_density = self._max_density()
+        spectrum = self.adapter.spectrum
+        target_density = spectrum.l0 / sum(spectrum.sizes)
+        if hooked or sae_in.ndim != 2 or target_density > max_density:
             return None
         with torch.no_grad():
-            return find_active(
-                sae_in,
-                W_enc,
-                self.in_input_units(self.b_enc),
-                self._limit(),
-                self.cfg.sparse_below_density,
-            )
+            b_enc = self.in_input_units(self.b_enc)
+            return find_active(sae_in, W_enc, b_enc, self._limit(), max_density)
+
+    def _max_density(self) -> float:
+        """Share of active entries up to which sparse products are used."""
+        pays, asked = density_that_pays(self.W_dec), self.cfg.sparse_below_density
+        return asked if asked is not None and pays > 0 else pays
 
     def _limit(self) -> torch.Tensor:
         """Above which pre-activation a latent is active, in units of the input, (d_sae,) or ()."""
@@ -186,17 +203,20 @@ class GBATrainingSAE(CalibratedBiases):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
-            keep_rows_at_unit_norm(self.W_dec)
-            self._take_in(step_input.sae_in)
+            attend_optimizer_of(self.W_dec)
+        x = self.normalised(step_input.sae_in.to(self.dtype))
+        if self.training:
+            self._take_in(step_input.sae_in, x)
+        self._step = _Step(step_input.sae_in, x)
         try:
             output = super().training_forward_pass(step_input)
         finally:
             self._step = None
-        weight = self._loss_weight(step_input.sae_in)
+        weight = self._loss_weight(step_input.sae_in, x)
         output.loss = output.loss * weight
         output.losses = {name: loss * weight for name, loss in output.losses.items()}
         # no loss, but SAELens' progress line and wandb show what stands here
-        output.losses["l0_over_target"] = self._l0_over_target(output.feature_acts.detach())
+        output.losses["l0_over_target"] = l0_over_target(self.adapter, output.feature_acts)
         if self.training and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
@@ -204,9 +224,13 @@ class GBATrainingSAE(CalibratedBiases):
         return output
 
     @torch.no_grad()
-    def _take_in(self, batch: torch.Tensor) -> None:
-        """What a batch says before it is trained on: the scale of the inputs, a start."""
-        x = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
+    def _take_in(self, batch: torch.Tensor, x: torch.Tensor) -> None:
+        """What a batch says before it is trained on: the scale of the inputs, a start.
+
+        Args:
+            batch: as it came, shape (batch, d_in).
+            x: the same, normalised.
+        """
         mean = x.mean(dim=0)
         norm = typical_norm(x - mean if self.cfg.apply_b_dec_to_input else x)
         if self._has_started():
@@ -232,43 +256,23 @@ class GBATrainingSAE(CalibratedBiases):
                 quantile_bias(sae_in, self.W_enc, self.adapter.target_frequency, self.bias_range())
             )
 
-    def _l0_over_target(self, feature_acts: torch.Tensor) -> torch.Tensor:
-        fires = feature_acts.values() if feature_acts.is_sparse else feature_acts > 0
-        n_active = fires.numel() if feature_acts.is_sparse else fires.sum()
-        n_samples = feature_acts.shape[:-1].numel()
-        return n_active / n_samples / self.adapter.target_frequency.sum()
-
-    def _loss_weight(self, sae_in: torch.Tensor) -> torch.Tensor:
+    def _loss_weight(self, sae_in: torch.Tensor, normalised: torch.Tensor) -> torch.Tensor:
         """Makes the squared error that of inputs of the unit's scale."""
         if self.training and not self._has_started():
             return self.input_scale * 0
         weight = self.input_scale**-2
         if self.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
-            seen = self.run_time_activation_norm_fn_in(sae_in)
-            weight = weight * seen.square().sum() / sae_in.square().sum()
+            weight = weight * normalised.square().sum() / sae_in.square().sum()
         return weight
 
+    @outside_compilation
     @torch.no_grad()
     def _observe_and_adapt(self, hidden_pre: torch.Tensor) -> None:
-        self.adapter.observe(self._with_bias(hidden_pre))
+        # y of the paper in units of `input_scale`: positive where a neuron is active
+        self.adapter.observe(above(self._limit(), hidden_pre) / self.input_scale)
         new_bias = self.adapter.adapt_if_due(self.bias, self.bias_range)
         if new_bias is not None:
             self.set_bias(new_bias)
-
-    def _with_bias(self, hidden_pre: torch.Tensor) -> torch.Tensor:
-        """y of the paper in units of `input_scale`: positive where a neuron is active."""
-        if not hidden_pre.is_sparse:
-            return (hidden_pre - self._limit()) / self.input_scale
-        indices = hidden_pre.indices()
-        limit = self._limit()
-        above = hidden_pre.values() - (limit[indices[1]] if limit.ndim else limit)
-        return torch.sparse_coo_tensor(
-            indices,
-            above / self.input_scale,
-            hidden_pre.shape,
-            is_coalesced=True,
-            check_invariants=False,
-        )
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -282,16 +286,11 @@ class GBATrainingSAE(CalibratedBiases):
         hidden_pre: torch.Tensor,
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        if self._n_nested_sets == 1:
+        step = self._step
+        if self._bands.n_bands == 1 or step is None or step.parts is None:
             return {}
-        if self._step is not None:
-            parts = self._step.parts
-        else:
-            W_dec, nested_set = self._scaled_W_dec(), self._nested_set()
-            bands = [(nested_set == k).nonzero().squeeze(1) for k in range(self._n_nested_sets)]
-            parts = torch.stack([feature_acts[:, band] @ W_dec[band] for band in bands])
-        target = self.run_time_activation_norm_fn_in(step_input.sae_in.to(self.dtype))
-        error = NestedSquaredError.apply(parts, target - self.in_input_units(self.b_dec))
+        target = step.normalised - self.in_input_units(self.b_dec)
+        error = NestedSquaredError.apply(step.parts, target)
         return {"nested_mse_loss": self.cfg.nested_weight * error}
 
     @override

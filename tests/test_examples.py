@@ -1,8 +1,11 @@
 """Every example runs, quickly, says something, and fits on a page."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +116,23 @@ def test_saelens_evaluations_are_run_and_kept(
     measured = json.loads((tmp_path / "sae" / "evaluation.json").read_text())
     assert 0 < measured["sparsity"]["l0"] < 64
     assert "ce_loss_score" in measured["model_performance_preservation"]
+
+
+def test_two_processes_train_one_sae(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = [str(EXAMPLES / "10_two_processes.py"), "--steps", "60"]
+    ran = subprocess.run(
+        [*command, *script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "rank 0 of 2 trained 64 latents" in ran.stdout
+    assert "rank 1 of 2 trained 64 latents" in ran.stdout
+    assert re.search(r"128 latents: L0 [23]\.\d", ran.stdout)
 
 
 def test_examples_are_numbered_without_gaps_and_short() -> None:

@@ -2,11 +2,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lens_gba import sparse_autoencoder_ops as ops
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
-    NestedSquaredError,
     SparseDecode,
     SparseEncode,
     find_active,
@@ -122,6 +122,64 @@ def test_a_dense_batch_is_left_to_dense_products() -> None:
     assert find_active(p["x"], p["W_enc"], p["b_enc"], p["threshold"], 0.5) is None
 
 
+def test_an_encoder_whose_input_needs_no_gradient_is_not_kept() -> None:
+    p = problem(12, 6, 10, 1.0)
+    p["x"] = p["x"].detach()
+    kept: list[torch.Tensor] = []
+
+    def note(t: torch.Tensor) -> torch.Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        sparse(p, relu=False)
+    pointers = {t.data_ptr() for t in kept if not t.is_sparse}
+    assert p["x"].data_ptr() in pointers and p["W_enc"].data_ptr() not in pointers
+
+
+def test_autocast_casts_the_encoder_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "CHUNK_ROWS", 3)
+    p = {name: t.detach().float() for name, t in problem(12, 6, 10, 1.0).items()}
+    arguments = (p["x"], p["W_enc"], p["b_enc"], p["threshold"], 1.0)
+    casts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if "_to_copy" in func.name() and args[0].shape == p["W_enc"].shape:
+                casts.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16), Casts():
+        found = find_active(*arguments)
+    assert len(casts) == 1
+    assert found is not None
+    h = (p["x"].bfloat16() @ p["W_enc"].bfloat16()).float() + p["b_enc"]
+    expected = torch.where(h > p["threshold"], h, 0.0)
+    assert torch.equal(found[0].to_coo(found[1]).to_dense(), expected)
+
+
+def test_half_precision_takes_sparse_products_in_float32() -> None:
+    def at(dtype: torch.dtype) -> list[torch.Tensor]:
+        p = {name: t.detach().bfloat16().to(dtype) for name, t in problem(12, 6, 10, 1.0).items()}
+        for name in LEAVES:
+            p[name].requires_grad_()
+        p["output_scale"] = p["output_scale"].detach().float().requires_grad_()
+        with torch.no_grad():
+            found = find_active(
+                p["x"].float(), p["W_enc"].float(), p["b_enc"].float(), p["threshold"].float(), 1.0
+            )
+        assert found is not None
+        active, values = found
+        acts = SparseEncode.apply(p["x"], p["W_enc"], values.to(dtype), active)
+        out = SparseDecode.apply(acts, p["W_dec"], p["output_scale"], active)
+        assert out.dtype == dtype
+        out.sum().backward()
+        return [out.detach(), *(g for name in LEAVES if (g := p[name].grad) is not None)]
+
+    for half, full in zip(at(torch.bfloat16), at(torch.float32), strict=True):
+        torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.1)
+
+
 def test_nothing_of_batch_times_d_sae_is_kept_for_backward() -> None:
     p = problem(64, 8, 128, 5.0)
     kept = []
@@ -133,15 +191,6 @@ def test_nothing_of_batch_times_d_sae_is_kept_for_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         sparse(p, relu=False)
     assert max(kept) <= 128 * 8 < 64 * 128
-
-
-def test_nested_squared_error_is_that_of_running_sums() -> None:
-    parts = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
-    target = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    plain = (parts.cumsum(dim=0)[:-1] - target).square().sum(dim=2).mean()
-    ours = NestedSquaredError.apply(parts, target)
-    torch.testing.assert_close(ours, plain)
-    assert torch.autograd.gradcheck(NestedSquaredError.apply, (parts, target))
 
 
 def test_bands_split_the_pattern_by_latent_and_keep_its_entries() -> None:

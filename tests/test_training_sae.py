@@ -159,6 +159,47 @@ def test_sparse_and_dense_steps_have_the_same_loss_and_gradients(
         torch.testing.assert_close(results[1][name], dense, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bias", [-1e6, 0.0], ids=["nothing is active", "half is"])
+def test_a_density_of_zero_is_dense_always(bias: float) -> None:
+    sae = randomise(GBATrainingSAE(tiny_config(sparse_below_density=0.0)))
+    sae.set_bias(torch.full((64,), bias))
+    output = sae.training_forward_pass(step_input=step_input(next(mixture(0))))
+    assert not output.feature_acts.is_sparse and not output.hidden_pre.is_sparse
+
+
+def test_what_pays_on_a_cpu_is_below_a_tenth() -> None:
+    x = next(mixture(0))
+    for target_l0, is_sparse in ((4.0, True), (8.0, False)):
+        sae = GBATrainingSAE(tiny_config(target_l0=target_l0, highest_target_frequency=0.4))
+        output = sae.training_forward_pass(step_input=step_input(x))
+        assert output.feature_acts.is_sparse == is_sparse
+
+
+def test_the_input_is_normalised_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = GBATrainingSAE(tiny_config(normalize_activations="layer_norm"))
+    calls = []
+    real = sae.run_time_activation_norm_fn_in
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return real(x)
+
+    monkeypatch.setattr(sae, "run_time_activation_norm_fn_in", counted)
+    x = next(mixture(0))
+    output = sae.training_forward_pass(step_input=step_input(x))
+    assert len(calls) == 1
+    torch.testing.assert_close(output.sae_out, sae.decode(sae.encode(x)))
+
+
+def test_a_hook_on_the_input_is_heard_in_training() -> None:
+    sae = randomise(GBATrainingSAE(tiny_config()))
+    x = next(mixture(0))
+    plain = sae.training_forward_pass(step_input=step_input(x)).sae_out
+    sae.hook_sae_input.add_hook(lambda tensor, hook: tensor * 0.5)
+    hooked = sae.training_forward_pass(step_input=step_input(x)).sae_out
+    assert not torch.allclose(hooked, plain)
+
+
 def test_hooks_see_dense_tensors() -> None:
     sae = randomise(GBATrainingSAE(tiny_config(sparse_below_density=1.0)))
     seen = {}

@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens.synthetic import SyntheticSAERunner, synthetic_sae_runner
+from sae_lens.training import sae_trainer
 from torch.optim import Adam
 
 import sae_lens_gba
@@ -44,6 +46,24 @@ def test_the_trainer_optimises_with_adam_over_all_parameters() -> None:
     assert type(trainer.optimizer) is Adam
     ours = {id(p) for p in sae.parameters()}
     assert {id(p) for g in trainer.optimizer.param_groups for p in g["params"]} == ours
+
+
+def test_the_trainer_clips_gradients_by_torchs_function_once_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # LatentParallelTrainer has its own in that place
+    norms: list[float] = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda _, norm: norms.append(norm))
+    take_steps(make_trainer(GBATrainingSAE(tiny_config()), 2), 2)
+    assert norms == [1.0, 1.0]
+
+
+def test_the_synthetic_runner_makes_the_trainer_that_its_module_names() -> None:
+    # which sae_lens_gba.distributed.runner replaces; progress bars likewise
+    assert vars(synthetic_sae_runner)["SAETrainer"] is sae_trainer.SAETrainer
+    names = SyntheticSAERunner.run.__code__.co_names
+    assert {"SAETrainer", "fit"} <= set(names)
+    assert "tqdm" in sae_trainer.SAETrainer.fit.__code__.co_names
 
 
 def test_the_trainer_counts_sparse_activations_like_dense_ones() -> None:

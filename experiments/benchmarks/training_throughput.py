@@ -68,16 +68,18 @@ class Case:
     d_sae: int
     l0: int
     autocast: bool = False
+    device: str = "cpu"
 
     def batches(self, n: int) -> list[torch.Tensor]:
         """The same Gaussian batches for every architecture."""
         generator = torch.Generator().manual_seed(0)
-        return [torch.randn(self.batch, self.d_in, generator=generator) for _ in range(n)]
+        drawn = [torch.randn(self.batch, self.d_in, generator=generator) for _ in range(n)]
+        return [x.to(self.device) for x in drawn]
 
 
 def architectures(case: Case) -> dict[str, Any]:
     """Configs by the name of the architecture."""
-    sizes: dict[str, Any] = {"d_in": case.d_in, "d_sae": case.d_sae}
+    sizes: dict[str, Any] = {"d_in": case.d_in, "d_sae": case.d_sae, "device": case.device}
     widths = [w for w in (512, 2048, 8192, 32768) if w < case.d_sae] + [case.d_sae]
     gba: dict[str, Any] = {**sizes, "target_l0": case.l0, "adapt_every_n_steps": 10}
     return {
@@ -98,7 +100,9 @@ def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
     """A trainer in the middle of training: every latent of GBA at its target."""
     torch.manual_seed(0)
     sae: TrainingSAE[Any] = TrainingSAE.from_dict(cfg.to_dict())
-    settings = SAETrainerConfig(10**9, case.batch, lr=1e-4, lr_end=1e-4, autocast=case.autocast)
+    settings = SAETrainerConfig(
+        10**9, case.batch, lr=1e-4, lr_end=1e-4, autocast=case.autocast, device=case.device
+    )
     trainer: SAETrainer[Any, Any] = SAETrainer(settings, sae, iter([]))
     trainer.step(x)
     if isinstance(sae, GBATrainingSAE):

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.benchmarks import (
     architecture_comparison,
+    gpu_throughput,
     language_model_comparison,
     training_throughput,
 )
@@ -144,3 +145,31 @@ def test_peak_memory_is_that_of_training() -> None:
     case = training_throughput.Case(d_in=64, batch=4096, d_sae=512, l0=4)
     # activations and their gradient alone: 2 * 4 bytes * 4096 * 512
     assert training_throughput.peak_memory("gba dense", case, threads=1) > 16e6
+
+
+def test_the_gpu_benchmark_runs_where_it_is_told_to() -> None:
+    config = gpu_throughput.Config(((8, 64, 32, 4),), ("float32",), steps=2, device="cpu")
+    tables = gpu_throughput.run(config)
+    (case,) = tables["cases"]
+    assert {"standard", "topk", "batchtopk", "matryoshka", "jumprelu", "gba", "gba dense"} < set(
+        case["architectures"]
+    )
+    assert all(row["seconds"] > 0 for row in case["architectures"].values())
+    assert tables["device"] == [{"name": "cpu"}]
+
+
+def test_the_roofline_is_that_of_a_step_counted_by_hand() -> None:
+    case = training_throughput.Case(768, 4096, 24576, 64, autocast=True)
+    bound = gpu_throughput.roofline(case, "bfloat16 autocast")
+    # 2 * 4096 * 768 * 24576 products at 989e12; two matrices of 28 bytes a weight at 3.35e12
+    assert bound["encoder product"] == pytest.approx(0.156e-3, rel=0.01)
+    assert bound["adam"] == pytest.approx(0.3155e-3, rel=0.01)
+    assert bound["step"] > bound["encoder product"] + bound["adam"]
+
+
+def test_without_a_gpu_its_benchmark_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gpu_throughput.main([])
+    assert capsys.readouterr().out.count("no GPU") == 1

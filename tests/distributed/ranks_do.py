@@ -1,0 +1,267 @@
+"""What ranks are told to do in tests; imported once, by the process that they are forked from."""
+
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import sae_lens.llm_sae_training_runner
+import sae_lens.training.activations_store
+import torch
+import wandb
+from datasets import Dataset
+from sae_lens import LoggingConfig, TrainingSAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+import sae_lens_gba.distributed.batches as batches_module
+import sae_lens_gba.distributed.trainer as trainer_module
+from sae_lens_gba import GBATrainingSAE, cli
+from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
+from sae_lens_gba.distributed.runner import train_synthetic_sae
+from sae_lens_gba.provenance import package_versions
+from sae_lens_gba.training_metrics import training_metrics
+from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
+
+BATCH = 64
+
+
+def samples(seed: int = 1) -> Iterator[torch.Tensor]:
+    return (batch.double() for batch in mixture(seed, BATCH))
+
+
+def part_of(batches: Iterator[torch.Tensor], ranks: Ranks, uneven: bool = False) -> Any:
+    """This rank's rows of each."""
+    first = BATCH // 2 + 13 * uneven
+    sizes = [first, *([0] * (ranks.world - 1))]
+    for r in range(1, ranks.world):
+        sizes[r] = (BATCH - sum(sizes)) // (ranks.world - r)
+    for batch in batches:
+        yield batch.split(sizes)[ranks.rank]
+
+
+def whole_sae(**settings: Any) -> GBATrainingSAE:
+    torch.manual_seed(3)
+    return GBATrainingSAE(tiny_config(**{"dtype": "float64", **settings}))
+
+
+def trainer_config(steps: int, **settings: Any) -> SAETrainerConfig:
+    defaults = {"lr": 3e-3, "lr_end": 3e-3, "n_batches_for_norm_estimate": 4}
+    return SAETrainerConfig(
+        total_training_samples=steps * BATCH,
+        train_batch_size_samples=BATCH,
+        **{**defaults, **settings},
+    )
+
+
+def trainer_on(
+    ranks: Ranks,
+    sae: GBATrainingSAE | None,
+    steps: int,
+    skip: int = 0,
+    uneven: bool = False,
+    **settings: Any,
+) -> LatentParallelTrainer:
+    own = LatentSlice.of(sae if ranks.rank == 0 else None, ranks)
+    data = part_of(islice(samples(), skip, None), ranks, uneven)
+    return LatentParallelTrainer(trainer_config(steps, **settings), own, data)
+
+
+def largest_differences(one: GBATrainingSAE, other: GBATrainingSAE) -> dict[str, float]:
+    theirs = other.state_dict()
+    return {
+        name: float((value.double() - theirs[name].double()).abs().max())
+        for name, value in one.state_dict().items()
+    }
+
+
+def what_is_said(trainer: Any, output: Any) -> dict[str, float]:
+    """To wandb and in the metadata: numbers about all latents."""
+    metrics = training_metrics(trainer.sae.adapter, trainer.sae.bias)
+    log = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
+    trainer.set_final_sae_metadata()
+    metadata = trainer.sae.cfg.metadata
+    values = trainer.sae.log_histograms()
+    return {
+        **{name: float(metric()) for name, metric in metrics.items()},
+        **log,
+        **{f"sum of {name}": float(value.sum()) for name, value in values.items()},
+        "l0": metadata.l0,
+        "num_dead_features": metadata.num_dead_features,
+        "below_1e-5": float((trainer.feature_sparsity < 1e-5).sum()),
+    }
+
+
+def train_beside_one_process(
+    rank: int, cases: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+) -> dict[str, Any]:
+    """For each case, how far apart ranks and one process end: weights, counters, what is shared."""
+    found = {}
+    with join() as ranks:
+        for name, (settings, special) in cases.items():
+            steps = special.get("steps", 62)  # stops between two adaptations: counters are not 0
+            together = trainer_on(
+                ranks, whole_sae(**settings), steps, uneven=special.get("uneven", False)
+            )
+            if "dense_ranks" in special:
+                dense = rank in special["dense_ranks"]
+                together.sae.cfg.sparse_below_density = 0.0 if dense else 1.0
+            output = take_steps(together, steps)
+            said = what_is_said(together, output)
+            sae = together.sae
+            adam = together.optimizer.state[sae.b_dec]
+            shared = [sae.b_dec.detach(), sae.adapter.input_norm, *(adam[k] for k in sorted(adam))]
+            everyones = ranks.everyones([t.clone() for t in shared])
+            same = all(torch.equal(a, b) for t in everyones for a, b in zip(t, shared, strict=True))
+            whole = sae.whole()
+            end = together.sae.eval().whole()  # calibrated
+            if whole is not None and end is not None:
+                one = make_trainer(
+                    whole_sae(**settings), steps, samples(), BATCH, lr=3e-3, lr_end=3e-3
+                )
+                output = take_steps(one, steps)
+                found[name] = {
+                    "shared is bit-equal": same,
+                    "said": (said, what_is_said(one, output)),
+                    "trained": largest_differences(one.sae, whole),
+                    "calibrated": largest_differences(one.sae.eval(), end),
+                    "l0": (one.sae._calibration.l0, end._calibration.l0),
+                }
+    return found
+
+
+def checkpoint_and_go_on(rank: int, folder: Path, stop_at: int, steps: int) -> dict[str, Any]:
+    """Trains, with a checkpoint on the way; the end, and what the stock SAE of it reconstructs."""
+    with join() as ranks:
+        trainer = trainer_on(ranks, whole_sae(d_sae=61), steps)
+        take_steps(trainer, stop_at)
+        trainer.save_checkpoint("stopped", folder)
+        take_steps(trainer, steps - stop_at)
+        end = end_of(trainer)
+        sae = trainer.sae
+        sae.save_inference_model(folder / "stock")
+        x = next(samples(seed=8))
+        with torch.no_grad():
+            end["reconstruction"] = sae.decode(sae.encode(x))
+    return end
+
+
+def go_on(rank: int, checkpoint: Path, stop_at: int, steps: int) -> dict[str, Any]:
+    """Trains on from a checkpoint, whoever wrote it."""
+    with join() as ranks:
+        torch.manual_seed(100 + rank)  # nothing may depend on it
+        trainer = trainer_on(ranks, GBATrainingSAE(whole_sae(d_sae=61).cfg), steps, skip=stop_at)
+        trainer.load_trainer_state(checkpoint)
+        trainer.sae.load_weights_from_checkpoint(checkpoint)
+        take_steps(trainer, steps - stop_at)
+        return end_of(trainer)
+
+
+def n_steps_of(checkpoint: Path) -> int:
+    sae: Any = TrainingSAE.load_from_disk(checkpoint)
+    assert type(sae) is GBATrainingSAE
+    return int(sae.adapter.n_steps)
+
+
+def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
+    """State of the whole and counters of its trainer; empty but on rank 0."""
+    whole = trainer.whole()
+    if whole is None:
+        return {}
+    adam = whole.optimizer.state_dict()["state"]
+    return {
+        **whole.sae.state_dict(),
+        **{f"adam.{i}.{name}": value for i, state in adam.items() for name, value in state.items()},
+        "act_freq_scores": whole.act_freq_scores,
+        "since_fired": whole.n_forward_passes_since_fired,
+        "steps": torch.tensor([whole.n_training_steps, whole.n_training_samples]),
+    }
+
+
+def fail(rank: int, how: str, folder: Path, silence_s: float) -> None:
+    """Trains until rank 1 fails in this way, after a checkpoint; ends as the command line does."""
+    raise SystemExit(
+        cli._report_failure(partial(_train_until_failure, rank, how, folder, silence_s))
+    )
+
+
+def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) -> None:
+    is_it = rank == (0 if how == "first is killed" else 1)
+    batches_module._CHECK_EVERY = 5
+    if how == "versions" and is_it:
+        versions = package_versions()
+        vars(trainer_module)["package_versions"] = lambda: {**versions, "torch": "1.0"}
+    with join(silence_s=silence_s) as ranks:
+        trainer = trainer_on(ranks, whole_sae(), 1000, checkpoint_path=str(folder / how))
+        take_steps(trainer, 10)
+        trainer.save_checkpoint("before", folder / how)
+        if how == "killed while saving":
+            # the weights are written, the optimizer's state is not
+            SAETrainer.save_trainer_state = _be_killed  # type: ignore[method-assign]
+            trainer.save_checkpoint("after", folder / how)
+        own = trainer.batches.own
+        trainer.batches.own = _failing(own, how, trainer) if is_it else own
+        trainer.fit()
+
+
+def _be_killed(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _failing(
+    batches: Iterator[torch.Tensor], how: str, trainer: LatentParallelTrainer
+) -> Iterator[torch.Tensor]:
+    for i, batch in enumerate(batches):
+        if i == 5:
+            if how in ("killed", "first is killed"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == "hangs":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif how == "terminated":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif how == "nan":
+                batch[3, 0] = torch.nan
+            elif how == "out of data":
+                return
+            elif how == "source":
+                raise OSError("the disk is gone")
+            elif how == "raises":
+                trainer.sae.adapter.observe = None
+            elif how == "parts":
+                trainer.sae.b_dec.data[0] += 1e-12
+        yield batch
+
+
+def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
+    """``sae-lens-gba train`` on a tiny model, in a folder; ends as the command does."""
+    os.chdir(folder)
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
+    texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
+    vars(sae_lens.llm_sae_training_runner)["load_model"] = lambda *_, **__: boot(llm)
+    vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
+    raise SystemExit(cli.main(["train", *flags]))
+
+
+def synthetic(rank: int, folder: Path) -> float:
+    """SyntheticSAERunner's run, with evaluations; L0 of what came back."""
+    cfg = SyntheticSAERunnerConfig(
+        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=D_MODEL, seed=0),
+        sae=tiny_config(),
+        training_samples=63 * 40,
+        batch_size=63,
+        eval_samples=500,
+        eval_frequency=10,
+        output_path=str(folder),
+        checkpoint_path=None,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    result = train_synthetic_sae(cfg)
+    assert (result.final_eval is None) == (rank != 0)
+    assert wandb.run is None
+    return result.sae.cfg.d_sae

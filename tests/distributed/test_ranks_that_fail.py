@@ -1,0 +1,59 @@
+"""When one rank fails, every rank ends in time, and says which one failed and why."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.ranks_do import fail, n_steps_of
+from tests.distributed.several import start
+
+SILENCE_S = 6.0
+SENTENCES = {
+    "nan": "rank 1: sae_in has NaN or Inf",
+    "out of data": "rank 1 has no more data after 15 batches",
+    "source": "rank 1 failed to get a batch, after 15 batches (OSError: the disk is gone)",
+    "parts": "rank 1 has another b_dec, input scale or optimizer state of b_dec",
+    "versions": "rank 1 has torch='1.0', rank 0 has",
+    "terminated": "rank 1 was asked to stop by SIGTERM",
+    "raises": "rank 1 failed (TypeError",
+    "killed": "rank 1 gave no sign of life",
+    "hangs": "rank 1 gave no sign of life",
+}
+
+
+def test_without_torchrun_the_first_rank_is_missed_too(tmp_path: Path) -> None:
+    # ranks meet in it then: nothing can be asked for the reason any more
+    ranks = start(fail, 2, tmp_path / "said", "first is killed", tmp_path, SILENCE_S)
+    ranks[1].wait(timeout=60)
+    assert ranks[1].exit_code == 1
+    assert "the process where the ranks meet is gone" in ranks[1].said
+    ranks[0].wait(timeout=60)
+
+
+@pytest.mark.parametrize("how", SENTENCES)
+def test_every_rank_ends_and_names_the_one_that_failed(tmp_path: Path, how: str) -> None:
+    # three to tell which of them is not as the others
+    world = 3 if how == "parts" else 2
+    ranks = start(fail, world, tmp_path / "said", how, tmp_path, SILENCE_S)
+    ranks[0].wait(timeout=60)
+    assert ranks[0].exit_code == 1
+    assert SENTENCES[how] in ranks[0].said
+    if how == "hangs":
+        ranks[1].process.kill()
+    ranks[1].wait(timeout=60)
+    assert ranks[1].exit_code != 0
+    if how == "versions":
+        return
+    checkpoints = sorted((tmp_path / how).iterdir())
+    assert len(checkpoints) == 1 + (how == "terminated")
+    for checkpoint in checkpoints:
+        assert n_steps_of(checkpoint) >= 10
+
+
+def test_a_checkpoint_that_is_not_complete_is_none(tmp_path: Path) -> None:
+    ranks = start(fail, 2, tmp_path / "said", "killed while saving", tmp_path, SILENCE_S)
+    for rank in ranks:
+        rank.wait(timeout=60)
+        assert rank.exit_code != 0
+    names = {path.name for path in (tmp_path / "killed while saving").iterdir()}
+    assert names == {"before", "after.partial"}

@@ -1,0 +1,68 @@
+"""SAELens' runners on several ranks: one set of files, as of one process."""
+
+from pathlib import Path
+
+import pytest
+from sae_lens import SAE
+from safetensors.torch import load_file
+
+from sae_lens_gba import NeuronGroups
+from tests.distributed.ranks_do import command, n_steps_of, synthetic
+from tests.distributed.several import results, run
+
+FLAGS = [
+    "--d_in", "16", "--d_sae", "64", "--n_groups", "4", "--highest_target_frequency", "0.3",
+    "--target_l0", "4", "--adapt_every_n_steps", "5", "--normalize_activations",
+    "expected_average_only_in", "--hook_name", "blocks.0.hook_resid_post", "--model_name",
+    "tiny/random", "--model_from_pretrained_kwargs", "{}", "--dataset_path", "tiny/texts",
+    "--is_dataset_tokenized", "false", "--streaming", "false", "--train_batch_size_tokens", "63",
+    "--context_size", "16", "--store_batch_size_prompts", "4", "--n_batches_in_buffer", "16",
+    "--n_batches_for_norm_estimate", "2", "--n_eval_batches", "1", "--lr", "1e-3",
+    "--device", "cpu", "--output_path", "out", "--n_checkpoints", "1",
+    "--save_final_checkpoint", "true", "--log_weights_to_wandb", "false",
+    "--wandb_log_frequency", "3", "--eval_every_n_wandb_logs", "2",
+]  # fmt: skip
+WANDB = ["--log_to_wandb", "true", "--prefetch_llm_batches", "2"]
+
+
+def test_the_command_logs_evaluates_and_writes_one_set_of_files(
+    tmp_path: Path, tiny_llm_folder: Path
+) -> None:
+    flags = [*FLAGS, *WANDB, "--training_tokens", str(63 * 24)]
+    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
+    assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said + ranks[1].said
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    (run_id,) = (tmp_path / "checkpoints").iterdir()
+    between, final = sorted(run_id.iterdir())
+    assert final.name == f"final_{63 * 24}"
+    stock = SAE.load_from_disk(tmp_path / "out")
+    assert type(stock).__name__ == "JumpReLUSAE"
+    assert stock.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
+    assert stock.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
+    assert len(NeuronGroups.load(tmp_path / "out").group) == 64
+    assert len(load_file(tmp_path / "out" / "sparsity.safetensors")["sparsity"]) == 64
+
+    # and three go on from there
+    flags = [
+        *FLAGS, "--log_to_wandb", "false", "--training_tokens", str(63 * 30),
+        "--resume_from_checkpoint", str(between),
+    ]  # fmt: skip
+    ranks = run(command, 3, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
+    assert [r.exit_code for r in ranks] == [0, 0, 0], ranks[0].said
+    (resumed,) = (tmp_path / "checkpoints").glob(f"*/final_{63 * 30}")
+    assert (n_steps_of(between), n_steps_of(resumed)) == (13, 30)
+
+
+def test_the_synthetic_runner(tmp_path: Path) -> None:
+    d_sae = results(synthetic, 2, tmp_path / "said", tmp_path)
+    assert d_sae == [64, 32]
+    stock = SAE.load_from_disk(tmp_path)
+    assert stock.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
+    assert (tmp_path / "eval_stats.json").is_file()
+
+
+def test_another_architecture_ends_in_one_sentence(tmp_path: Path, tiny_llm_folder: Path) -> None:
+    flags = ["--architecture", "topk", "--k", "4", "--d_in", "16", "--d_sae", "64"]
+    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
+    assert [r.exit_code for r in ranks] == [1, 1]
+    assert "architecture='topk' is not possible on several ranks" in ranks[1].said
