@@ -18,6 +18,6 @@ assert_type(sae_lens_gba.publish("my_sae", "user/saes", dry_run=True).sae_ids, t
 assert_type(sae_lens_gba.at_l0(saved, 2).label, str)
 assert_type(sae_lens_gba.list_published("user/saes")[0].l0, float | None)
 
-print(saved.grups)  # type: ignore
+len(saved.grups)  # type: ignore
 NeuronGroups.load("my_sae").summary()[0]["sise"]  # type: ignore
 sae_lens_gba.at_l0(saved, "2")  # type: ignore
