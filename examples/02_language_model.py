@@ -41,24 +41,14 @@ cfg = LanguageModelSAERunnerConfig(
         normalize_activations="expected_average_only_in",
         device=device,
     ),
-    model_name=args.model,
-    model_from_pretrained_kwargs={},
-    hook_name=args.hook,
-    dataset_path=args.dataset,
-    context_size=args.context,
-    is_dataset_tokenized=False,
+    model_name=args.model, model_from_pretrained_kwargs={}, hook_name=args.hook,
+    dataset_path=args.dataset, context_size=args.context, is_dataset_tokenized=False,
     exclude_special_tokens=True,  # <s> has many times the norm of other tokens
-    training_tokens=args.tokens,
-    train_batch_size_tokens=args.batch,
-    n_batches_in_buffer=64,
-    n_batches_for_norm_estimate=5,
-    lr=3e-3,
-    lr_decay_steps=args.tokens // args.batch // 4,
-    logger=LoggingConfig(log_to_wandb=False),
-    device=device,
-    output_path=OUTPUT,
-    checkpoint_path=None,
-)
+    training_tokens=args.tokens, train_batch_size_tokens=args.batch,
+    n_batches_in_buffer=64, n_batches_for_norm_estimate=5,
+    lr=3e-3, lr_decay_steps=args.tokens // args.batch // 4, logger=LoggingConfig(log_to_wandb=False),
+    device=device, output_path=OUTPUT, checkpoint_path=None,
+)  # fmt: skip
 texts, _ = load_text(args.dataset)
 LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=texts).run()
 sae = SAE.load_from_disk(OUTPUT)
