@@ -4,6 +4,7 @@ python examples/02_language_model.py --model gpt2 --dataset NeelNanda/pile-10k
 """
 
 import argparse
+from typing import Any
 
 import torch
 from sae_lens import (
@@ -32,7 +33,7 @@ args = parser.parse_args()
 
 torch.manual_seed(0)  # the runner's own seed does not reach the weights
 device = "cuda" if torch.cuda.is_available() else "cpu"
-model = TransformerBridge.boot_transformers(args.model, device=device)
+model: Any = TransformerBridge.boot_transformers(args.model, device=device)
 cfg = LanguageModelSAERunnerConfig(
     sae=GBATrainingSAEConfig(
         d_in=model.cfg.d_model,
@@ -46,7 +47,8 @@ cfg = LanguageModelSAERunnerConfig(
     exclude_special_tokens=True,  # <s> has many times the norm of other tokens
     training_tokens=args.tokens, train_batch_size_tokens=args.batch,
     n_batches_in_buffer=64, n_batches_for_norm_estimate=5,
-    lr=3e-3, lr_decay_steps=args.tokens // args.batch // 4, logger=LoggingConfig(log_to_wandb=False),
+    lr=3e-3, lr_decay_steps=args.tokens // args.batch // 4,
+    logger=LoggingConfig(log_to_wandb=False),
     device=device, output_path=OUTPUT, checkpoint_path=None,
 )  # fmt: skip
 texts, _ = load_text(args.dataset)

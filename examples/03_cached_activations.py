@@ -6,6 +6,7 @@ Float32 takes 4 bytes x d_in a token: 3 GB for a million tokens of GPT-2.
 """
 
 import argparse
+from typing import Any
 
 import torch
 from sae_lens import (
@@ -34,7 +35,7 @@ parser.add_argument("--batch", type=int, default=4096)
 args = parser.parse_args()
 
 d_in = AutoConfig.from_pretrained(args.model).hidden_size
-shared = {
+shared: dict[str, Any] = {
     "model_name": args.model, "model_class_name": "AutoModelForCausalLM",
     "model_from_pretrained_kwargs": {}, "hook_name": args.hook, "dataset_path": args.dataset,
     "context_size": args.context, "training_tokens": args.tokens,

@@ -4,6 +4,7 @@ python examples/05_sweep.py --model gpt2 --dataset NeelNanda/pile-10k
 """
 
 import argparse
+from typing import Any
 
 import torch
 from sae_lens import SAE, LoggingConfig
@@ -27,7 +28,7 @@ parser.add_argument("--context", type=int, default=128, help="tokens a sequence"
 args = parser.parse_args()
 
 torch.manual_seed(0)
-model = TransformerBridge.boot_transformers(args.model)
+model: Any = TransformerBridge.boot_transformers(args.model)
 # SAEs are made one after another from one random generator: each has weights of its own
 saes = {
     f"l0_{l0:g}_seed_{seed}": GBATrainingSAEConfig(

@@ -11,6 +11,7 @@ from datasets import Dataset
 from nbclient import NotebookClient
 
 from experiments import tables
+from experiments.lab.results import RESULTS
 from sae_lens_gba import GBATrainingSAE, cli
 from tests.toolbox import D_MODEL, make_trainer, tiny_config
 
@@ -105,7 +106,7 @@ def test_a_result_that_is_not_there_yet_is_said_to_be_missing(tmp_path: Path) ->
 
 
 def test_the_readmes_sentence_on_l0_is_what_was_measured() -> None:
-    rows = json.loads((tables.RESULTS / "l0_control.json").read_text())["rows"]
+    rows = json.loads((RESULTS / "l0_control.json").read_text())["rows"]
     ours = [row for row in rows if "as published" not in row["case"]]
     worst, n = 100 * max(abs(row["miss"]) for row in ours), len({row["case"] for row in ours})
     readme = " ".join((ROOT / "README.md").read_text().split())
