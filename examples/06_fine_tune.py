@@ -9,6 +9,7 @@ With a runner on a language model: save the training SAE and name its folder,
 
 import argparse
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
@@ -27,7 +28,7 @@ args = parser.parse_args()
 
 torch.manual_seed(0)
 if args.sae is None:
-    stock: SAE = StandardSAE(StandardSAEConfig(d_in=32, d_sae=128))
+    stock: SAE[Any] = StandardSAE(StandardSAEConfig(d_in=32, d_sae=128))
     stock.W_enc.data = stock.W_dec.data.T.clone()
 else:
     stock = SAE.from_pretrained(*args.sae)

@@ -39,7 +39,7 @@ cfg = EvalConfig(
     compute_sparsity_metrics=True,
     compute_variance_metrics=True,
 )
-measured, _ = run_evals(sae, store, model, ActivationScaler(), eval_config=cfg)
+measured, _details = run_evals(sae, store, model, ActivationScaler(), eval_config=cfg)
 print(json.dumps(measured, indent=2))
 (args.sae_dir / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if new != old:
             differ.append(path)
             if not args.check:
-                write_atomically(path, lambda part, new=new: part.write_text(new))
+                write_atomically(path, partial(Path.write_text, data=new))
     for path in differ:
         print(f"{path}: " + ("differs from the results" if args.check else "written anew"))
     return int(args.check and bool(differ))
@@ -102,16 +103,16 @@ def _language_model(result: Result, methods: list[str], only: list[str] | None) 
         ("share_mcs_above_09", "latents with MCS > 0.9 between seeds"),
     ):
         found = {row["method"]: row[field] for row in result["consistency"]}
-        lines.append((text, lambda m, found=found: f"{found[m]:.3f}"))
+        lines.append((text, partial(_entry, found)))
     for k in sorted({row["k"] for row in result["probing"]}):
         scores = {m: _of(result["probing"], method=m, k=k) for m in methods}
         text = f"sparse probes, mean AUC, k = {k}"
-        lines.append((text, lambda m, scores=scores: f"{_mean(scores[m], 'test_auc'):.3f}"))
+        lines.append((text, partial(_mean_entry, scores, "test_auc")))
     lines.append(("CPU time, s", lambda m: f"{_mean(own[m], 'seconds'):.0f}"))
     for l0 in result["config"]["other_l0"]:
         rows = {m: _of(result["rows"], method=m, asked_l0=l0) for m in methods}
         text = f"explained variance at L0 {l0:g}, one seed"
-        lines.append((text, lambda m, rows=rows: _value(rows[m], "explained_variance")))
+        lines.append((text, partial(_mean_entry, rows, "explained_variance")))
     shown = [(text, value) for text, value in lines if only is None or text in only]
     header = ["", *(NAMES[m] for m in methods)]
     return markdown(header, ([text, *(value(m) for m in methods)] for text, value in shown))
@@ -218,8 +219,12 @@ def _mean(rows: list[Row], field: str) -> float:
     return fmean(float(row[field]) for row in rows)
 
 
-def _value(rows: list[Row], field: str) -> str:
-    return f"{_mean(rows, field):.3f}" if rows else "-"
+def _entry(values: dict[str, float], method: str) -> str:
+    return f"{values[method]:.3f}"
+
+
+def _mean_entry(rows: dict[str, list[Row]], field: str, method: str) -> str:
+    return f"{_mean(rows[method], field):.3f}" if rows[method] else "-"
 
 
 def _percent(share: float) -> str:
