@@ -20,8 +20,12 @@ from experiments.lab.results import RESULTS
 from sae_lens_gba.atomic_write import write_atomically
 
 ROOT = Path(__file__).parents[1]
-FILES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reliability.md")
+FILES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{n}.md" for n in ("choosing", "results", "reliability")),
+)
 NOT_MEASURED = "*Not measured yet.*"
+NOT_THERE = "\N{EN DASH}"
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 Result = dict[str, Any]
@@ -191,6 +195,29 @@ def throughput(result: Result) -> str:
     return markdown([*header, "GBA step / encoder product"], table)
 
 
+def learning_rate(result: Result) -> str:
+    """Explained variance at every rate, a line for each kind of run; the best in bold."""
+    rates = sorted({row["learning_rate"] for row in result["rows"]})
+    kinds: dict[tuple[Any, ...], dict[float, float]] = {}
+    for row in result["rows"]:
+        kind = row["data"], row["d_sae"], row["batch_size"], row["steps"], row["decay"]
+        kinds.setdefault(kind, {})[row["learning_rate"]] = row["explained_variance"]
+    lines = []
+    for (data, d_sae, batch_size, steps, decay), found in kinds.items():
+        run = f"{data}, {d_sae:,} latents, {steps:,} steps of {batch_size:,}"
+        best = max(found.values())
+        lines.append(
+            [run, "falls" if decay else "constant", *(_best(found.get(r), best) for r in rates)]
+        )
+    return markdown(["run", "rate", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def _best(value: float | None, best: float) -> str:
+    if value is None:
+        return NOT_THERE
+    return f"**{value:.3f}**" if value == best else f"{value:.3f}"
+
+
 def imbalanced_set(result: Result) -> str:
     """The paper's imbalanced set: recovered features in %, at the last step of each method."""
     table = []
@@ -245,6 +272,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "l0_control": ("l0_control.json", l0_control),
     "other_l0": ("other_l0.json", other_l0),
     "throughput": ("training_throughput.json", throughput),
+    "learning_rate": ("learning_rate.json", learning_rate),
     "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
     "torture": ("torture.json", every_row),
 }
