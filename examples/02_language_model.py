@@ -47,11 +47,11 @@ cfg = LanguageModelSAERunnerConfig(
     exclude_special_tokens=True,  # <s> has many times the norm of other tokens
     training_tokens=args.tokens, train_batch_size_tokens=args.batch,
     n_batches_in_buffer=64, n_batches_for_norm_estimate=5,
-    lr=3e-3, lr_decay_steps=args.tokens // args.batch // 4,
+    lr=1e-2, lr_decay_steps=args.tokens // args.batch // 4,
     logger=LoggingConfig(log_to_wandb=False),
     device=device, output_path=OUTPUT, checkpoint_path=None,
 )  # fmt: skip
-texts, _ = load_text(args.dataset)
+texts = load_text(args.dataset).dataset
 LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=texts).run()
 sae = SAE.load_from_disk(OUTPUT)
 print(f"{type(sae).__name__} with {sae.cfg.d_sae} latents: L0 {sae.cfg.metadata.l0:.2f}")

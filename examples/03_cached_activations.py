@@ -40,7 +40,7 @@ shared: dict[str, Any] = {
     "model_from_pretrained_kwargs": {}, "hook_name": args.hook, "dataset_path": args.dataset,
     "context_size": args.context, "training_tokens": args.tokens,
 }  # fmt: skip
-texts, _ = load_text(args.dataset)
+texts = load_text(args.dataset).dataset
 cache = CacheActivationsRunnerConfig(
     **shared, d_in=d_in, model_batch_size=16, new_cached_activations_path=CACHE,
     buffer_size_gb=min(2.0, args.tokens * d_in * 4 / 2**30 / 4), dtype="float32",

@@ -43,7 +43,7 @@ cfg = MultiSAETrainingRunnerConfig(
     train_batch_size_tokens=args.batch, n_batches_in_buffer=64, lr=3e-3,
     logger=LoggingConfig(log_to_wandb=False), output_path="sweep", checkpoint_path=None,
 )  # fmt: skip
-texts, _ = load_text(args.dataset)
+texts = load_text(args.dataset).dataset
 MultiSAETrainingRunner(cfg, override_model=model, override_dataset=texts).run()
 
 for l0 in args.l0s:

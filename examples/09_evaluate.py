@@ -18,7 +18,7 @@ from sae_lens_gba.sources import load_model_of, load_text
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("sae_dir", type=Path, nargs="?", default=Path("demo_output"))
 parser.add_argument("--model", help="Hub name or folder; none: the SAE's own")
-parser.add_argument("--dataset", help="text file or Hub name; none: the demo's text")
+parser.add_argument("--dataset", help="text file or Hub name; none: what the SAE was trained on")
 parser.add_argument("--batches", type=int, default=4, help="of text, for each measure")
 parser.add_argument("--prompts", type=int, default=8, help="sequences a batch")
 parser.add_argument("--probe", nargs="+", default=[], help="data sets of sae-probes")
@@ -26,7 +26,7 @@ args = parser.parse_args()
 
 sae = SAE.load_from_disk(args.sae_dir)
 model = load_model_of(sae, args.model)
-texts, _ = load_text(args.dataset)
+texts = load_text(args.dataset, sae).dataset
 store = ActivationsStore.from_sae(
     model, sae, dataset=texts, streaming=False, store_batch_size_prompts=args.prompts
 )

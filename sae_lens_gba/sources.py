@@ -128,7 +128,7 @@ class Text:
     held_out: bool | None = None
 
 
-def load_text(name: str | None, sae: SAE[Any]) -> Text:
+def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
     """Text to look at an SAE with.
 
     Args:
@@ -143,7 +143,7 @@ def load_text(name: str | None, sae: SAE[Any]) -> Text:
         ValueError: no name is given and the SAE's config has none, or the file is of a kind that
             is not read.
     """
-    own = sae.cfg.metadata.dataset_path
+    own = None if sae is None else sae.cfg.metadata.dataset_path
     if name is None and not own:
         raise ValueError("the SAE's cfg.json does not name its text: give some with --dataset.")
     wanted = str(name or own)

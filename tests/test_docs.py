@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from nbclient import NotebookClient
 from experiments import tables
 from experiments.lab.results import RESULTS
 from sae_lens_gba import GBATrainingSAE, cli
+from sae_lens_gba_command import train_flags
+from sae_lens_gba_command.parsers import COMMANDS, Parser, flags_as_declared
 from tests.toolbox import D_MODEL, make_trainer, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +28,7 @@ SMALLER = {
     "d_in=768": f"d_in={D_MODEL}", "d_sae=24_576": "d_sae=64", "d_sae=16_384": "d_sae=64",
     "target_l0=32": "target_l0=4", '"my_sae", 16)': '"my_sae", 2)', "target_l0=16": "target_l0=4",
     "blocks.8": "blocks.0", "training_tokens=20_000_000": "training_tokens=8192, context_size=16,"
-    " train_batch_size_tokens=128", "lr_decay_steps=1_200": "lr_decay_steps=8",
+    " train_batch_size_tokens=128", "lr_decay_steps=1_220": "lr_decay_steps=8",
 }  # fmt: skip
 
 
@@ -66,19 +69,22 @@ def test_the_python_of_a_page_runs(page: Path, saved: None, tiny_hub: None) -> N
         exec(compile(code, page.name, "exec"), shared)
 
 
-def test_every_command_of_readme_and_docs_is_one_that_there_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import sae_lens.llm_sae_training_runner as runner
-
+def test_every_command_of_readme_and_docs_is_one_that_there_is() -> None:
     text = "\n".join(code for page in PAGES for code in blocks(page, "bash"))
     commands = [line.split()[1:] for line in text.replace("\\\n", " ").splitlines() if line]
     assert {command[0] for command in commands} >= {"train", "publish", "report"}
     for name, *arguments in commands:
+        declared = flags_as_declared([name, *arguments])
         if name == "train":
-            assert runner._parse_cfg_args(["--architecture", "gba", *arguments]).sae.d_sae
+            train_flags.check(declared[1:])
+            cfg = cli._config(declared[1:], is_gba=True)
+            assert cfg.sae.d_sae
         else:
-            cli._parser([name]).parse_args([name, *arguments])
+            module_name = COMMANDS[name][1]
+            assert module_name is not None
+            parser = Parser()
+            import_module(module_name).add_arguments(parser)
+            parser.parse_args(declared[1:])
 
 
 def test_every_table_is_that_of_its_result() -> None:

@@ -17,6 +17,7 @@ from sae_lens import LoggingConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
 
 import sae_lens_gba.distributed.batches as batches_module
 import sae_lens_gba.distributed.trainer as trainer_module
@@ -202,7 +203,7 @@ def _train_until_failure(rank: int, how: str, folder: Path, silence_s: float) ->
         trainer.save_checkpoint("before", folder / how)
         if how == "killed while saving":
             # the weights are written, the optimizer's state is not
-            SAETrainer.save_trainer_state = _be_killed  # type: ignore[method-assign]
+            SAETrainer.save_trainer_state = _be_killed  # type: ignore[method-assign, assignment]
             trainer.save_checkpoint("after", folder / how)
         own = trainer.batches.own
         trainer.batches.own = _failing(own, how, trainer) if is_it else own
@@ -280,3 +281,20 @@ def synthetic(rank: int, folder: Path) -> float:
     assert (result.final_eval is None) == (rank != 0)
     assert wandb.run is None
     return result.sae.cfg.d_sae
+
+
+def fit_beside_one_process(rank: int, folder: Path, cases: list[dict[str, Any]]) -> list[float]:
+    """For each case, how far apart the stock SAEs are that ranks and one process end with."""
+    far = []
+    with join() as ranks:
+        for settings in cases:
+            sae = trainer_on(ranks, whole_sae(**settings), 30).fit()
+            if rank != 0:
+                continue
+            one = make_trainer(whole_sae(**settings), 30, samples(), BATCH, lr=3e-3, lr_end=3e-3)
+            weights = []
+            for name, trained in (("ranks", sae), ("one", one.fit())):
+                trained.save_inference_model(folder / name)
+                weights.append(load_file(folder / name / "sae_weights.safetensors"))
+            far.append(max(float((weights[0][k] - w).abs().max()) for k, w in weights[1].items()))
+    return far

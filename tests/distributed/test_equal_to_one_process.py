@@ -8,7 +8,7 @@ import torch
 
 from sae_lens_gba.distributed import Ranks
 from sae_lens_gba.distributed.share import LatentShare
-from tests.distributed.ranks_do import train_beside_one_process
+from tests.distributed.ranks_do import fit_beside_one_process, train_beside_one_process
 from tests.distributed.several import results
 from tests.toolbox import tiny_config
 
@@ -47,6 +47,17 @@ def test_sixty_steps_and_a_calibration_are_those_of_one_process(
         assert one == several, name
         one, several = case["said"]
         assert one == pytest.approx(several, rel=1e-5, abs=1e-6), name
+
+
+def test_normalised_activations_are_folded_into_the_same_stock_sae(tmp_path: Path) -> None:
+    cases = [
+        {"normalize_activations": "expected_average_only_in"},
+        {"normalize_activations": "covariance_whitening"},
+        {"normalize_activations": "covariance_whitening", "tied": True, "activation": "relu"},
+    ]
+    far = results(fit_beside_one_process, 2, tmp_path / "said", tmp_path, cases)[0]
+    assert len(far) == 3
+    assert max(far) < 1e-8
 
 
 @pytest.mark.parametrize(("d_sae", "l0"), [(65536, 64.0), (24576, 32.0), (8191, 48.0)])
