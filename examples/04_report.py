@@ -1,4 +1,4 @@
-"""Look at a trained SAE: one HTML page, and its data as JSON.
+"""Look at a trained SAE: an HTML page, and its data beside it.
 
     sae-lens-gba demo --output demo_output
     python examples/04_report.py demo_output
@@ -15,7 +15,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("sae_dir", type=Path, nargs="?", default=Path("demo_output"))
 parser.add_argument("--compare", type=Path, nargs="*", default=[])
 parser.add_argument("--model", help="folder or hub name; none: the SAE's own")
-parser.add_argument("--dataset", help="text file; none: the demo's text")
+parser.add_argument("--dataset", help="text file; none: what the SAE was trained on")
 parser.add_argument("--tokens", type=int, default=50_000)
 args = parser.parse_args()
 
@@ -28,7 +28,7 @@ page = write_report(
 )
 print(f"open {page} in a browser")
 
-# everything in the page is in the JSON beside it
+# everything in the page is in the data beside it
 report = Report.load(page.with_suffix(".json"))
 for sae in report.saes:
     m = sae.metrics

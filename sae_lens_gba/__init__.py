@@ -14,6 +14,8 @@ from sae_lens_gba.training_sae import GBATrainingSAE
 
 if TYPE_CHECKING:
     from sae_lens_gba.hub.publishing import publish
+    from sae_lens_gba.runs.resumable import resumable_run
+    from sae_lens_gba.runs.training import train
     from sae_lens_gba.saved.loading import list_published, load, to_training_sae
     from sae_lens_gba.saved.other_l0 import at_l0, calibrate
 
@@ -32,7 +34,9 @@ __all__ = [
     "load",
     "publish",
     "register",
+    "resumable_run",
     "to_training_sae",
+    "train",
 ]
 
 # imported when first used: a training run does not need them
@@ -43,6 +47,8 @@ _LATER = {
     "at_l0": "sae_lens_gba.saved.other_l0",
     "calibrate": "sae_lens_gba.saved.other_l0",
     "to_training_sae": "sae_lens_gba.saved.loading",
+    "resumable_run": "sae_lens_gba.runs.resumable",
+    "train": "sae_lens_gba.runs.training",
 }
 
 

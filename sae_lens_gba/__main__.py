@@ -2,6 +2,6 @@
 
 import sys
 
-from sae_lens_gba.cli import main
+from sae_lens_gba_command import main
 
 sys.exit(main())

@@ -71,6 +71,11 @@ class AdaptationSettings:
             floor=_LOWEST_TARGET if self.dead_frequency is None else self.dead_frequency,
         )
 
+    def is_l0_left_open(self) -> bool:
+        """Whether nothing was said of L0: neither ``target_l0`` nor frequencies of one's own."""
+        names = ("target_l0", "highest_target_frequency", "lowest_target_frequency")
+        return all(getattr(self, name) == getattr(AdaptationSettings, name) for name in names)
+
     def rates_for(self, d_in: int, spectrum: FrequencySpectrum) -> AdaptationRates:
         """Step sizes and limits for inputs of ``d_in`` dimensions and these targets."""
         dead = min(1e-5, spectrum.frequencies[-1] / 10)

@@ -1,15 +1,123 @@
-"""Files appear whole or not at all."""
+"""Files and folders appear whole or not at all, and stay after a power cut."""
 
+import errno
 import os
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
+
+from sae_lens_gba.errors import StorageError
+
+_PARTIAL = ".partial"
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path``, then put it in place in one move."""
-    partial = path.with_name(path.name + ".partial")
+    """Have ``write`` fill a file beside ``path``, then put it in place in one move.
+
+    Any number of processes may write the same ``path`` at once: the last one's file stays.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written.
+    """
+    partial = _beside(path)
+    with storage_errors(path):
+        try:
+            write(partial)
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside ``path``, which becomes ``path`` once the block has ended well.
+
+    Its parents are made. ``path`` itself must not exist, or be an empty folder, unless it is to
+    be replaced.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written.
+    """
+    partial = _beside(path)
+    with storage_errors(path):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for file in [*partial.rglob("*"), partial]:
+                _sync(file)
+            if replace:
+                shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial_folders(parent: Path) -> None:
+    """Remove what killed processes left of `folder_written_whole`; no other may be writing."""
+    for partial in parent.glob(f".*{_PARTIAL}"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """A full disk or a folder that can't be written ends in one sentence.
+
+    Raises:
+        StorageError: what torch, safetensors or the system raised for it is its cause.
+    """
     try:
-        write(partial)
-        os.replace(partial, path)
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        number = _system_error(error)
+        if number in _NO_ROOM:
+            remedy = "there is no room: free some space, or name a folder on another disk"
+        elif number in _NO_PERMISSION and _concerns(error, path):
+            remedy = "it is read-only or not yours: name a folder that you may write"
+        else:
+            raise
+        raise StorageError(f"{path} could not be written, {remedy}.") from error
+
+
+def _system_error(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    text = str(error)
+    if "inline_container.cc" in text or "PytorchStreamWriter" in text:
+        return errno.ENOSPC  # torch.save does not say what the system said
+    found = re.search(r"\(os error (\d+)\)", text)  # of safetensors
+    return int(found.group(1)) if found else None
+
+
+def _concerns(error: Exception, path: Path) -> bool:
+    """Not so of a file elsewhere that can't be read, such as a data set's."""
+    name = getattr(error, "filename", None)
+    return name is None or path.absolute().parent in Path(name).absolute().parents
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}{_PARTIAL}")
+
+
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # of a folder, on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # file systems that can't sync folders
+            raise
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -18,6 +18,7 @@ from sae_lens_gba.calibration import (
     RecentSamples,
     calibrate_groups,
 )
+from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.gba_parameters import GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
@@ -45,12 +46,12 @@ class CalibratedBiases(GBAParameters):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        self._recent = RecentSamples(self.cfg.calibration_samples)
+        self.recent_samples = RecentSamples(self.cfg.calibration_samples)
 
     def _keep_for_calibration(self, batch: torch.Tensor) -> None:
         self._calibration = self._other_l0s = None
         if self.cfg.calibration_samples > 0:
-            self._recent.add(batch.detach())
+            self.recent_samples.add(batch.detach())
 
     @override
     def train(self, mode: bool = True) -> "CalibratedBiases":
@@ -85,7 +86,7 @@ class CalibratedBiases(GBAParameters):
         """Put each group's mean on target on the recent samples; whether that could be done."""
         adapter = self.adapter
         target_l0 = adapter.target_l0
-        for found in self._calibrated_for([target_l0], len(self._recent)):
+        for found in self._calibrated_for([target_l0], len(self.recent_samples)):
             if found.l0 < 0.99 * target_l0:
                 logger.warning(
                     "target_l0=%.4g can't be had: with all biases at 0, %.4g latents are active "
@@ -126,7 +127,7 @@ class CalibratedBiases(GBAParameters):
             target_l0,
             *(f * target_l0 for f in OTHER_L0S if f * target_l0 < d_sae / 4),
         ]
-        found = self._calibrated_for(wanted, min(len(self._recent), _SAMPLES_FOR_OTHERS))
+        found = self._calibrated_for(wanted, min(len(self.recent_samples), _SAMPLES_FOR_OTHERS))
         if not found:
             return None
         # relative to the thresholds as they are, which more samples have told
@@ -144,7 +145,7 @@ class CalibratedBiases(GBAParameters):
     def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
         """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
         W_enc = self._encoder()
-        for batch in reversed(self._recent.batches):
+        for batch in reversed(self.recent_samples.batches):
             for rows in batch[:n_samples].split(CHUNK_ROWS):
                 yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
             n_samples -= min(n_samples, len(batch))
@@ -153,7 +154,7 @@ class CalibratedBiases(GBAParameters):
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Save as a stock SAE, with ``gba_groups.safetensors`` beside it."""
+        """Save as a stock SAE, with ``gba_groups.safetensors`` and checksums beside it."""
         self.settle()
         metadata = self.cfg.metadata
         self.cfg.metadata = self.stock_metadata()
@@ -161,7 +162,15 @@ class CalibratedBiases(GBAParameters):
             paths = super().save_inference_model(path)
         finally:
             self.cfg.metadata = metadata
-        self.groups().save(path)
+        groups = self.groups().save(path)
+        write_checksums(path, [file.name for file in (*paths, groups)])
+        return paths
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Save the training state, with checksums beside it."""
+        paths = super().save_model(path)
+        write_checksums(path, [file.name for file in paths])
         return paths
 
     def stock_metadata(self) -> SAEMetadata:
@@ -201,12 +210,12 @@ class CalibratedBiases(GBAParameters):
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
         self._in_training = self._calibration = self._other_l0s = None
-        self._recent.batches.clear()
+        self.recent_samples.batches.clear()
 
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         self.settle()
-        self._recent.batches.clear()  # their unit is that of before
+        self.recent_samples.batches.clear()  # their unit is that of before
         super().fold_activation_norm_scaling_factor(scaling_factor)
 
     @override
@@ -217,6 +226,6 @@ class CalibratedBiases(GBAParameters):
         unwhitening_matrix: torch.Tensor,
     ) -> None:
         self.settle()
-        self._recent.batches.clear()
+        self.recent_samples.batches.clear()
         self._other_l0s = None  # a whitening changes each latent's unit
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)

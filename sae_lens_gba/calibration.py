@@ -103,6 +103,18 @@ class RecentSamples:
         while len(self) - len(self.batches[0]) >= self.capacity:
             self.batches.popleft()
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The samples in one tensor, (n, d_in), and how many of them are of each batch."""
+        samples = torch.cat(list(self.batches)) if self.batches else torch.empty(0, 0)
+        sizes = torch.tensor([len(b) for b in self.batches], dtype=torch.int64)
+        return {"samples": samples, "sizes": sizes}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """What `state` gave, in place of what is held."""
+        sizes: list[int] = state["sizes"].tolist()
+        batches = state["samples"].split(sizes) if sizes else ()
+        self.batches = deque(batch.clone() for batch in batches)
+
 
 def collect_margins(
     pre_activations: Iterable[torch.Tensor],

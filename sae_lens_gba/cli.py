@@ -1,80 +1,113 @@
-"""``sae-lens-gba``: train, publish, report, plan, demo."""
+"""What ``sae-lens-gba`` does once its arguments are known to be possible.
+
+The command itself is in `sae_lens_gba_command`, which needs neither SAELens nor torch.
+"""
 
 import argparse
 import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
+
+import sae_lens.llm_sae_training_runner as saelens
 
 from sae_lens_gba.errors import GBAError
+from sae_lens_gba_command import main, train_flags
+from sae_lens_gba_command.parsers import COMMANDS, Parser, is_given
 
-# name -> (help, module with add_arguments and run_from_arguments)
-COMMANDS = {
-    "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
-    "report": ("make a page that shows what an SAE learned", "sae_lens_gba.report.command"),
-    "plan": ("what training on several devices takes", "sae_lens_gba.distributed.plan"),
-    "demo": ("train, save, reload and show an SAE of a small model", "sae_lens_gba.demo.run"),
-}
-TRAIN_HELP = "train an SAE: SAELens' own flags and ours (see train --help)"
+__all__ = ["main", "run", "train"]
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code. Foreseeable failures end in one sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = list(sys.argv[1:] if args is None else args)
-    if arguments[:1] == ["train"]:
-        # SAELens parses these itself: its flags change with --architecture
-        return _report_failure(lambda: train(arguments[1:]))
-    namespace = _parser(arguments[:1]).parse_args(arguments)
-    return _report_failure(lambda: namespace.run(namespace))
+def run(arguments: list[str]) -> int:
+    """Run a command by its flags as they are declared; the exit code."""
+    command, *rest = arguments
+    with _messages_on_the_console():
+        if command == "train":
+            return _report_failure(lambda: train(rest))
+        text, module_name = COMMANDS[command]
+        assert module_name is not None
+        module = import_module(module_name)
+        parser = Parser(prog=f"sae-lens-gba {command}", description=text)
+        module.add_arguments(parser)
+        return _report_failure(lambda: module.run_from_arguments(parser.parse_args(rest)))
 
 
-def train(args: Sequence[str]) -> None:
+def train(arguments: Sequence[str]) -> None:
     """SAELens' command line, with "gba" among (and the default of) its architectures.
 
-    Of our own it has one flag more: ``--report`` writes charts of the training run as PNG.
-    Started by torchrun, it trains on all of its processes together.
+    See `sae_lens_gba.train` for what is added to a run, `train_flags` for the flags. Started by
+    torchrun, it trains on all of its processes together.
     """
-    import sae_lens.llm_sae_training_runner as runner
+    from sae_lens_gba.runs.training import train as train_by
+    from sae_lens_gba.runs.training import train_on_ranks
 
-    rest = [a for a in args if a != "--report"]
-    named = any(a.split("=")[0] in ("--architecture", "--sae") for a in rest)
-    if rest and not named:
-        rest = ["--architecture", "gba", *rest]
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    train_flags.add_own_arguments(own)
+    options, rest = own.parse_known_args(list(arguments))
+    is_gba = train_flags.architecture_of(rest) == "gba"
+    cfg = _config(rest, is_gba)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun
-        if "--report" in args:
+        if options.report:
             raise ValueError("--report is not possible on several ranks: leave it out.")
-        from sae_lens_gba.distributed.runner import train_language_model_sae
-
-        return train_language_model_sae(runner._parse_cfg_args(rest))
-    if "--report" not in args:
-        return runner._run_cli(rest)
-    from sae_lens_gba.training_record.charts import train_with_charts
-
-    cfg = runner._parse_cfg_args(rest)
-    if cfg.sae.architecture() != "gba":
-        raise ValueError(
-            f"architecture={cfg.sae.architecture()!r} is not possible with --report, which charts "
-            "the groups of a GBA SAE: leave --report out."
+        train_on_ranks(
+            cfg,
+            d_in_of_model=not is_given(rest, "--d_in"),
+            resume=options.resume,
+            overwrite=options.overwrite,
         )
-    if cfg.output_path is None:
-        raise ValueError("output_path=None is not possible with --report: name a folder for it.")
-    train_with_charts(runner.LanguageModelSAETrainingRunner(cfg=cfg), cfg.output_path)
-    return None
+        return
+    again = [a for a in arguments if a not in ("--resume", "--overwrite")]
+    train_by(
+        cfg,
+        d_in_of_model=not is_given(rest, "--d_in"),
+        resume=options.resume,
+        overwrite=options.overwrite,
+        checkpoint_minutes=options.checkpoint_minutes,
+        charts=options.report,
+        how_to_resume=f"run\n    {shlex.join(['sae-lens-gba', 'train', *again, '--resume'])}",
+    )
 
 
-def _parser(chosen: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sae-lens-gba", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    commands.add_parser("train", help=TRAIN_HELP, add_help=False)
-    for name, (text, module_name) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        if name in chosen:  # no other command's module need be imported
-            module = import_module(module_name)
-            module.add_arguments(command)
-            command.set_defaults(run=module.run_from_arguments)
-    return parser
+def _config(arguments: list[str], is_gba: bool) -> Any:
+    defaults: dict[str, str] = {}
+    if is_gba:
+        defaults = {
+            name: value
+            for name, value in train_flags.DEFAULTS.items()
+            if not is_given(arguments, f"--{name}")
+        }
+        if not any(is_given(arguments, flag) for flag in ("--architecture", "--sae")):
+            arguments = ["--architecture", "gba", *arguments]
+    is_decay_ours = defaults.pop("lr_decay_steps", None) is not None
+    ours = [part for name, value in defaults.items() for part in (f"--{name}", value)]
+    try:
+        cfg = saelens._parse_cfg_args([*arguments, *ours])
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if is_decay_ours:
+        cfg.lr_decay_steps = cfg.total_training_steps // 4
+    return cfg
+
+
+@contextmanager
+def _messages_on_the_console() -> Iterator[None]:
+    """Ours and SAELens'; other libraries have handlers of their own, and would speak twice."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(name) for name in ("sae_lens_gba", "sae_lens")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def _report_failure(run: Callable[[], object]) -> int:

@@ -13,6 +13,14 @@ class InvalidPublicationError(GBAError, ValueError):
     """What was to be published must not be, as it is; found before any network call."""
 
 
+class StorageError(GBAError, OSError):
+    """A file could not be written: the disk is full, or the folder can't be written."""
+
+
+class RunFolderError(GBAError, ValueError):
+    """The folder is another run's, or this run can't go on from what it holds."""
+
+
 class NotTrainableError(GBAError, ValueError):
     """The SAE can't be trained with GBA, or not with these groups."""
 

@@ -1,6 +1,8 @@
 """SAEs, the model they belong to, and text, from what the user names."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +16,7 @@ from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
 
 TextDataset: TypeAlias = Dataset | IterableDataset
 
+_HELD_OUT_SPLITS = ("validation", "test")
 _FILE_BUILDERS = {
     ".csv": "csv",
     ".json": "json",
@@ -33,7 +36,7 @@ def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[SavedSAE]:
     labels = _unique_labels(folders)
     loaded = [_load_sae(f, label, device) for f, label in zip(folders, labels, strict=True)]
     names = {saved.label: str(saved.sae.cfg.metadata.model_name) for saved in loaded}
-    if len(set(names.values())) > 1:
+    if len({_short_name(name) for name in names.values()}) > 1:
         raise ValueError(
             f"the SAEs belong to different models ({names}): compare SAEs of one model."
         )
@@ -65,6 +68,14 @@ def _load_sae(folder: Path, label: str, device: str) -> SavedSAE:
     if sae.hook_z_reshaping_mode:  # SAELens' activations come with the heads joined
         sae.turn_off_forward_pass_hook_z_reshaping()
     return saved
+
+
+def _short_name(model: str) -> str:
+    """The same for a model's name on the Hub, with or without its owner, and a folder of it."""
+    config = Path(model) / "config.json"
+    if config.is_file():
+        model = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path") or model
+    return model.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _unique_labels(folders: Sequence[Path]) -> list[str]:
@@ -100,24 +111,65 @@ def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
     return TransformerBridge.boot_transformers(name, device=device, dtype=torch.float32)
 
 
-def load_text(name: str | None) -> tuple[TextDataset, str]:
-    """Text to look at, and what to call it.
+@dataclass(frozen=True)
+class Text:
+    """Text to look at.
+
+    Attributes:
+        dataset: with a column that SAELens reads.
+        name: what to call it, and which part it is.
+        held_out: whether the SAE's training did not see it; None if that is not known.
+    """
+
+    dataset: TextDataset
+    name: str
+    held_out: bool | None = None
+
+
+def load_text(name: str | None, sae: SAE[Any]) -> Text:
+    """Text to look at an SAE with.
 
     Args:
         name: a .txt, .csv, .json, .jsonl or .parquet file, a folder written by
-            ``datasets.Dataset.save_to_disk``, or the name of a data set on the hub, of which
-            ``train`` is streamed. None takes the held-out tenth of the demo's text.
+            ``datasets.Dataset.save_to_disk``, or the name of a data set on the hub, which is
+            streamed. None takes what the SAE was trained on. Of several splits it is the
+            validation or test split, if there is one; of the demo's text, the held-out tenth.
+        sae: whose text it is if no name is given.
 
     Raises:
-        FileNotFoundError: the demo's wheel is needed and not installed.
+        FileNotFoundError: there is no such text, or the demo's wheel is needed and not installed.
+        ValueError: no name is given and the SAE's config has none, or the file is of a kind that
+            is not read.
     """
-    if name is None:
-        from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
+    own = sae.cfg.metadata.dataset_path
+    if name is None and not own:
+        raise ValueError("the SAE's cfg.json does not name its text: give some with --dataset.")
+    wanted = str(name or own)
+    from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 
-        return demo_texts(held_out=True), f"{DATASET_NAME}, held out"
+    if wanted == DATASET_NAME:
+        return Text(demo_texts(held_out=True), f"{DATASET_NAME}, held out", held_out=True)
+    try:
+        found, title = _find_text(wanted)
+    except (ConnectionError, FileNotFoundError) as error:
+        whose = "" if name else "the SAE's own text "
+        raise FileNotFoundError(
+            f"{whose}dataset={wanted} can't be had ({' '.join(str(error).split())}): give a text "
+            "file or another data set with --dataset."
+        ) from error
+    if not isinstance(found, dict):
+        return Text(found, title, held_out=False if wanted == own else None)
+    split = next((s for s in _HELD_OUT_SPLITS if s in found), next(iter(found)))
+    held_out = None if wanted != own else split in _HELD_OUT_SPLITS
+    return Text(found[split], f"{title}, split {split}", held_out)
+
+
+def _find_text(name: str) -> tuple[Any, str]:
+    """A data set, or a mapping from splits to them; and what to call it."""
     path = Path(name)
     if path.is_dir():
-        return load_from_disk(name), path.name
+        saved = any((path / f).is_file() for f in ("dataset_info.json", "dataset_dict.json"))
+        return load_from_disk(name) if saved else load_dataset(name), path.name
     if path.is_file():
         builder = _FILE_BUILDERS.get(path.suffix)
         if builder is None:
@@ -126,4 +178,4 @@ def load_text(name: str | None) -> tuple[TextDataset, str]:
                 f"{sorted(_FILE_BUILDERS)}."
             )
         return load_dataset(builder, data_files=name, split="train"), path.name
-    return load_dataset(name, split="train", streaming=True), name
+    return load_dataset(name, streaming=True), name

@@ -1,7 +1,7 @@
 """What a GBA training SAE tells wandb of its groups, through SAELens' trainer."""
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,29 +12,113 @@ from numpy.typing import NDArray
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.metrics import share_on_target
 
+MAX_POINTS = 100  # of a curve: each chart is sent whole
+BIAS_PERCENTILES = (5, 50, 95)
 
-def training_metrics(
-    adapter: BiasAdapter, bias: torch.Tensor
-) -> dict[str, Callable[[], torch.Tensor]]:
-    """Scalars by name, computed when called; frequencies are those of the last adaptation."""
-    targets, share = adapter.targets, adapter.share
-    by_group = targets.group_mean(adapter.frequency / adapter.target_frequency)
-    bias_by_group = targets.group_mean(bias)
-    frequency, target = share.whole(adapter.frequency), share.whole(adapter.target_frequency)
-    bias, relative = share.whole(bias), frequency / target
-    metrics: dict[str, Callable[[], torch.Tensor]] = {
-        "gba/l0_from_frequencies": frequency.sum,
+
+@dataclass
+class Curves:
+    """What wandb draws as one panel with many lines, which it must be sent whole each time.
+
+    Every other point goes when there are `MAX_POINTS`, and a chart is sent when it has grown by
+    a tenth: all of a run's charts together stay small.
+
+    Attributes:
+        step: at which a point was taken, of the adapter.
+        lines: by chart and by line, its values; one a step.
+        n_sent: points when the charts were last made.
+    """
+
+    step: list[int] = field(default_factory=list)
+    lines: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    n_sent: int = 0
+    _stride: int = 1
+    _n_seen: int = 0
+
+    def add(self, step: int, points: dict[str, dict[str, float]]) -> None:
+        """Take in a point of every line, by chart and by line."""
+        self._n_seen += 1
+        if (self._n_seen - 1) % self._stride:
+            return
+        self.step.append(step)
+        for chart, values in points.items():
+            lines = self.lines.setdefault(chart, {})
+            for name, value in values.items():
+                lines.setdefault(name, []).append(value)
+        if len(self.step) >= MAX_POINTS:
+            self._thin()
+
+    def _thin(self) -> None:
+        del self.step[1::2]
+        for lines in self.lines.values():
+            for values in lines.values():
+                del values[1::2]
+        self._stride *= 2
+        self.n_sent = 0
+
+    def charts(self) -> dict[str, Any]:
+        """wandb's charts by name; none if little was added since they were made last."""
+        if len(self.step) < 2 or len(self.step) < 1.1 * self.n_sent:
+            return {}
+        import wandb  # SAELens has imported it by now; without logging it is never needed
+
+        self.n_sent = len(self.step)
+        return {
+            chart: wandb.plot.line_series(
+                xs=self.step,
+                ys=list(lines.values()),
+                keys=list(lines),
+                title=chart.rsplit("/", 1)[-1],
+                xname="optimizer step",
+            )
+            for chart, lines in self.lines.items()
+        }
+
+
+def training_metrics(adapter: BiasAdapter, bias: torch.Tensor, curves: Curves) -> dict[str, Any]:
+    """Scalars by name, computed when called, and charts of the groups.
+
+    Frequencies are those since the adaptation before last until the last one. A latent that is
+    silent over so few samples need not be dead: SAELens' ``sparsity/dead_features`` says which
+    were silent for ``dead_feature_window`` steps.
+
+    Args:
+        bias: shape (d_sae,).
+        curves: of the run; a point is added.
+    """
+    whole = adapter.share.whole
+    frequency, target = whole(adapter.frequency), whole(adapter.target_frequency)
+    relative = frequency / target
+    curves.add(int(adapter.n_steps), _points(adapter, bias))
+    scalars: dict[str, Callable[[], torch.Tensor]] = {
+        "gba/l0_since_last_adaptation": frequency.sum,
         "gba/l0_target": target.sum,
-        "gba/share_above_target": (relative > 1).float().mean,
-        "gba/share_within_factor_2_of_target": partial(share_on_target, frequency, target),
-        "gba/share_dead": (frequency < adapter.rates.dead_frequency).float().mean,
+        "gba/share_of_latents_above_target": (relative > 1).float().mean,
+        "gba/share_of_latents_within_factor_2_of_target": partial(
+            share_on_target, frequency, target
+        ),
+        "gba/share_of_latents_silent_since_last_adaptation": (frequency == 0).float().mean,
     }
-    for k in range(targets.n_groups):
-        metrics[f"gba/frequency_over_target/group_{k:02d}"] = by_group[k].clone
-        metrics[f"gba/bias/group_{k:02d}"] = bias_by_group[k].clone
-    for percent in (5, 50, 95):
-        metrics[f"gba/bias/percentile_{percent:02d}"] = partial(torch.quantile, bias, percent / 100)
-    return metrics
+    return {**scalars, **curves.charts()}
+
+
+def _points(adapter: BiasAdapter, bias: torch.Tensor) -> dict[str, dict[str, float]]:
+    targets, of_all = adapter.targets, adapter.share.whole(bias)
+    relative = adapter.frequency / adapter.target_frequency
+    groups = [f"group {k:02d}" for k in range(targets.n_groups)]
+    at = torch.tensor([p / 100 for p in BIAS_PERCENTILES], device=bias.device, dtype=bias.dtype)
+    return {
+        "gba/frequency over target, by group": dict(
+            zip(groups, targets.group_mean(relative).tolist(), strict=True)
+        ),
+        "gba/mean bias, by group": dict(
+            zip(groups, targets.group_mean(bias).tolist(), strict=True)
+        ),
+        "gba/bias of all latents": {
+            f"percentile {percent:02d}": value
+            for percent, value in zip(BIAS_PERCENTILES, of_all.quantile(at).tolist(), strict=True)
+        },
+    }
 
 
 @torch.no_grad()
@@ -51,16 +135,23 @@ def l0_over_target(adapter: BiasAdapter, feature_acts: torch.Tensor) -> torch.Te
 def histograms(
     adapter: BiasAdapter, bias: torch.Tensor, output_scale: torch.Tensor
 ) -> dict[str, NDArray[Any]]:
-    """Values of all latents by name, (d_sae,) each."""
-    floor = math.exp(-20)  # log of a silent neuron must stay finite for wandb
+    """Values by name: of all latents, or of those that fired, at least one.
+
+    A silent latent has no logarithm of a frequency; ``training_metrics`` says how many there are.
+    """
     whole = adapter.share.whole
     bias, output_scale, frequency = whole(bias), whole(output_scale), whole(adapter.frequency)
-    relative = frequency / whole(adapter.target_frequency)
+    fired = frequency > 0
+    frequency, target = frequency[fired], whole(adapter.target_frequency)[fired]
+    of_all = {"weights/output_scale": _numpy(output_scale), "gba/bias": _numpy(bias)}
+    if not len(frequency):  # wandb can't draw a histogram of nothing
+        return of_all
     return {
-        "weights/output_scale": _numpy(output_scale),
-        "gba/log10_frequency": _numpy(frequency.clamp(min=floor).log10()),
-        "gba/log10_frequency_over_target": _numpy(relative.clamp(min=floor).log10()),
-        "gba/bias": _numpy(bias),
+        **of_all,
+        "gba/log10_frequency_of_latents_that_fired": _numpy(frequency.log10()),
+        "gba/log10_frequency_over_target_of_latents_that_fired": _numpy(
+            (frequency / target).log10()
+        ),
     }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     density_that_pays,
     find_active,
 )
-from sae_lens_gba.training_metrics import histograms, l0_over_target, training_metrics
+from sae_lens_gba.training_metrics import Curves, histograms, l0_over_target, training_metrics
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -102,6 +103,7 @@ class GBATrainingSAE(CalibratedBiases):
     """
 
     _step: _Step | None = None  # while one is in progress
+    _curves = cached_property(lambda _: Curves())  # for wandb, if anybody logs
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -219,7 +221,7 @@ class GBATrainingSAE(CalibratedBiases):
         if self.training and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
-            output.metrics.update(training_metrics(self.adapter, self.bias))
+            output.metrics.update(training_metrics(self.adapter, self.bias, self._curves))
         return output
 
     @torch.no_grad()

@@ -86,7 +86,7 @@ def test_in_evaluation_mode_l0_is_what_was_asked_and_training_is_untouched(
     plain, evaluated = train(None), train(23)
     for name, value in plain.state_dict().items():
         assert torch.equal(evaluated.state_dict()[name], value), name
-    recent = torch.cat(list(plain._recent.batches))
+    recent = torch.cat(list(plain.recent_samples.batches))
     biases = plain.bias.clone()
     plain.eval()
     assert float((plain.encode(recent) > 0).sum()) / len(recent) == pytest.approx(4.0, abs=0.01)

@@ -6,7 +6,7 @@ import pytest
 from sae_lens import JumpReLUSAEConfig, StandardSAEConfig, TrainingSAE
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
-from sae_lens_gba import GBATrainingSAEConfig
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.adaptation_settings import AdaptationSettings
 
 
@@ -161,3 +161,15 @@ def test_paper_settings_are_the_papers() -> None:
     iclr = GBATrainingSAEConfig.paper_iclr(512, 1000, n_groups=20)
     assert iclr.spectrum().frequencies[0] == 0.5
     assert iclr.n_groups == 20
+
+
+def test_an_sae_whose_config_says_nothing_of_l0_warns_of_the_one_it_will_have(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    GBATrainingSAE(GBATrainingSAEConfig(d_in=16, d_sae=1152))
+    l0 = GBATrainingSAEConfig(d_in=16, d_sae=1152).spectrum().l0
+    assert f"{l0:.3g} of d_sae=1152 latents will be active" in caplog.text
+    caplog.clear()
+    GBATrainingSAE(GBATrainingSAEConfig(d_in=16, d_sae=1152, target_l0=8))
+    GBATrainingSAE(GBATrainingSAEConfig.paper_v1(d_in=16, d_sae=64))
+    assert caplog.text == ""

@@ -36,7 +36,7 @@ def test_the_demo_trains_saves_reloads_and_shows(
     assert main(["demo", *arguments, "--training-tokens", "1280", "--snippets-tokens", "512"]) == 0
     assert {p.name for p in output.iterdir()} == {
         "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json",
-        "gba_groups.safetensors",
+        "gba_groups.safetensors", "gba_checksums.json",
     }  # fmt: skip
     for expected in ("L0 asked                 4.0", "bit-equal", "where some latents fire most",
                      "saved in", ">>>"):  # fmt: skip

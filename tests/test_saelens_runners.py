@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAET
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
-from sae_lens_gba.cli import main, train
 from tests.toolbox import D_MODEL, tiny_config
 
 HOOK = "blocks.0.hook_resid_post"
@@ -212,46 +210,3 @@ def test_beside_topk_on_one_model(
     ).run()
     assert_trained(tmp_path / "gba", saes["gba"])
     assert type(SAE.load_from_disk(tmp_path / "topk")).__name__ == "TopKSAE"
-
-
-COMMAND_LINE = [
-    "--d_in", "16", "--d_sae", "64", "--n_groups", "4", "--highest_target_frequency", "0.3",
-    "--target_l0", "4", "--tied", "true", "--bias_update", "log_proportional",
-    "--model_name", "tiny/random", "--hook_name", HOOK, "--dataset_path", "tiny/texts",
-    "--training_tokens", "640", "--train_batch_size_tokens", "64", "--context_size", "16",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("named", [[], ["--architecture", "gba"]], ids=["default", "named"])
-def test_command_line_gives_saelens_flags_and_ours(
-    named: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[Any] = []
-    runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
-    monkeypatch.setattr(runner, lambda cfg: SimpleNamespace(run=lambda: ran.append(cfg)))
-    assert main(["train", *named, *COMMAND_LINE]) == 0
-    (cfg,) = ran
-    assert cfg.sae.architecture() == "gba"
-    assert (cfg.sae.tied, cfg.sae.target_l0, cfg.sae.bias_update) == (True, 4.0, "log_proportional")
-    assert cfg.training_tokens == 640
-
-
-def test_command_line_trains_other_architectures_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr("sae_lens.llm_sae_training_runner._run_cli", seen.append)
-    train(["--architecture", "topk", "--k", "8"])
-    assert seen == [["--architecture", "topk", "--k", "8"]]
-
-
-def test_command_line_help_documents_our_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train(["--architecture", "gba", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Active latents a sample to train towards" in text
-
-
-def test_impossible_settings_on_the_command_line_end_in_one_sentence(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    assert main(["train", *COMMAND_LINE, "--target_l0", "1000"]) == 1
-    assert "target_l0=1000" in caplog.text

@@ -357,11 +357,8 @@ def test_logged_metrics_and_histograms_are_finite_even_before_the_first_adaptati
     metrics: dict[str, Any] = output.metrics
     values = {name: float(value()) for name, value in metrics.items()}
     assert {
-        "gba/share_dead",
-        "gba/share_within_factor_2_of_target",
-        "gba/bias/group_03",
-        "gba/bias/percentile_95",
-        "gba/frequency_over_target/group_00",
+        "gba/share_of_latents_silent_since_last_adaptation",
+        "gba/share_of_latents_within_factor_2_of_target",
     } <= set(values)
     assert all(v == v and abs(v) != float("inf") for v in values.values())
     for name, histogram in sae.log_histograms().items():
@@ -436,5 +433,13 @@ def test_wandb_offline_logs_a_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
         make_trainer(GBATrainingSAE(tiny_config()), 12, logger=logger).fit()
     finally:
         wandb.finish()
-    assert "metrics/gba/frequency_over_target/group_00" in logged
-    assert "gba/log10_frequency" in logged
+    chart = logged["metrics/gba/frequency over target, by group"]
+    columns = dict(zip(chart.table.columns, zip(*chart.table.data, strict=True), strict=True))
+    assert set(columns["lineKey"]) == {f"group {k:02d}" for k in range(4)}  # one panel for all
+    assert set(columns["step"]) > {2, 12} and max(columns["step"]) <= 12
+    assert [n for n in logged if "group" in n and n.startswith("metrics/gba")] == [
+        "metrics/gba/frequency over target, by group", "metrics/gba/mean bias, by group"
+    ]  # fmt: skip
+    assert "gba/log10_frequency_of_latents_that_fired" in logged
+    (stored,) = {p.parent for p in tmp_path.rglob("frequency over target*.table.json")}
+    assert stored.is_relative_to(tmp_path)

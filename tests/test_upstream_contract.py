@@ -5,18 +5,33 @@ A new release that breaks one fails here, by name.
 
 import dataclasses
 import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig, TrainingSAE
+from datasets import Dataset
+from sae_lens import (
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TrainingSAE,
+)
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.synthetic import SyntheticSAERunner, synthetic_sae_runner
 from sae_lens.training import sae_trainer
+from safetensors import SafetensorError
 from torch.optim import Adam
 
 import sae_lens_gba
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.runs.interruption import Interruption
+from tests.runs.interrupting import interrupt_at
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
@@ -106,9 +121,8 @@ def test_an_unknown_architecture_is_a_bare_key_error_upstream() -> None:
 
 
 def test_the_command_line_is_where_we_call_it() -> None:
-    from sae_lens.llm_sae_training_runner import _parse_cfg_args, _run_cli
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
-    assert list(inspect.signature(_run_cli).parameters) == ["args"]
     cfg = _parse_cfg_args(["--architecture", "gba", "--d_sae", "64", "--output_path", "here"])
     assert (cfg.sae.architecture(), cfg.sae.d_sae, cfg.output_path) == ("gba", 64, "here")
 
@@ -136,3 +150,43 @@ def test_our_process_sae_in_is_saelens_where_the_scale_of_the_inputs_is_one() ->
         sae.b_dec.data.normal_()
         x = torch.randn(5, 16)
         assert torch.equal(sae.process_sae_in(x), TrainingSAE.process_sae_in(sae, x))
+
+
+def test_the_trainers_seams_for_checkpoints_and_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    # once before each step, and once after it with the bar
+    trainer = make_trainer(GBATrainingSAE(tiny_config()), 3)
+    seen: list[tuple[str, int]] = []
+
+    def before() -> dict[str, object]:
+        seen.append(("before", trainer.n_training_steps))
+        return {}
+
+    def after(_step: object, _bar: object) -> None:
+        seen.append(("after", trainer.n_training_steps))
+
+    monkeypatch.setattr(trainer, "maybe_reset_sparsity", before)
+    monkeypatch.setattr(trainer, "_update_pbar", after)
+    trainer.fit()
+    assert seen == [("before", 0), ("after", 1), ("before", 1), ("after", 2), ("before", 2),
+                    ("after", 3)]  # fmt: skip
+
+
+def test_an_interrupt_loses_the_run_upstream(
+    tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    # docs/upstream.md has a patch
+    cfg = LanguageModelSAERunnerConfig(
+        sae=tiny_config(), model_name="tiny/random", hook_name="blocks.0.hook_resid_post",
+        model_from_pretrained_kwargs={}, dataset_path="tiny/texts", streaming=False,
+        context_size=16, training_tokens=640, train_batch_size_tokens=64,
+        store_batch_size_prompts=4, n_batches_in_buffer=16, checkpoint_path=str(tmp_path),
+        logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    runner = LanguageModelSAETrainingRunner(
+        cfg, override_model=tiny_hooked_transformer, override_dataset=tiny_texts
+    )
+    interrupt_at(monkeypatch, 3)
+    with Interruption().handlers_restored(), pytest.raises(SafetensorError, match="No such file"):
+        runner.run()
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import LanguageModelSAETrainingRunner
 
 from sae_lens_gba.demo.config import DemoConfig, runner_config
 from sae_lens_gba.demo.model import load_demo_model
@@ -19,6 +18,7 @@ from sae_lens_gba.demo.summary import LATENTS_A_GROUP, summary
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.text_stream import activations_on, open_text
+from sae_lens_gba.runs.training import train
 from sae_lens_gba.sources import load_saes
 
 MIN_FREE_BYTES = 2 * 1024**3
@@ -54,14 +54,12 @@ def run_demo(cfg: DemoConfig) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _require_room(cfg.output)
     _require_free_name(cfg.output)
-    torch.manual_seed(cfg.seed)
     runner_cfg = runner_config(cfg)  # checks the settings before any work
     _log.info("loading SmolLM2-135M (the first time takes a minute) ...")
     model: Any = load_demo_model(cfg.cache)
     texts, held_out = demo_texts(), demo_texts(held_out=True)
-    sae = LanguageModelSAETrainingRunner(
-        runner_cfg, override_model=model, override_dataset=texts
-    ).run()
+    # an earlier demo's is replaced
+    sae: Any = train(runner_cfg, model=model, dataset=texts, overwrite=True)
     sae.eval()
     (saved,) = load_saes([cfg.output])
     store = open_text(model, saved, held_out)
@@ -73,9 +71,8 @@ def run_demo(cfg: DemoConfig) -> None:
     report = collect_report([saved], model, held_out, f"{DATASET_NAME}, held out", report_cfg)
     _log.info("%s", summary(report))
     _log.info(
-        "saved in %s\nload it anywhere, without this package:\n"
+        "load it anywhere, without this package:\n"
         '    from sae_lens import SAE\n    sae = SAE.load_from_disk("%s")',
-        cfg.output.resolve(),
         cfg.output,
     )
 

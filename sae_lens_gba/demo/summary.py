@@ -1,6 +1,6 @@
 """A report's figures as lines of text: what was asked, what was got, where latents fire."""
 
-from sae_lens_gba.report.html import group_rows
+from sae_lens_gba.report.page_data import group_rows
 from sae_lens_gba.report.results import Context, Report
 
 LATENTS_A_GROUP = 2

@@ -58,7 +58,7 @@ def train_synthetic_sae(
 ) -> synthetic_sae_runner.SyntheticSAERunnerResult:
     """What SyntheticSAERunner does, as `train_language_model_sae`; the result is rank 0's."""
     with join() as ranks:
-        _require_gba(cfg.sae)
+        require_gba(cfg.sae)
         _be_quiet_beside_rank_0(ranks)
         seed = ranks.from_rank(0, torch.initial_seed())
         torch.manual_seed(seed)  # the same data model on all ranks
@@ -82,7 +82,7 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
 
     def __init__(self, cfg: LanguageModelSAERunnerConfig[Any], ranks: Ranks, **overrides: Any):
         self.ranks = ranks
-        _require_gba(cfg.sae)
+        require_gba(cfg.sae)
         _be_quiet_beside_rank_0(ranks)
         settings = {**cfg.to_dict(), **cfg.sae.to_dict()}
         ranks.require_same(
@@ -197,7 +197,7 @@ class _TrainerOnSyntheticData(LatentParallelTrainer):
         return super().fit().to(self.ranks.device)
 
 
-def _require_gba(cfg: TrainingSAEConfig) -> None:
+def require_gba(cfg: TrainingSAEConfig) -> None:
     if not isinstance(cfg, GBATrainingSAEConfig):
         raise ValueError(
             f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in "

@@ -1,7 +1,5 @@
 """SAELens' trainer on one rank of several, each with a part of the latents."""
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -20,6 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from sae_lens_gba.atomic_write import folder_written_whole
+from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.distributed.batches import GatheredBatches, checksum_of
 from sae_lens_gba.distributed.latent_slice import LatentSlice
 from sae_lens_gba.errors import RankFailedError, StoppedError
@@ -184,8 +184,10 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         if whole is not None and base is None:
             whole.save_checkpoint(checkpoint_name, None, wandb_aliases)
         elif whole is not None:
-            with _whole_folder(Path(str(base)) / checkpoint_name) as partial_folder:
+            path = Path(str(base)) / checkpoint_name
+            with folder_written_whole(path, replace=True) as partial_folder:
                 whole.save_checkpoint(partial_folder.name, base, wandb_aliases)
+                write_checksums(partial_folder)
         self.ranks.wait_for_all()
 
     @override
@@ -263,16 +265,6 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         adam = self.optimizer.state.get(sae.b_dec, {})
         shared = [sae.b_dec, sae.adapter.input_norm, sae.adapter.n_steps, sae.adapter.n_samples]
         return checksum_of([*shared, *(adam[name] for name in sorted(adam))])
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that takes its place once it is complete."""
-    beside = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    yield beside
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(beside, path)
 
 
 @contextmanager

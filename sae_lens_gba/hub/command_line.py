@@ -29,7 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="fields to set in the SAEs' metadata, such as model_name=gpt2",
     )
-    add("--evaluations", type=Path, metavar="JSON", help="file with figures for the card, by id")
+    add(
+        "--evaluations",
+        type=Path,
+        metavar="JSON",
+        help="file with an object per id, each like the evaluation.json that the report leaves "
+        "beside an SAE; without it, those are taken",
+    )
     add(
         "--neuronpedia",
         dest="neuronpedia_ids",

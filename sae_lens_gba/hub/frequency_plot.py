@@ -33,7 +33,9 @@ def save_frequency_plot(groups: NeuronGroups, path: Path, title: str) -> bool:
     alive = measured.nonzero().flatten()
     if len(alive):
         frequencies = measured[alive].tolist()
-        axes.plot(alive, frequencies, ".", markersize=3, color="#3b76af", label="measured")
+        axes.plot(
+            alive, frequencies, ".", markersize=3, color="#3b76af", label="measured in training"
+        )
     target = groups.target_frequency[order].double().tolist()
     axes.step(range(len(target)), target, where="mid", color="#d1603d", linewidth=2, label="target")
     axes.set_yscale("log")

@@ -53,7 +53,8 @@ class CardEntry(PublishedSAE):
         dead: number of dead latents; None was not measured.
         groups: as `NeuronGroups.summary` gives them.
         training: setting -> value.
-        evaluation: name -> number, as the user gave them.
+        evaluation: name -> number, as the report measured or the user gave them.
+        measured_on: text that the evaluation was made on; None if it does not say.
         plot: path of the frequency plot in the repo, None without one.
         saelens_version, version: of SAELens and of this package, "?" where it does not say.
     """
@@ -67,6 +68,7 @@ class CardEntry(PublishedSAE):
     groups: Sequence[Mapping[str, Any]]
     training: Mapping[str, Any]
     evaluation: Mapping[str, float]
+    measured_on: str | None
     neuronpedia_id: str | None
     plot: str | None
     saelens_version: str
@@ -76,8 +78,8 @@ class CardEntry(PublishedSAE):
     def from_cfg(cls, sae_id: str, cfg: Mapping[str, Any], plot: str | None) -> "CardEntry":
         """From a published cfg.json, whose ``metadata.gba`` has groups and evaluation."""
         metadata = cfg["metadata"]
-        groups = group_rows(metadata) or []
         evaluation = metadata["gba"].get("evaluation") or {}
+        groups = _measured_groups(group_rows(metadata) or [], evaluation.get("group_frequency"))
         dead = find_metric(evaluation, "dead")
         if dead is None:
             dead = metadata.get("num_dead_features")
@@ -96,12 +98,34 @@ class CardEntry(PublishedSAE):
             dead=None if dead is None else round(dead),
             groups=groups,
             training={**run, **(metadata.get("training_architecture_details") or {})},
-            evaluation=flat_numbers(evaluation),
+            # of a whole evaluation.json the figures alone: how it was made is in cfg.json
+            evaluation=flat_numbers(evaluation.get("metrics") or evaluation),
+            measured_on=_measured_on(evaluation.get("provenance")),
             neuronpedia_id=metadata.get("neuronpedia_id"),
             plot=plot,
             saelens_version=metadata.get("sae_lens_training_version") or "?",
             version=metadata["gba"].get("version") or "?",
         )
+
+
+def _measured_groups(
+    groups: list[dict[str, Any]], frequencies: Sequence[float] | None
+) -> list[dict[str, Any]]:
+    """The groups with their frequencies on the evaluation's text, where it has them."""
+    if frequencies is None or len(frequencies) != len(groups):
+        return groups
+    return [
+        {**group, "measured_frequency": frequency}
+        for group, frequency in zip(groups, frequencies, strict=True)
+    ]
+
+
+def _measured_on(provenance: Mapping[str, Any] | None) -> str | None:
+    if not provenance:
+        return None
+    ce_tokens = provenance.get("ce_tokens")
+    of_these = f" (CE on the first {ce_tokens:,})" if ce_tokens else ""
+    return f"{provenance['n_tokens']:,} tokens{of_these} of {provenance['dataset']}"
 
 
 def front_matter(
@@ -129,8 +153,8 @@ def _model_index(repo_id: str, entry: CardEntry) -> list[dict[str, Any]]:
         EvalResult(
             task_type="feature-extraction",
             task_name="sparse autoencoder",
-            dataset_type=entry.dataset if is_hub_name(entry.dataset) else "unknown",
-            dataset_name=one_line(entry.dataset or "training data"),
+            dataset_type=_dataset_type(entry),
+            dataset_name=one_line(entry.measured_on or entry.dataset or "training data"),
             metric_type=name,
             metric_name=metric_name,
             metric_value=float(f"{value:.6g}"),
@@ -143,6 +167,14 @@ def _model_index(repo_id: str, entry: CardEntry) -> list[dict[str, Any]]:
     name = one_line(f"{repo_id.split('/')[-1]}/{entry.sae_id}")
     index: list[dict[str, Any]] = eval_results_to_model_index(name, results)
     return index
+
+
+def _dataset_type(entry: CardEntry) -> str:
+    """The data set's name on the Hub, if the figures are of it."""
+    name = entry.dataset
+    if not is_hub_name(name) or (entry.measured_on is not None and name not in entry.measured_on):
+        return "unknown"
+    return name
 
 
 def card_body(repo_id: str, entries: Sequence[CardEntry], license: str | None = None) -> str:

@@ -100,8 +100,10 @@ def publish(
         repo_id: ``user-or-organisation/name``; created where it does not exist.
         metadata: fields to set in every SAE's metadata, such as ``model_name``, ``hook_name``,
             ``dataset_path``.
-        evaluations: by id, figures for the card: ``l0``, ``explained_variance``,
-            ``ce_recovered``, ``dead`` and any others; SAELens' names are understood.
+        evaluations: by id, figures for the card, of the form of the ``evaluation.json`` that
+            ``sae-lens-gba report`` leaves beside an SAE and that is taken if none are given (see
+            `sae_lens_gba.saved.evaluation`); or any numbers by name, of which ``l0``,
+            ``explained_variance``, ``ce_recovered``, ``dead`` and SAELens' names are understood.
         neuronpedia_ids: by id, ``model/layer-source``.
         license: of the SAEs, such as "mit"; None leaves it open, which the card says.
         base_model: Hub name of the model where SAELens' metadata has another one.

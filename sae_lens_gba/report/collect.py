@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,14 @@ from sae_lens.util import get_special_token_ids
 from sae_lens_gba.provenance import package_versions, utc_now
 from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
+from sae_lens_gba.report.explanations import check_export_folder, export_for_delphi
 from sae_lens_gba.report.latent_sample import sample_latents
+from sae_lens_gba.report.random_baseline import N_SAMPLES, random_directions
 from sae_lens_gba.report.reading import Reading
-from sae_lens_gba.report.results import SCHEMA_VERSION, Provenance, Report
+from sae_lens_gba.report.results import SCHEMA_VERSION, Report
 from sae_lens_gba.report.sae_result import build_result, measure_ce_loss
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
+from sae_lens_gba.saved.evaluation import Provenance
 from sae_lens_gba.saved.saved_sae import SavedSAE
 from sae_lens_gba.sources import TextDataset
 
@@ -27,25 +31,34 @@ class ReportConfig:
 
     Attributes:
         n_tokens: tokens of text to look at, special tokens included.
-        n_latents: latents of the first SAE to show in detail, about as many of each group.
+        n_latents: latents of the first SAE to show in detail, about as many of each group; None
+            is all of them, at about 7 kB each on disk.
         latents: latents of the first SAE to show in detail whatever happens.
+        random_baseline: whether to compare with random directions as well, see
+            `random_baseline.random_directions`.
+        delphi: folder, not there yet, for the first SAE's activations in the form that
+            EleutherAI's delphi explains; None leaves it out.
         ce_tokens: tokens for the CE loss, which needs three full passes of the model; 0 leaves
             it out.
-        context_size: tokens a sequence; None is the SAE's own.
+        context_size: tokens per sequence; None is the SAE's own.
         seed: of the choice of latents and examples.
         autocast: whether the model runs in bfloat16: faster on processors with units for it (AMX,
             GPUs), many times slower on others.
     """
 
     n_tokens: int = 100_000
-    n_latents: int = 60
+    n_latents: int | None = None
     latents: Sequence[int] = ()
+    random_baseline: bool = False
+    delphi: Path | None = None
     ce_tokens: int = 2048
     context_size: int | None = None
     seed: int = 0
     autocast: bool = False
 
     def __post_init__(self) -> None:
+        if self.delphi is not None:
+            check_export_folder(self.delphi)
         least = {"n_tokens": 1, "n_latents": 1, "ce_tokens": 0, "context_size": 2}
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -59,6 +72,7 @@ def collect_report(
     dataset: TextDataset,
     dataset_name: str,
     cfg: ReportConfig | None = None,
+    held_out: bool | None = None,
 ) -> Report:
     """Run the text through the model once, and every SAE on its hook.
 
@@ -67,6 +81,7 @@ def collect_report(
         model: a TransformerLens (bridge) model with a tokenizer.
         dataset: with a column SAELens knows (``text``, ``tokens``, ...).
         dataset_name: for the report.
+        held_out: whether the SAE's training did not see this text; None if that is not known.
 
     Raises:
         ValueError: the SAEs do not fit the model, or a setting is not possible.
@@ -74,6 +89,8 @@ def collect_report(
     cfg = cfg or ReportConfig()
     _check(saes, cfg)
     generator = torch.Generator().manual_seed(cfg.seed)
+    if cfg.random_baseline:
+        saes = [*saes, _random_baseline(saes[0], model, dataset, cfg)]
     readings = [Reading(sae) for sae in saes]
     started = time.perf_counter()
     text = _read(readings, model, dataset, cfg)
@@ -81,12 +98,20 @@ def collect_report(
         created=utc_now(),
         versions=package_versions(),
         dataset=dataset_name,
+        held_out=held_out,
         n_tokens=readings[0].selectivity.n_samples,
+        ce_tokens=cfg.ce_tokens,
         context_size=int(cfg.context_size or saes[0].sae.cfg.metadata.context_size),
         seed=cfg.seed,
         seconds=round(time.perf_counter() - started, 1),
     )
-    sample = sample_latents(readings[0].frequency, saes[0].groups, cfg.n_latents, generator)
+    if cfg.delphi is not None:
+        firings = readings[0].firings()
+        export_for_delphi(saes[0], firings, text, dataset_name, cfg.delphi)
+    if cfg.n_latents is None:
+        sample = list(range(saes[0].d_sae))
+    else:
+        sample = sample_latents(readings[0].frequency, saes[0].groups, cfg.n_latents, generator)
     found = [compare(readings[0], other, generator) for other in readings[1:]]
     comparisons = [comparison for comparison, _ in found]
     shown = [{*sample, *cfg.latents}.union(*(c.latents() for c in comparisons))]
@@ -134,6 +159,19 @@ def _read(
             "or a smaller --context-size."
         )
     return torch.cat(text)
+
+
+def _random_baseline(
+    saved: SavedSAE, model: Any, dataset: TextDataset, cfg: ReportConfig
+) -> SavedSAE:
+    """Fitted to the text's beginning, or to all of it if the report reads less."""
+    store = open_text(model, saved, dataset, cfg.context_size, cfg.autocast)
+    special = torch.tensor(get_special_token_ids(model.tokenizer))
+    activations = []
+    for tokens in token_batches(store, min(cfg.n_tokens, N_SAMPLES), saved.d_sae):
+        usual = torch.isin(tokens[:, slice(*store.seqpos_slice)].cpu(), special, invert=True)
+        activations.append(activations_on(store, tokens)[usual.to(store.device)])
+    return random_directions(saved, torch.cat(activations), cfg.seed)
 
 
 def _check(saes: Sequence[SavedSAE], cfg: ReportConfig) -> None:

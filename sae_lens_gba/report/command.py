@@ -3,11 +3,16 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from sae_lens_gba.report.collect import ReportConfig, collect_report
+from sae_lens_gba.report.explanations import read_explanations
 from sae_lens_gba.report.html import write_html
+from sae_lens_gba.report.latent_files import check_latents_folder
+from sae_lens_gba.report.page_data import group_rows
+from sae_lens_gba.report.results import Report
+from sae_lens_gba.saved.evaluation import SCHEMA_VERSION, Evaluation, weights_sha256
 from sae_lens_gba.sources import load_model_of, load_saes, load_text
 
 HTML_NAME = "report.html"
@@ -23,21 +28,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", help="hub name or folder; the SAE's own if not given")
     add(
         "--dataset",
-        help="text file, csv, json(l), parquet, saved data set or hub name; the demo's text if "
-        "not given",
+        help="text file, csv, json(l), parquet, saved data set or hub name; what the SAE was "
+        "trained on if not given, of which a validation or test split if there is one",
     )
     add("--output", type=Path, help=f"HTML file to write, SAE_DIR/{HTML_NAME} if not given")
     add("--tokens", dest="n_tokens", type=int, default=default.n_tokens, help="of text to read")
-    add("--context-size", type=int, help="tokens a sequence; the SAE's own")
+    add("--context-size", type=int, help="tokens per sequence; the SAE's own if not given")
     add("--ce-tokens", type=int, default=default.ce_tokens, help="for the CE loss; 0 leaves it out")
     add(
         "--sample",
         dest="n_latents",
         type=int,
         default=default.n_latents,
-        help="latents to show in detail",
+        help="latents to show in detail; all if not given",
     )
     add("--latents", type=int, nargs="+", default=(), help="latents to show whatever happens")
+    add(
+        "--explanations",
+        type=Path,
+        metavar="PATH",
+        help="of latents, to show: delphi's folder, Neuronpedia's jsonl, or json by latent",
+    )
+    add("--delphi", type=Path, metavar="FOLDER", help="write activations for delphi to explain")
+    add("--random-baseline", action="store_true", help="compare with random directions as well")
     add("--seed", type=int, default=default.seed, help="of the samples")
     add("--device", default="cpu", help="cpu, cuda, mps ...")
     add("--autocast", action="store_true", help="run the model in bfloat16")
@@ -57,6 +70,7 @@ def run_from_arguments(arguments: argparse.Namespace) -> None:
         dataset=arguments.dataset,
         output=arguments.output,
         device=arguments.device,
+        explanations=arguments.explanations,
         cfg=ReportConfig(**{f.name: getattr(arguments, f.name) for f in fields(ReportConfig)}),
     )
 
@@ -68,30 +82,52 @@ def write_report(
     dataset: str | None = None,
     output: str | Path | None = None,
     device: str = "cpu",
+    explanations: str | Path | None = None,
     cfg: ReportConfig | None = None,
 ) -> Path:
-    """Make the report of an SAE: one HTML file, and its data as JSON beside it.
+    """Make the report of an SAE: an HTML file, and its data beside it.
+
+    The SAE's own figures go into ``evaluation.json`` in its folder, where `publish` finds them.
 
     Args:
         sae_dir: folder that SAELens saved an SAE in.
         compare: more of them, of the same model.
         model: hub name or folder; None is the SAE's own, see `load_model_of`.
-        dataset: text to read, see `load_text`; None is the demo's.
+        dataset: text to read, see `load_text`; None is what the SAE was trained on.
         output: HTML file; None is ``report.html`` in ``sae_dir``.
         device: where model and SAEs run.
+        explanations: what is said of the SAE's latents, see `read_explanations`.
 
     Returns:
-        The HTML file's path. The JSON has the same name with ``.json``.
+        The HTML file's path. Of ``name.html`` the data is in ``name.json`` and, what is said of
+        each latent, in ``name_latents``, which the page reads: move them together.
     """
     path = Path(output) if output is not None else Path(sae_dir) / HTML_NAME
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
-    saes = load_saes([Path(sae_dir), *(Path(folder) for folder in compare)], device)
-    texts, name = load_text(dataset)
+    check_latents_folder(path)
+    folder = Path(sae_dir)
+    saes = load_saes([folder, *(Path(other) for other in compare)], device)
+    said = {} if explanations is None else read_explanations(Path(explanations), saes[0].d_sae)
+    text = load_text(dataset, saes[0].sae)
     language_model = load_model_of(saes[0].sae, model, device)
-    report = collect_report(saes, language_model, texts, name, cfg)
+    report = collect_report(saes, language_model, text.dataset, text.name, cfg, text.held_out)
+    report = replace(report, saes=[replace(report.saes[0], explanations=said), *report.saes[1:]])
     path.parent.mkdir(parents=True, exist_ok=True)
     report.save(path.with_suffix(".json"))
     write_html(report, path)
-    _log.info("wrote %s and %s", path, path.with_suffix(".json").name)
+    evaluation = _evaluation(report, folder).save(folder)
+    _log.info("wrote %s, with its data beside it, and %s", path, evaluation)
     return path
+
+
+def _evaluation(report: Report, folder: Path) -> Evaluation:
+    first = report.saes[0]
+    by_group = [row["measured"] for row in group_rows(first)]
+    return Evaluation(
+        schema_version=SCHEMA_VERSION,
+        metrics=first.metrics,
+        group_frequency=by_group or None,
+        provenance=report.provenance,
+        weights_sha256=weights_sha256(folder),
+    )

@@ -1,10 +1,12 @@
 """What is shown of a latent: a histogram, contexts, what it promotes, what fires with it."""
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from sae_lens.util import get_special_token_ids
+from tqdm.auto import tqdm
 
 from sae_lens_gba.report.reading import MAX_FIRINGS, Firings, Reading
 from sae_lens_gba.report.results import (
@@ -22,6 +24,7 @@ N_CO_FIRING = 8
 INTERVALS = ((0.9, 1.0), (0.6, 0.9), (0.3, 0.6), (0.0, 0.3))
 A_INTERVAL = 3
 HISTOGRAM_BINS = 40
+LOGIT_ROWS = 256
 TOKENS_BEFORE = 14
 TOKENS_AFTER = 8
 
@@ -45,12 +48,9 @@ def build_details(
         model: whose tokenizer reads them.
         generator: draws the examples.
     """
-
-    @cache
-    def read(token: int) -> str:
-        return str(model.tokenizer.decode([token]))
-
-    promoted, demoted, notes = _logit_lens(reading, latents, model, read)
+    tokens = Tokens(model.tokenizer)
+    promoted, demoted, notes = _logit_lens(reading, latents, model, tokens.read)
+    ids, width = text.flatten().tolist(), text.shape[1]
     firings = reading.firings()
     if firings.n_tokens < reading.selectivity.n_samples:
         notes.append(
@@ -58,17 +58,18 @@ def build_details(
             f"an SAE at most {MAX_FIRINGS:,} activations are kept."
         )
     details = []
-    for i, latent in enumerate(latents):
+    for i, latent in enumerate(tqdm(latents, desc="describing", unit="latent", leave=False)):
         places, activations = firings.of(latent)
-        show = _context_reader(text, places, activations, read)
+        at = dict(zip(places.tolist(), activations.tolist(), strict=True))
+        show = partial(_context, ids, width, tokens, at)
         strongest_first = places[activations.argsort(descending=True, stable=True)]
-        top = one_a_sequence(strongest_first, text.shape[1], N_TOP)
+        top = one_a_sequence(strongest_first, width, N_TOP)
         details.append(
             LatentDetail(
                 latent=latent,
                 histogram=histogram(activations),
                 top=[show(place) for place in top],
-                intervals=_intervals(strongest_first.flip(0), text.shape[1], show, generator),
+                intervals=_intervals(strongest_first.flip(0), width, show, generator),
                 promoted=promoted[i],
                 demoted=demoted[i],
                 co_firing=_co_firing(firings, latent, places),
@@ -87,27 +88,38 @@ def histogram(activations: torch.Tensor) -> Histogram:
     return Histogram(start=0.0, width=significant(float(width)), counts=counts)
 
 
-def _context_reader(
-    text: torch.Tensor,
-    places: torch.Tensor,
-    activations: torch.Tensor,
-    read: Callable[[int], str],
-) -> Callable[[int], Context]:
-    """The context of a place in the text, with the activations of a latent."""
-    along_text = torch.zeros(text.numel())
-    along_text[places] = activations
+class Tokens:
+    """The text of tokens."""
 
-    def show(place: int) -> Context:
-        sequence = place // text.shape[1] * text.shape[1]
-        start = max(place - TOKENS_BEFORE, sequence)
-        piece = slice(start, min(place + TOKENS_AFTER + 1, sequence + text.shape[1]))
-        return Context(
-            tokens=[read(token) for token in text.view(-1)[piece].tolist()],
-            activations=[significant(value) for value in along_text[piece].tolist()],
-            focus=place - start,
-        )
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._read: dict[int, str] = {}
+        self.special = frozenset(get_special_token_ids(tokenizer))
 
-    return show
+    def read(self, token: int) -> str:
+        """Of one token by its id, which may be a part of a character only."""
+        if token not in self._read:
+            self._read[token] = str(self._tokenizer.decode([token]))
+        return self._read[token]
+
+
+def _context(
+    text: Sequence[int], width: int, tokens: Tokens, activations: Mapping[int, float], place: int
+) -> Context:
+    """The context of a place in the text, which has sequences of ``width`` tokens.
+
+    Args:
+        activations: of the latent, by place.
+    """
+    sequence = place // width * width
+    start = max(place - TOKENS_BEFORE, sequence)
+    around = range(start, min(place + TOKENS_AFTER + 1, sequence + width))
+    return Context(
+        tokens=[tokens.read(text[i]) for i in around],
+        activations=[significant(activations[i]) if i in activations else 0.0 for i in around],
+        focus=place - start,
+        special=[i - start for i in around if text[i] in tokens.special],
+    )
 
 
 def one_a_sequence(places: torch.Tensor, n_tokens: int, n_wanted: int) -> list[int]:
@@ -180,14 +192,17 @@ def _logit_lens(
     if unembedding is None or unembedding.shape[0] != rows.shape[1]:
         none: list[list[TokenWeight]] = [[]] * len(latents)
         return none, none, ["No logit lens: the SAE's hook does not write to the residual stream."]
-    logits = (rows * _final_norm_weight(model)) @ unembedding.detach().float().to(rows.device)
-    logits = logits - logits.mean(dim=1, keepdim=True)  # a constant changes no probability
-    n_shown = min(N_PROMOTED, logits.shape[1])
-    return (
-        _token_weights(logits.topk(n_shown, dim=1), read),
-        _token_weights(logits.topk(n_shown, dim=1, largest=False), read),
-        [],
-    )
+    unembedding = unembedding.detach().float()
+    n_shown = min(N_PROMOTED, unembedding.shape[1])
+    promoted: list[list[TokenWeight]] = []
+    demoted: list[list[TokenWeight]] = []
+    # a block of latents at a time: all of a wide SAE's logits would take many GB
+    for block in (rows * _final_norm_weight(model)).split(LOGIT_ROWS):
+        logits = block.to(unembedding.device) @ unembedding
+        logits -= logits.mean(dim=1, keepdim=True)  # a constant changes no probability
+        promoted += _token_weights(logits.topk(n_shown, dim=1), read)
+        demoted += _token_weights(logits.topk(n_shown, dim=1, largest=False), read)
+    return promoted, demoted, []
 
 
 def _token_weights(found: Any, read: Callable[[int], str]) -> list[list[TokenWeight]]:

@@ -14,14 +14,18 @@ from plotly.subplots import make_subplots
 
 from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.report.compare import RELATED, SAME_FEATURE
-from sae_lens_gba.report.details import significant
-from sae_lens_gba.report.results import LatentDetail, Report, SaeResult
+from sae_lens_gba.report.results import Report, SaeResult
 
 BINS_A_DECADE = 10
 MAX_POINTS = 4000
 PLAIN = "#4c8bf5"
 # shares on a log axis, as 0.01%, 0.1%, 1%
 SHARE_AXIS: dict[str, Any] = {"type": "log", "dtick": 1, "tickformat": ".3~%"}
+# the same where values are logarithms
+LOG10_AXIS: dict[str, Any] = {
+    "tickvals": list(range(-7, 1)),
+    "ticktext": ["0.00001%", "0.0001%", "0.001%", "0.01%", "0.1%", "1%", "10%", "100%"],
+}
 GRID = "rgba(128,128,128,0.25)"
 
 
@@ -34,7 +38,11 @@ def all_figures(report: Report) -> dict[str, go.Figure]:
     if first.latents.target_frequency is not None:
         figures["targets"] = frequency_against_target(first)
     if report.comparisons:
-        figures["frontier"] = frontier(report.saes)
+        explained = [s.metrics.explained_variance for s in report.saes]
+        figures["frontier"] = frontier(report.saes, "explained variance", explained)
+        recovered = [r for s in report.saes if (r := s.metrics.ce_loss_recovered) is not None]
+        if len(recovered) == len(report.saes):
+            figures["frontier-ce"] = frontier(report.saes, "CE loss recovered", recovered)
         figures["frequencies-compared"] = frequencies_side_by_side(report.saes)
         figures["matches"] = match_histogram(first)
     return figures
@@ -42,7 +50,7 @@ def all_figures(report: Report) -> dict[str, go.Figure]:
 
 def frequency_histogram(sae: SaeResult) -> go.Figure:
     """Latents by log10 of activation frequency, coloured by group, targets as lines."""
-    figure = _figure("activation frequency (log10)", "latents")
+    figure = _figure("frequency (share of tokens)", "latents")
     _add_frequency_bars(figure, sae)
     for group, target in targets(sae).items():
         color = group_color(group, len(targets(sae)))
@@ -64,7 +72,7 @@ def frequencies_side_by_side(saes: Sequence[SaeResult]) -> go.Figure:
     for row, sae in enumerate(saes, start=1):
         _add_frequency_bars(figure, sae, row=row, col=1, showlegend=False)
     figure.update_layout(barmode="stack", bargap=0.04, height=130 + 170 * len(saes))
-    figure.update_xaxes(title_text="activation frequency (log10)", row=len(saes), col=1)
+    figure.update_xaxes(title_text="frequency (share of tokens)", row=len(saes), col=1)
     figure.update_yaxes(title_text="latents")
     return figure
 
@@ -78,7 +86,7 @@ def frequency_against_target(sae: SaeResult) -> go.Figure:
         """Side by side instead of on top of each other: a group has one target."""
         return asked[group] * float(10 ** (0.1 * ((latent * 0.618) % 1 - 0.5)))
 
-    _add_points(figure, sae, aside, table.frequency, "measured %{y:.2g}")
+    _add_points(figure, sae, aside, table.frequency, "measured %{y:.3~%}")
     ends = [min(asked.values()), max(asked.values())]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", name="on target", line={"color": "gray", "dash": "dash"}
@@ -91,43 +99,32 @@ def threshold_against_frequency(sae: SaeResult) -> go.Figure:
     """How a latent's threshold (minus its bias) relates to how often it is active."""
     table = sae.latents
     figure = _figure("measured frequency", "threshold (= -bias)")
-    hover = "threshold %{y:.3g}, active on %{x:.2g}"
+    hover = "threshold %{y:.3g}, fires on %{x:.3~%}"
     _add_points(
         figure, sae, lambda latent, _: table.frequency[latent], table.threshold or [], hover
     )
     return figure
 
 
-def frontier(saes: Sequence[SaeResult]) -> go.Figure:
+def frontier(saes: Sequence[SaeResult], title: str, values: Sequence[float]) -> go.Figure:
     """Where each SAE stands between few active latents and good reconstruction."""
-    rows = {"explained variance": [s.metrics.explained_variance for s in saes]}
-    recovered = [s.metrics.ce_loss_recovered for s in saes]
-    if None not in recovered:
-        rows["CE loss recovered"] = [r for r in recovered if r is not None]
-    figure = make_subplots(rows=1, cols=len(rows), horizontal_spacing=0.16)
-    _style(figure)
-    for col, (name, values) in enumerate(rows.items(), start=1):
-        for i, (sae, value) in enumerate(zip(saes, values, strict=True)):
-            figure.add_scatter(
-                x=[sae.metrics.l0],
-                y=[value],
-                mode="markers",
-                marker={"size": 13, "color": group_color(i, len(saes))},
-                name=_short(sae.label),
-                legendgroup=sae.label,
-                showlegend=col == 1,
-                hovertemplate=f"L0 %{{x:.3g}}<br>{name} %{{y:.4g}}",
-                row=1,
-                col=col,
-            )
-        figure.update_xaxes(title_text="L0 (active latents a token)", row=1, col=col)
-        figure.update_yaxes(title_text=name, row=1, col=col)
+    figure = _figure("L0 (active latents per token)", title)
+    for i, (sae, value) in enumerate(zip(saes, values, strict=True)):
+        figure.add_scatter(
+            x=[sae.metrics.l0],
+            y=[value],
+            mode="markers",
+            marker={"size": 13, "color": group_color(i, len(saes))},
+            name=_short(sae.label),
+            hovertemplate=f"L0 %{{x:.3g}}<br>{title} %{{y:.4g}}",
+        )
+    figure.update_layout(showlegend=True, height=280)
     return figure
 
 
 def match_histogram(sae: SaeResult) -> go.Figure:
     """Best decoder cosine of the living latents in each compared SAE (MCS)."""
-    figure = _figure("cosine with the most similar latent of the other SAE", "latents")
+    figure = _figure("best decoder cosine (MCS)", "latents")
     n_bins = 40
     for i, (label, cosines) in enumerate(sae.latents.best_match_cosine.items()):
         living = [c for f, c in zip(sae.latents.frequency, cosines, strict=True) if f > 0]
@@ -147,16 +144,12 @@ def match_histogram(sae: SaeResult) -> go.Figure:
     return figure
 
 
-def latent_histogram(detail: LatentDetail) -> go.Figure:
-    """How strongly a latent fires when it does."""
-    histogram = detail.histogram
+def latent_figure() -> go.Figure:
+    """How strongly a latent fires when it does; the page puts in the bars."""
     figure = _figure("activation", "tokens (log)")
     figure.add_bar(
-        x=[
-            significant(histogram.start + (i + 0.5) * histogram.width)
-            for i in range(len(histogram.counts))
-        ],
-        y=histogram.counts,
+        x=[],
+        y=[],
         marker_color=PLAIN,
         hovertemplate="activation %{x:.3g}: %{y} tokens",
         showlegend=False,
@@ -206,10 +199,16 @@ def _add_frequency_bars(
             width=1 / BINS_A_DECADE,
             name=f"group {group}" if sae.latents.group is not None else "latents",
             marker_color=group_color(group, len(groups)),
-            hovertemplate="10^%{x:.2f}: %{y} latents",
+            text=[
+                f"{10 ** (b / BINS_A_DECADE):.2%} to {10 ** ((b + 1) / BINS_A_DECADE):.2%}"
+                for b in bins
+            ],
+            textposition="none",
+            hovertemplate="%{text}: %{y} latents",
             showlegend=showlegend,
             **where,
         )
+    figure.update_xaxes(**LOG10_AXIS)
 
 
 def members(sae: SaeResult) -> dict[int, list[int]]:

@@ -1,6 +1,7 @@
 """What one SAE did while the text went by."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,15 +33,24 @@ class Firings:
     n_tokens: int
 
     def of(self, latent: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places where a latent fires, int64, and its activations on them."""
-        mine = self.latent == latent
+        """Places where a latent fires, int64 and rising, and its activations on them."""
+        order, end = self._by_latent
+        mine = order[int(end[latent] - self.count[latent]) : int(end[latent])]
         return self.place[mine].long(), self.activation[mine]
 
     def together(self, places: torch.Tensor) -> torch.Tensor:
-        """How many of ``places``, where some latent fires, each fires on; int64, shape (d_sae,)."""
-        chosen = torch.zeros(int(self.place[-1]) + 1, dtype=torch.bool)
-        chosen[places] = True
-        return self.latent[chosen[self.place]].bincount(minlength=len(self.count))
+        """How many of ``places`` each latent fires on; int64, shape (d_sae,)."""
+        places = places.int()
+        first = torch.searchsorted(self.place, places)
+        n_firings = torch.searchsorted(self.place, places, right=True) - first
+        # all firings of the first place, then of the second, ...
+        begins = (first - n_firings.cumsum(0) + n_firings).repeat_interleave(n_firings)
+        return self.latent[torch.arange(len(begins)) + begins].bincount(minlength=len(self.count))
+
+    @cached_property
+    def _by_latent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Firings in the order of their latents, and where each latent's end."""
+        return self.latent.argsort(stable=True), self.count.cumsum(0)
 
 
 class Reading:

@@ -1,12 +1,14 @@
 """What a report holds, as data: everything that is drawn is drawn from this alone.
 
 The JSON beside the HTML file is a `Report`, field by field as documented here; lists that
-describe latents as a whole have one entry a latent, in the SAE's order. Frequencies are shares
+describe latents as a whole have one entry per latent, in the SAE's order. `SaeResult.details` are
+in a folder beside it, where the page finds them too (see `latent_files`). Frequencies are shares
 of tokens (special tokens left out), activations and norms are in the SAE's own units. A value
 that could not be measured is null, and `SaeResult.notes` says why. `json_schema` gives the same
 as a JSON Schema, `Report.load` reads a file back and checks it.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.report.latent_files import read_details, write_details
+from sae_lens_gba.saved.evaluation import Metrics, Provenance
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class Context:
         tokens: the tokens' text.
         activations: activation of the latent on each of them, 0 on special tokens.
         focus: index into tokens of the token that the piece was chosen for.
+        special: indices into tokens of the tokenizer's special tokens, such as its BOS.
     """
 
     tokens: list[str]
     activations: list[float]
     focus: int
+    special: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -145,34 +151,6 @@ class LatentTable:
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """How good an SAE is on the report's text.
-
-    Attributes:
-        explained_variance: 1 - squared error / variance, over all tokens of the report.
-        mean_squared_error: squared error a token, summed over dimensions.
-        l0: mean number of active latents a token.
-        l0_asked: what it was trained towards; null if its config does not say.
-        dead: latents never active here.
-        ce_loss_recovered: share of the loss between ablating the hook and not touching it that
-            the SAE's reconstruction keeps. SAELens calls it ce_loss_score.
-        ce_loss_with_sae: cross-entropy a token, nats, with the reconstruction in place.
-        ce_loss_without_sae: of the untouched model.
-        ce_loss_with_ablation: with the hook's activations set to 0.
-    """
-
-    explained_variance: float
-    mean_squared_error: float
-    l0: float
-    l0_asked: float | None
-    dead: int
-    ce_loss_recovered: float | None
-    ce_loss_with_sae: float | None
-    ce_loss_without_sae: float | None
-    ce_loss_with_ablation: float | None
-
-
-@dataclass(frozen=True)
 class SaeResult:
     """One SAE.
 
@@ -180,8 +158,9 @@ class SaeResult:
         label: short name, unique in the report: its folder's.
         architecture: as trained, where the config says so, else as saved.
         config: its cfg.json.
-        details: of the sampled latents, by index.
+        details: of all latents or of a sample, by index.
         notes: sentences on what could not be measured.
+        explanations: what latents stand for, by index, as a person or a model wrote it.
     """
 
     label: str
@@ -195,6 +174,7 @@ class SaeResult:
     details: list[LatentDetail]
     config: dict[str, Any]
     notes: list[str]
+    explanations: dict[int, str] = field(default_factory=dict)
 
     def detail(self, latent: int) -> LatentDetail | None:
         """Of one latent, None if it is not in the sample."""
@@ -246,29 +226,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where the numbers come from.
-
-    Attributes:
-        created: UTC, ISO 8601.
-        versions: of the packages that took part.
-        dataset: as given.
-        n_tokens: tokens that were looked at, without special tokens.
-        context_size: tokens a sequence.
-        seed: of the choice of latents and examples.
-        seconds: for the pass over the text.
-    """
-
-    created: str
-    versions: dict[str, str]
-    dataset: str
-    n_tokens: int
-    context_size: int
-    seed: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Report:
     """All of a report. The first SAE is the one it is about."""
 
@@ -278,33 +235,44 @@ class Report:
     comparisons: list[Comparison]
 
     def save(self, path: Path) -> None:
-        """Write as JSON, all or nothing."""
-        content = TypeAdapter(Report).dump_json(self)
-        write_atomically(path, lambda partial: partial.write_bytes(content))
+        """Write as JSON, and the details of latents into a folder beside it.
+
+        Raises:
+            FileExistsError: that folder holds other files.
+        """
+        content = TypeAdapter(Report).dump_python(self, mode="json")
+        write_details([sae.pop("details") for sae in content["saes"]], path)
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: Path) -> "Report":
-        """Read a report's JSON.
+        """Read a report's JSON, and the details of its latents.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not a report, or one of another schema version.
+            ValueError: it is not a report, or one of another schema version, or damaged.
         """
+        remedy = "make the report again with `sae-lens-gba report`"
         try:
-            report = TypeAdapter(cls).validate_json(path.read_bytes())
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.get("schema_version")
+            if version != SCHEMA_VERSION:
+                raise ValueError(
+                    f"{path} has schema_version={version}, this sae_lens_gba reads "
+                    f"{SCHEMA_VERSION}: {remedy}."
+                )
+            for index, sae in enumerate(content.get("saes", [])):
+                sae["details"] = read_details(path, index)
+            return TypeAdapter(cls).validate_python(content)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "the file"
             raise ValueError(
-                f"{path} is not the JSON of a report: {where}: {problem['msg']}. "
-                "Make it again with `sae-lens-gba report`."
+                f"{path} is not the JSON of a report: {where}: {problem['msg']}; {remedy}."
             ) from error
-        if report.schema_version != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema_version={report.schema_version}, this sae_lens_gba reads "
-                f"{SCHEMA_VERSION}: make the report again with `sae-lens-gba report`."
-            )
-        return report
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the JSON of a report ({error}): {remedy}.") from error
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # the same figure under the names of SAELens' evaluations
-_ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_score")}
+_ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_recovered", "ce_loss_score")}
 
 
 @dataclass(frozen=True)

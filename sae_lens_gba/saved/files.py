@@ -6,6 +6,7 @@ gba_groups.safetensors   group, target and measured frequency of each latent
 sparsity.safetensors     log10 of each latent's frequency, as SAELens writes it (optional)
 runner_cfg.json          settings of the training run (optional)
 frequencies.png          plot of target and measured frequencies (optional)
+gba_checksums.json       what the first three were when they were saved together (optional)
 
 Only safetensors and JSON are ever read; a pickle beside them is not opened.
 """
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATION_WHITENING_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -41,6 +44,10 @@ ALL_FILES = (
     SPARSITY_FILENAME,
     RUNNER_CFG_FILENAME,
     PLOT_FILENAME,
+)
+# a training checkpoint has a normalisation that is not folded in yet
+LOADED_FILES = frozenset(
+    {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
 )
 
 _DAMAGED = "copy or download it again (force_download=True)"

@@ -6,26 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
-from sae_lens.constants import (
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATION_WHITENING_FILENAME,
-    SAE_CFG_FILENAME,
-)
+from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import GBAError, MissingFileError
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.saved.description import PublishedSAE, describe
 from sae_lens_gba.saved.downloading import download
-from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
+from sae_lens_gba.saved.files import LOADED_FILES, read_cfg
 from sae_lens_gba.saved.saved_sae import SavedSAE, own_errors, read_saved
 from sae_lens_gba.saved.training_form import training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 _CFG_PATTERNS = [SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
-# a training checkpoint put there by hand has a normalisation that is not folded in yet
-_FILES = sorted(
-    {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
-)
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +75,7 @@ def load(
         sae_id = _choose(snapshot, None, repo_id)
         commit = snapshot.name  # the same, whatever is published in between
     prefix = "" if sae_id == "." else f"{escape(sae_id)}/"
-    wanted = [f"{prefix}{name}" for name in _FILES]
+    wanted = [f"{prefix}{name}" for name in sorted(LOADED_FILES)]
     snapshot = download(repo_id, wanted, revision=commit, force_download=force_download, **options)
     if not (snapshot / sae_id / SAE_CFG_FILENAME).is_file():
         raise MissingFileError(

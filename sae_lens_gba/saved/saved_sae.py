@@ -20,6 +20,7 @@ from sae_lens.util import str_to_dtype
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from sae_lens_gba.checksums import check_checksums
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import (
     DamagedFileError,
@@ -29,6 +30,7 @@ from sae_lens_gba.errors import (
 )
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME, NeuronGroups
 from sae_lens_gba.saved.files import (
+    LOADED_FILES,
     check_finite,
     check_size,
     read_cfg,
@@ -151,7 +153,8 @@ def read_saved(
 ) -> SavedSAE:
     """Read the folder of one SAE: the output of a run, or a training checkpoint.
 
-    A checkpoint gives its stock form, its normalisation of activations folded in.
+    A checkpoint gives its stock form, its normalisation of activations folded in. Where the folder
+    has checksums, the files must be those that were saved together.
 
     Args:
         device: where to put the SAE.
@@ -172,6 +175,8 @@ def read_saved(
             saved = _read_checkpoint(folder)
         else:
             saved = _read_stock(folder, cfg, groups_required)
+        # last: what is wrong with a single file is better said of that file
+        check_checksums(folder, LOADED_FILES)
         log_sparsity = read_sparsity(folder, saved.d_sae)
     saved.sae.to(device=device, dtype=str_to_dtype(dtype or saved.sae.cfg.dtype))
     runner_cfg = folder / RUNNER_CFG_FILENAME

@@ -9,7 +9,7 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from sae_lens_gba.errors import DamagedFileError
+from sae_lens_gba.errors import DamagedFileError, MissingFileError
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 
@@ -34,9 +34,12 @@ def fold_activation_scaler(sae: SAE[Any], checkpoint: Path) -> None:
 
     Raises:
         DamagedFileError: the scaling factor is not a number above 0.
+        MissingFileError: a GBA checkpoint's normalisation is not there.
     """
     path = checkpoint / ACTIVATION_SCALER_CFG_FILENAME
     if not path.is_file():
+        if isinstance(sae, GBATrainingSAE):
+            _require_no_scaler(sae.cfg.normalize_activations, path)
         return
     scaler = ActivationScaler()
     scaler.load(path)
@@ -46,6 +49,17 @@ def fold_activation_scaler(sae: SAE[Any], checkpoint: Path) -> None:
                 f"{path} has scaling_factor={scaler.scaling_factor}: a number above 0 is needed."
             )
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    elif scaler.whitening is None and isinstance(sae, GBATrainingSAE):
+        _require_no_scaler(sae.cfg.normalize_activations, path)
     if scaler.whitening is not None:
         w = scaler.whitening
         sae.fold_activation_whitening(w.mean, w.matrix, w.inverse_matrix)
+
+
+def _require_no_scaler(normalize_activations: str, path: Path) -> None:
+    if normalize_activations in ("expected_average_only_in", "covariance_whitening"):
+        raise MissingFileError(
+            f"{path.parent} was trained with normalize_activations={normalize_activations!r}, but "
+            f"{path.name} does not tell its statistics (or is missing): the checkpoint is not "
+            "whole; copy it again, or use an earlier one."
+        )

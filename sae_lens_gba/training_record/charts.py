@@ -81,7 +81,7 @@ def draw(record: TrainingRecord) -> Figure:
     _bias_quantiles(axes[3], record)
     _line(axes[4], record, record.on_target, f"share within {ON_TARGET_WITHIN:g}x of target")
     axes[4].set_ylim(0, 1)
-    _line(axes[5], record, record.dead, "dead latents")
+    _line(axes[5], record, record.dead, "latents below dead_frequency")
     axes[5].set_ylim(bottom=0)
     for ax in axes:
         ax.set_xlabel("optimizer step")

@@ -24,7 +24,8 @@ from sae_lens_gba import GBATrainingSAE, cli
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
 from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
-from sae_lens_gba.training_metrics import training_metrics
+from sae_lens_gba.runs import training
+from sae_lens_gba.training_metrics import Curves, training_metrics
 from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
 
 BATCH = 64
@@ -81,7 +82,7 @@ def largest_differences(one: GBATrainingSAE, other: GBATrainingSAE) -> dict[str,
 
 def what_is_said(trainer: Any, output: Any) -> dict[str, float]:
     """To wandb and in the metadata: numbers about all latents."""
-    metrics = training_metrics(trainer.sae.adapter, trainer.sae.bias)
+    metrics = training_metrics(trainer.sae.adapter, trainer.sae.bias, Curves())
     log = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
     trainer.set_final_sae_metadata()
     metadata = trainer.sae.cfg.metadata
@@ -243,9 +244,23 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
     texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
-    vars(sae_lens.llm_sae_training_runner)["load_model"] = lambda *_, **__: boot(llm)
+    vars(training)["load_model"] = lambda *_, **__: boot(llm)
     vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
     raise SystemExit(cli.main(["train", *flags]))
+
+
+def command_that_is_stopped(rank: int, folder: Path, llm: Path, *flags: str) -> None:
+    """`command`; rank 0 is sent SIGTERM once it has written its first checkpoint."""
+    save = LatentParallelTrainer.save_checkpoint
+
+    def save_and_be_stopped(trainer: LatentParallelTrainer, *args: Any, **kwargs: Any) -> None:
+        save(trainer, *args, **kwargs)
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    vars_of_class: Any = LatentParallelTrainer
+    vars_of_class.save_checkpoint = save_and_be_stopped
+    command(rank, folder, llm, *flags)
 
 
 def synthetic(rank: int, folder: Path) -> float:

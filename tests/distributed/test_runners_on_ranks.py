@@ -1,13 +1,14 @@
 """SAELens' runners on several ranks: one set of files, as of one process."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_lens_gba import NeuronGroups
-from tests.distributed.ranks_do import command, n_steps_of, synthetic
+from tests.distributed.ranks_do import command, command_that_is_stopped, n_steps_of, synthetic
 from tests.distributed.several import results, run
 
 FLAGS = [
@@ -19,7 +20,7 @@ FLAGS = [
     "--context_size", "16", "--store_batch_size_prompts", "4", "--n_batches_in_buffer", "16",
     "--n_batches_for_norm_estimate", "2", "--n_eval_batches", "1", "--lr", "1e-3",
     "--device", "cpu", "--output_path", "out", "--n_checkpoints", "1",
-    "--save_final_checkpoint", "true", "--log_weights_to_wandb", "false",
+    "--log_weights_to_wandb", "false",
     "--wandb_log_frequency", "3", "--eval_every_n_wandb_logs", "2",
 ]  # fmt: skip
 WANDB = ["--log_to_wandb", "true", "--prefetch_llm_batches", "2"]
@@ -32,9 +33,7 @@ def test_the_command_logs_evaluates_and_writes_one_set_of_files(
     ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
     assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said + ranks[1].said
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
-    (run_id,) = (tmp_path / "checkpoints").iterdir()
-    between, final = sorted(run_id.iterdir())
-    assert final.name == f"final_{63 * 24}"
+    assert not (tmp_path / "out" / "resume").exists()
     stock = SAE.load_from_disk(tmp_path / "out")
     assert type(stock).__name__ == "JumpReLUSAE"
     assert stock.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
@@ -42,15 +41,29 @@ def test_the_command_logs_evaluates_and_writes_one_set_of_files(
     assert len(NeuronGroups.load(tmp_path / "out").group) == 64
     assert len(load_file(tmp_path / "out" / "sparsity.safetensors")["sparsity"]) == 64
 
-    # and three go on from there
-    flags = [
-        *FLAGS, "--log_to_wandb", "false", "--training_tokens", str(63 * 30),
-        "--resume_from_checkpoint", str(between),
-    ]  # fmt: skip
-    ranks = run(command, 3, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
+
+def test_a_run_of_two_ranks_is_stopped_and_goes_on_with_three_and_with_one(
+    tmp_path: Path, tiny_llm_folder: Path
+) -> None:
+    flags = [*FLAGS, "--training_tokens", str(63 * 30), "--log_to_wandb", "false"]
+    ranks = run(command_that_is_stopped, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
+    assert [r.exit_code for r in ranks] == [1, 1]
+    assert "SIGTERM" in ranks[1].said
+    assert "Go on from the checkpoint" in ranks[1].said
+    newest = max((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
+    assert n_steps_of(newest) < 30
+    alone = tmp_path / "alone"
+    copytree(tmp_path / "out", alone / "out")
+
+    ranks = run(command, 3, tmp_path / "said", tmp_path, tiny_llm_folder, *flags, "--resume")
     assert [r.exit_code for r in ranks] == [0, 0, 0], ranks[0].said
-    (resumed,) = (tmp_path / "checkpoints").glob(f"*/final_{63 * 30}")
-    assert (n_steps_of(between), n_steps_of(resumed)) == (13, 30)
+    ranks = run(
+        command, 1, tmp_path / "said", tmp_path / "alone", tiny_llm_folder, *flags, "--resume"
+    )
+    assert [r.exit_code for r in ranks] == [0], ranks[0].said
+    for folder in (tmp_path / "out", alone / "out"):
+        assert SAE.load_from_disk(folder).cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
+        assert not (folder / "resume").exists()
 
 
 def test_the_synthetic_runner(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 import argparse
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.command_line import add_arguments, run_from_arguments
 from sae_lens_gba.hub.publishing import Publication
-from tests.hub_fixtures import D_SAE, HOOK, REPO
+from sae_lens_gba.saved.evaluation import Evaluation, Metrics, Provenance, weights_sha256
+from tests.hub_fixtures import D_SAE, HOOK, REPO, WEIGHTS
 from tests.local_hub import LocalHub
 
 
@@ -72,3 +75,35 @@ def test_ids_for_some_folders_only_are_refused(sae_folder: Path) -> None:
         run(REPO, f"a={sae_folder}", f"a={sae_folder}")
     with pytest.raises(InvalidPublicationError, match="write NAME=VALUE"):
         run(REPO, sae_folder, "--metadata", "model_name")
+
+
+def measured(folder: Path, tmp_path: Path) -> Path:
+    """A copy of an SAE with a measurement beside it."""
+    copy = Path(shutil.copytree(folder, tmp_path / "measured"))
+    metrics = Metrics(0.7, 3.0, 2.9, 3.0, 1, None, None, None, None)
+    provenance = Provenance("now", {}, "news", True, 1000, 0, 16, 0, 1.0)
+    Evaluation(1, metrics, [0.1, 0.1, 0.1, 0.1], provenance, weights_sha256(copy)).save(copy)
+    return copy
+
+
+def test_what_was_measured_of_an_sae_is_published_with_it(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path
+) -> None:
+    folder = measured(sae_folder, tmp_path)
+    arguments = (REPO, f"a={folder}", "--endpoint", hub.endpoint, "--token", hub.token)
+    card = run(*arguments).card
+    assert "`a` was measured on 1,000 tokens of news." in card
+    assert "| 3 | 2.9 | 0.7 |" in card
+    # what the user gives goes before it
+    (tmp_path / "figures.json").write_text(json.dumps({"a": {"l0": 2.5}}))
+    assert "| 3 | 2.5 |" in run(*arguments, "--evaluations", tmp_path / "figures.json").card
+
+
+def test_a_measurement_of_other_weights_is_not_published(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path
+) -> None:
+    folder = measured(sae_folder, tmp_path)
+    weights = load_file(folder / WEIGHTS)
+    save_file({**weights, "b_dec": weights["b_dec"] + 1}, folder / WEIGHTS)
+    with pytest.raises(InvalidPublicationError, match=r"measured on other weights.*report"):
+        run(REPO, f"a={folder}", "--endpoint", hub.endpoint, "--dry-run")

@@ -136,6 +136,40 @@ def test_an_evaluation_under_saelens_names_goes_before_the_trainers_figures(
     assert entry.dead == dead
 
 
+def measured_cfg() -> dict[str, Any]:
+    """The same SAE measured on held-out text, where all its figures are a little different."""
+    content = cfg()
+    content["metadata"]["gba"]["evaluation"] = {
+        "schema_version": 1,
+        "metrics": {
+            "explained_variance": 0.69, "mean_squared_error": 3.0, "l0": 0.802, "l0_asked": 0.8,
+            "dead": 2, "ce_loss_recovered": 0.91, "ce_loss_with_sae": 3.0,
+            "ce_loss_without_sae": 2.9, "ce_loss_with_ablation": 4.0,
+        },
+        "group_frequency": [0.256, 0.0483],
+        "provenance": {"dataset": "wikitext, split test", "n_tokens": 20000, "seed": 7},
+        "weights_sha256": "00",
+    }  # fmt: skip
+    return content
+
+
+def test_of_a_measured_sae_every_figure_is_that_measurements() -> None:
+    entry = CardEntry.from_cfg("a", measured_cfg(), None)
+    assert (entry.l0, entry.explained_variance, entry.ce_recovered) == (0.802, 0.69, 0.91)
+    assert entry.dead == 2
+    # so the groups add up to the L0 of the table above them: 2 * 0.256 + 6 * 0.0483 = 0.8018
+    total = sum(g["size"] * g["measured_frequency"] for g in entry.groups)
+    assert total == pytest.approx(entry.l0, abs=1e-3)
+    text = card_body(REPO, [entry])
+    assert "`a` was measured on 20,000 tokens of wikitext, split test." in text
+    assert "0.7512" not in text and "0.2437" not in text  # the trainer's
+    assert "seed" not in entry.evaluation
+    (result,) = front_matter(REPO, [entry])["model-index"][0]["results"]
+    assert result["dataset"] == {
+        "type": "unknown", "name": "20,000 tokens of wikitext, split test"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "\N{EN DASH}"), (3, "3"), (3.0, "3"), (0.123456, "0.1235"), (1e-7, "1e-07")],

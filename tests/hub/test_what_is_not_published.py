@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE, list_published, load, publish
+from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.errors import InvalidPublicationError, MissingFileError, NotAGBASAEError
 from sae_lens_gba.hub import validation
 from tests.hub_fixtures import REPO, WEIGHTS, MakeSAE, publish_to
@@ -184,6 +185,7 @@ def test_a_path_in_the_header_of_a_weights_file_is_not_sent(
 ) -> None:
     path = sae_folder / WEIGHTS
     save_file(load_file(path), path, metadata={"trained_at": "/home/me/run"})
+    write_checksums(sae_folder, [WEIGHTS])
     publish_to(hub, {"sae": sae_folder})
     assert b"/home/me" not in hub.repos[REPO].files()[f"sae/{WEIGHTS}"]
 

@@ -37,7 +37,8 @@ def report(sae_folders: tuple[Path, Path], collect: Collect) -> Report:
 
 @pytest.fixture(scope="session")
 def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "report.html"
+    path = tmp_path_factory.mktemp("page") / "my report.html"
+    report.save(path.with_suffix(".json"))
     write_html(report, path)
     return path
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -16,7 +17,15 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sae_lens_gba.report import Report
-from tests.one_latent_a_word import ATTACKS, N_LATENTS, NEVER_USED, VOCABULARY
+from sae_lens_gba.report.html import write_html
+from tests.one_latent_a_word import (
+    ATTACKS,
+    N_LATENTS,
+    NEVER_USED,
+    VOCABULARY,
+    Collect,
+    save_sae,
+)
 
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
@@ -41,6 +50,18 @@ def shown(browser: Any, page: Path) -> Iterator[Any]:
     show(browser, page)
     yield browser
     assert browser.get_log("browser") == []  # no script error, nothing blocked by the policy
+
+
+@pytest.fixture(scope="module")
+def linked(model: Any, collect: Collect, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a single SAE that shows all latents, of which 7 is a twin of 2."""
+    folder = tmp_path_factory.mktemp("linked")
+    directions = model.W_E.detach().float().clone()
+    directions[7] = directions[2]
+    report = collect(save_sae(folder / "sae", directions), n_tokens=1600, n_latents=None)
+    report.save(folder / "page.json")
+    write_html(report, folder / "page.html")
+    return folder / "page.html"
 
 
 def eventually(browser: Any, happens: Callable[[], Any]) -> None:
@@ -81,8 +102,25 @@ def list_all(browser: Any) -> None:
     browser.find_element(By.ID, "only-openable").click()
 
 
+def contexts(browser: Any) -> list[str]:
+    """What the open dialog shows, empty until its file is read."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('dialog .context')].map((line) => line.textContent)"
+    )
+
+
+def open_latent(browser: Any, latent: int, index: int = 0) -> None:
+    browser.execute_script(f"location.hash = '#latent-{index}-{latent}'")
+    eventually(browser, lambda: title(browser).split()[1] == str(latent) and contexts(browser))
+
+
+def title(browser: Any) -> str:
+    return str(browser.find_element(By.ID, "detail-title").text)
+
+
 def test_nothing_is_loaded_from_the_network(shown: Any, page: Path) -> None:
     shown.find_element(By.CSS_SELECTOR, ".chip").click()
+    eventually(shown, lambda: contexts(shown))
     messages = [json.loads(entry["message"])["message"] for entry in shown.get_log("performance")]
     sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     requested = [params["request"]["url"] for params in sent]
@@ -91,16 +129,18 @@ def test_nothing_is_loaded_from_the_network(shown: Any, page: Path) -> None:
     names = shown.execute_script(
         "return performance.getEntriesByType('resource').map((entry) => entry.name)"
     )
-    assert [name for name in names if not name.startswith("data:")] == []
+    assert [name for name in names if not name.startswith(("data:", "file:"))] == []
+    beside = {unquote(url).rpartition("/my report")[2] for url in requested if "report" in url}
+    assert beside == {".html", "_latents/0-00000.js"}
 
 
 def test_script_in_the_data_does_not_run(shown: Any, report: Report) -> None:
     list_all(shown)
     for detail in report.saes[0].details:
         if VOCABULARY[detail.latent] in ATTACKS:
-            shown.execute_script(f"openLatent('0-{detail.latent}')")
-            text = shown.find_element(By.CSS_SELECTOR, "dialog .context").text
-            assert VOCABULARY[detail.latent] in text
+            open_latent(shown, detail.latent)
+            assert VOCABULARY[detail.latent] in contexts(shown)[0]
+            shown.find_element(By.ID, "close").click()
     assert shown.execute_script("return window.attacked") is None
     assert shown.execute_script("return document.querySelectorAll('img').length") == 0
 
@@ -117,7 +157,7 @@ def test_the_policy_stops_a_script_that_got_in(browser: Any, page: Path) -> None
 
 def test_every_figure_is_drawn(shown: Any) -> None:
     places = shown.find_elements(By.CSS_SELECTOR, "[data-figure]")
-    assert len(places) == 6
+    assert len(places) == 7
     marks = ".trace path, .trace .point"
     for place in places:
         eventually(shown, partial(place.find_elements, By.CSS_SELECTOR, marks))
@@ -126,7 +166,7 @@ def test_every_figure_is_drawn(shown: Any) -> None:
 def test_the_table_starts_with_the_latents_that_can_be_opened(shown: Any, report: Report) -> None:
     expected = [str(detail.latent) for detail in report.saes[0].details]
     assert column(shown, "latent") == expected[:25]
-    assert shown.find_elements(By.CSS_SELECTOR, "#latents tbody .open")
+    assert shown.find_elements(By.CSS_SELECTOR, "#latents tbody a")
 
 
 def test_sorting_by_frequency_puts_the_most_active_first_and_then_last(
@@ -138,7 +178,7 @@ def test_sorting_by_frequency_puts_the_most_active_first_and_then_last(
     press_header(shown, "frequency")
     assert [int(text) for text in column(shown, "latent")][:5] == descending[:5]
     press_header(shown, "frequency")
-    shares = [float(text.removesuffix(" %")) for text in column(shown, "frequency")]
+    shares = [float(text.removesuffix("%")) for text in column(shown, "frequency")]
     assert shares == sorted(shares)
     assert shares[0] == 0
 
@@ -181,35 +221,100 @@ def test_pages_of_the_table_show_every_latent_once(shown: Any) -> None:
 
 def test_opening_a_latent_shows_its_contexts_and_histogram(shown: Any, report: Report) -> None:
     detail = report.saes[0].details[0]
-    shown.find_element(By.CSS_SELECTOR, f"#latents [data-open='0-{detail.latent}']").click()
+    shown.find_element(By.CSS_SELECTOR, f"#latents [href='#latent-0-{detail.latent}']").click()
     dialog = shown.find_element(By.ID, "detail")
     assert dialog.is_displayed()
-    assert dialog.find_element(By.ID, "detail-title").text.startswith(f"Latent {detail.latent} ")
+    eventually(shown, lambda: dialog.find_elements(By.CSS_SELECTOR, ".plot .bars path"))
+    assert title(shown).startswith(f"Latent {detail.latent} ")
+    assert contexts(shown)[0].replace("<s>", "") == "".join(
+        t for i, t in enumerate(detail.top[0].tokens) if i not in detail.top[0].special
+    )
     marked = dialog.find_element(By.CSS_SELECTOR, ".context .focus")
     assert marked.text == VOCABULARY[detail.latent]
     assert marked.value_of_css_property("background-color") != "rgba(0, 0, 0, 0)"
-    eventually(shown, lambda: dialog.find_elements(By.CSS_SELECTOR, ".plot .bars path"))
     assert VOCABULARY[detail.latent] in dialog.find_element(By.CSS_SELECTOR, ".tokens").text
     shown.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
     assert not dialog.is_displayed()
+
+
+def test_special_tokens_are_shown_as_such(shown: Any, report: Report) -> None:
+    detail = next(d for d in report.saes[0].details if any(c.special for c in d.top))
+    open_latent(shown, detail.latent)
+    marks = shown.find_elements(By.CSS_SELECTOR, "dialog .special")
+    assert {mark.text for mark in marks} == {"<s>"}
+
+
+def test_the_address_says_which_latent_is_open(shown: Any, report: Report) -> None:
+    first, second = (detail.latent for detail in report.saes[0].details[1:3])
+    dialog = shown.find_element(By.ID, "detail")
+    open_latent(shown, first)
+    open_latent(shown, second)
+    assert shown.current_url.endswith(f"#latent-0-{second}")
+    shown.back()
+    eventually(shown, lambda: title(shown).startswith(f"Latent {first} "))
+    shown.find_element(By.ID, "close").click()
+    assert "#latent" not in shown.current_url
+    assert not dialog.is_displayed()
+    shown.back()
+    eventually(shown, dialog.is_displayed)
 
 
 def test_a_link_to_a_latent_opens_it(browser: Any, page: Path, report: Report) -> None:
     latent = report.saes[0].details[2].latent
     browser.get("about:blank")
     browser.get(f"{page.as_uri()}#latent-0-{latent}")
-    assert browser.find_element(By.ID, "detail-title").text.startswith(f"Latent {latent} ")
+    assert title(browser).startswith(f"Latent {latent} ")
+
+
+def test_a_latents_nearest_and_those_that_fire_with_it_are_links(
+    browser: Any, linked: Path
+) -> None:
+    show(browser, linked)
+    open_latent(browser, 2)
+    targets = {
+        link.get_attribute("href").rpartition("#")[2]
+        for link in browser.find_elements(By.CSS_SELECTOR, "dialog a")
+    }
+    assert targets == {"latent-0-7"}  # its twin, which is its nearest too
+    browser.find_element(By.CSS_SELECTOR, "dialog .co-firing a").click()
+    eventually(browser, lambda: title(browser) == "Latent 7" and contexts(browser))
+    assert not browser.find_element(By.ID, "only-openable").is_displayed()  # all have examples
+    assert len(rows(browser)) == 25
+
+
+def test_the_legend_explains_every_column(shown: Any) -> None:
+    titles = shown.execute_script(
+        "return [...document.querySelectorAll('#latents th')].map((th) => th.textContent.trim())"
+    )
+    explained = shown.execute_script(
+        "return [...document.querySelectorAll('#legend dt')].map((dt) => dt.textContent)"
+    )
+    assert explained == titles
+
+
+def test_details_that_were_not_moved_along_are_named(
+    browser: Any, page: Path, report: Report, tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone.html"
+    alone.write_bytes(page.read_bytes())
+    latent = report.saes[0].details[0].latent
+    browser.get(f"{alone.as_uri()}#latent-0-{latent}")
+    eventually(
+        browser,
+        lambda: "0-00000.js is missing" in browser.find_element(By.ID, "detail-content").text,
+    )
+    browser.get_log("browser")  # of the failed read
 
 
 def test_matched_pairs_show_both_sides(shown: Any, report: Report) -> None:
     pair = report.comparisons[0].pairs[0]
     block = shown.find_element(By.CSS_SELECTOR, "#comparison details.pair")
     block.find_element(By.TAG_NAME, "summary").click()
+    eventually(shown, lambda: len(block.find_elements(By.CSS_SELECTOR, ".focus")) > 4)
     focus = [e.text for e in block.find_elements(By.CSS_SELECTOR, ".context .focus")]
-    assert len(focus) > 4
     assert set(focus) == {VOCABULARY[pair.latent]}
-    block.find_element(By.CSS_SELECTOR, f"[data-open='1-{pair.other_latent}']").click()
-    assert "second" in shown.find_element(By.ID, "detail-title").text
+    block.find_element(By.CSS_SELECTOR, f"[href='#latent-1-{pair.other_latent}']").click()
+    eventually(shown, lambda: "second" in title(shown) and contexts(shown))
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
@@ -220,6 +325,7 @@ def test_the_page_is_never_wider_than_the_screen(
     assert browser.execute_script("return innerWidth") == size[0]
     assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0]
     browser.execute_script("document.querySelector('.chip').click()")
+    eventually(browser, lambda: contexts(browser))
     assert browser.execute_script(
         "const d = document.getElementById('detail'); return d.scrollWidth <= d.clientWidth"
     )

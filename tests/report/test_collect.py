@@ -252,6 +252,21 @@ def test_saes_of_different_width_or_model_are_not_compared(
         load_saes([sae_folders[0], other])
 
 
+def test_a_models_folder_and_its_name_are_the_same_model(tmp_path: Path) -> None:
+    other = tmp_path / "models" / "SmolLM2-135M"
+    names = ["HuggingFaceTB/SmolLM2-135M", str(other), "smollm2-135m", f"{other}/"]
+    folders = [
+        save_sae(tmp_path / str(i), torch.eye(D_MODEL), model_name=name)
+        for i, name in enumerate(names)
+    ]
+    assert len(load_saes(folders)) == 4
+    copied = tmp_path / "my copy"
+    copied.mkdir()
+    (copied / "config.json").write_text('{"_name_or_path": "HuggingFaceTB/SmolLM2-135M"}')
+    copy = save_sae(tmp_path / "copy", torch.eye(D_MODEL), model_name=str(copied))
+    assert len(load_saes([folders[0], copy])) == 2
+
+
 def test_folders_of_the_same_name_get_different_labels(tmp_path: Path) -> None:
     folders = [save_sae(tmp_path / str(i) / "sae", torch.eye(D_MODEL)) for i in range(3)]
     assert [s.label for s in load_saes(folders)] == ["sae", "sae (2)", "sae (3)"]

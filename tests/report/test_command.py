@@ -3,12 +3,19 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 import sae_lens_gba
+from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
+from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.command import add_arguments, run_from_arguments
+from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, json_schema, read_evaluation
 from sae_lens_gba.sources import load_text
 from tests.one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
@@ -35,14 +42,16 @@ def test_a_report_is_one_page_with_its_data_beside_it(
         "--dataset", str(text_file), "--output", str(path),
         "--tokens", "640", "--ce-tokens", "64", "--sample", "8", "--latents", "3", "5",
     )  # fmt: skip
-    assert sorted(p.name for p in path.parent.iterdir()) == ["page.html", "page.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "page.html", "page.json", "page_latents"
+    ]  # fmt: skip
     report = Report.load(path.with_suffix(".json"))
     assert [sae.label for sae in report.saes] == ["first<b>", "second"]
     assert {3, 5} <= {detail.latent for detail in report.saes[0].details}
     assert report.provenance.n_tokens == 640 // CONTEXT_SIZE * (CONTEXT_SIZE - 1)
     assert report.provenance.dataset == "my text.txt"
     assert report.provenance.versions["sae-lens-gba"] == sae_lens_gba.__version__
-    for file in path.parent.iterdir():
+    for file in path.parent.rglob("*.*"):
         assert str(tmp_path.parent) not in file.read_text(), "a path of this machine"
 
 
@@ -66,14 +75,87 @@ def test_an_output_that_is_no_page_is_refused_before_any_work(tmp_path: Path) ->
 def test_text_is_read_from_files_and_saved_data_sets(tmp_path: Path, text_file: Path) -> None:
     texts = text_rows()
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
-    dataset, name = load_text(str(tmp_path / "rows.jsonl"))
-    assert ([row["text"] for row in dataset], name) == (texts, "rows.jsonl")
-    dataset.save_to_disk(tmp_path / "saved")
-    assert [row["text"] for row in load_text(str(tmp_path / "saved"))[0]] == texts
-    assert [row["text"] for row in load_text(str(text_file))[0]] == texts
+    found = load_text(str(tmp_path / "rows.jsonl"), SAE)
+    assert ([row["text"] for row in found.dataset], found.name) == (texts, "rows.jsonl")
+    assert found.held_out is None
+    found.dataset.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "saved", text_file):
+        assert [row["text"] for row in load_text(str(path), SAE).dataset] == texts
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.docx").write_text("text")
     with pytest.raises(ValueError, match=r"text.docx is of a kind .*\.jsonl"):
-        load_text(str(tmp_path / "text.docx"))
+        load_text(str(tmp_path / "text.docx"), SAE)
+
+
+def own_text(path: object) -> Any:
+    return SimpleNamespace(cfg=SimpleNamespace(metadata=SimpleNamespace(dataset_path=path)))
+
+
+SAE = own_text("user/nowhere")
+
+
+def test_text_is_by_default_what_the_sae_was_trained_on_its_held_out_split_if_there_is_one(
+    tmp_path: Path,
+) -> None:
+    train, test = (Dataset.from_dict({"text": [name]}) for name in ("seen", "unseen"))
+    train.save_to_disk(tmp_path / "whole")
+    whole = load_text(None, own_text(str(tmp_path / "whole")))
+    assert (list(whole.dataset["text"]), whole.held_out) == (["seen"], False)
+    DatasetDict(train=train, test=test).save_to_disk(tmp_path / "splits")
+    splits = load_text(None, own_text(str(tmp_path / "splits")))
+    assert list(splits.dataset["text"]) == ["unseen"]
+    assert (splits.name, splits.held_out) == ("splits, split test", True)
+    assert load_text(str(tmp_path / "splits"), SAE).held_out is None  # of another text than its own
+
+
+def test_the_demos_text_is_its_held_out_tenth() -> None:
+    found = load_text(None, own_text(DATASET_NAME))
+    assert found.held_out
+    assert found.dataset["text"][:5] == demo_texts(held_out=True)["text"][:5]
+
+
+def test_text_that_can_not_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"does not name its text: .*--dataset"):
+        load_text(None, own_text(None))
+    offline = Mock(side_effect=ConnectionError("offline mode is enabled"))
+    monkeypatch.setattr("sae_lens_gba.sources.load_dataset", offline)
+    with pytest.raises(FileNotFoundError, match=r"own text dataset=user/nowhere .*--dataset"):
+        load_text(None, SAE)
+
+
+def test_the_measurement_lies_beside_the_sae_and_is_what_publish_takes(
+    model: object, model_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    folder = save_sae(tmp_path / "sae", model.W_E.detach().float())  # type: ignore[attr-defined]
+    command = (
+        str(folder), "--model", str(model_folder), "--dataset", str(text_file),
+        "--output", str(tmp_path / "page.html"), "--tokens", "640", "--ce-tokens", "64",
+    )  # fmt: skip
+    run(*command)
+    report = Report.load(tmp_path / "page.json")
+    found = read_evaluation(folder)
+    assert found is not None
+    assert found.metrics == report.saes[0].metrics
+    assert found.provenance == report.provenance
+    assert set(json.loads((folder / EVALUATION_FILENAME).read_text())) == set(
+        json_schema()["properties"]
+    )
+    save_sae(folder, 2 * model.W_E.detach().float())  # type: ignore[attr-defined]
+    with pytest.raises(DamagedFileError, match=r"measured on other weights.*sae-lens-gba report"):
+        read_evaluation(folder)
+    run(*command)
+    assert read_evaluation(folder) is not None
+    (folder / EVALUATION_FILENAME).write_text('{"schema_version": 1}')
+    with pytest.raises(DamagedFileError, match="metrics: Field required"):
+        read_evaluation(folder)
+
+
+def test_files_that_lie_where_the_details_would_go_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "page_latents").mkdir()
+    mine = tmp_path / "page_latents" / "thesis.tex"
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"page_latents.* holds other files.*--output"):
+        run(str(tmp_path), "--output", str(tmp_path / "page.html"))
+    assert mine.read_text() == "mine"

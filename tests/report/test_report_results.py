@@ -9,8 +9,9 @@ from unittest.mock import Mock
 import pytest
 
 from sae_lens_gba.report import Report, json_schema
-from sae_lens_gba.report.plots import all_figures, latent_histogram
-from sae_lens_gba.report.results import LatentTable, Metrics
+from sae_lens_gba.report.plots import all_figures
+from sae_lens_gba.report.results import LatentTable
+from sae_lens_gba.saved.evaluation import Metrics
 
 
 @pytest.fixture
@@ -26,10 +27,9 @@ def test_a_saved_report_comes_back_the_same(report: Report, saved: Path) -> None
 
 def test_figures_are_made_from_the_json_alone(saved: Path) -> None:
     assert set(all_figures(Report.load(saved))) == {
-        "frequencies", "targets", "thresholds", "frontier", "frequencies-compared", "matches"
+        "frequencies", "targets", "thresholds", "frontier", "frontier-ce", "frequencies-compared",
+        "matches",
     }  # fmt: skip
-    detail = Report.load(saved).saes[0].details[0]
-    assert sum(latent_histogram(detail).data[0].y) == sum(detail.histogram.counts)
 
 
 def test_the_frequency_histogram_holds_every_living_latent_once(report: Report) -> None:
@@ -51,6 +51,7 @@ def test_the_schema_names_every_field_and_the_json_has_no_other(saved: Path) -> 
     schema = json_schema()
     content = json.loads(saved.read_text())
     assert set(content) == set(schema["properties"])
+    assert "details" not in content["saes"][0]  # in the folder beside it
     metrics = content["saes"][0]["metrics"]
     assert set(metrics) == set(schema["$defs"]["Metrics"]["properties"])
     assert set(metrics) == {field.name for field in fields(Metrics)}
@@ -58,7 +59,7 @@ def test_the_schema_names_every_field_and_the_json_has_no_other(saved: Path) -> 
 
 def test_a_damaged_foreign_or_newer_file_is_named(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    path.write_text('{"schema_version": 1, "saes": []}')
+    path.write_text('{"schema_version": 2, "saes": []}')
     with pytest.raises(ValueError, match=r"report.json is not the JSON of a report: provenance"):
         Report.load(path)
     path.write_text("{")
@@ -73,8 +74,9 @@ def test_a_failed_save_leaves_the_old_file(
     report: Report, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", Mock(side_effect=OSError("disk full")))
+    monkeypatch.setattr(Path, "write_text", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         report.save(saved)
     assert saved.read_bytes() == before
-    assert [p.name for p in saved.parent.iterdir()] == ["report.json"]
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["report.json", "report_latents"]
+    assert Report.load(saved) == report

@@ -12,6 +12,7 @@ from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
+from sae_lens_gba.runs import training
 from sae_lens_gba.training_record import TrainingRecord, record_training
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
 from tests.toolbox import make_trainer, mixture, tiny_config
@@ -113,12 +114,13 @@ def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     started: list[object] = []
-    runner = "sae_lens.llm_sae_training_runner.LanguageModelSAETrainingRunner"
-    monkeypatch.setattr(runner, lambda cfg: started.append(cfg))
+    monkeypatch.setattr(training, "load_model", lambda *_, **__: started.append("a model"))
     monkeypatch.delitem(sys.modules, "sae_lens_gba.training_record.charts")
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     settings = ["--d_in", "16", "--d_sae", "64", "--model_name", "tiny/random"]
+    settings += ["--hook_name", "h", "--dataset_path", "d", "--n_batches_in_buffer", "128"]
+    settings += ["--target_l0", "4"] if architecture == "gba" else []
     assert main(["train", "--report", "--architecture", architecture, *settings]) == 1
     assert sentence in caplog.text
     assert not started

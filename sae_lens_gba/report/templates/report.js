@@ -1,4 +1,4 @@
-"use strict";
+const nonce = document.currentScript.nonce;
 const data = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -32,9 +32,9 @@ dark.addEventListener("change", () => {
 
 // --- table of latents ---
 
-const columns = data.table.columns;
+const columns = data.saes[0].columns;
 const nRows = columns[0].values.length;
-const texts = columns.find((column) => column.kind === "text").values;
+const texts = columns.filter((column) => column.kind === "text").map((column) => column.values);
 const groups = columns.find((column) => column.title === "group");
 const body = document.querySelector("#latents tbody");
 const search = document.getElementById("search");
@@ -43,21 +43,23 @@ const groupSelect = document.getElementById("group");
 const PAGE_ROWS = 25;
 const state = { column: 0, descending: false, page: 0 };
 
-function shown(kind, value) {
-  if (kind === "share") return value === 0 ? "0 %" : Number((100 * value).toPrecision(2)) + " %";
-  if (kind === "number") return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : Math.round(value).toLocaleString("en");
-  return String(value);
-}
+// where each SAE's latents with examples stand in its files
+const positions = data.saes.map((sae) => new Map(sae.detailed.map((latent, position) => [latent, position])));
 
-const openable = columns[0].values.map((latent) => document.getElementById("latent-0-" + latent) !== null);
+function linkTo(index, latent, text) {
+  if (!positions[index].has(latent)) return document.createTextNode(String(text));
+  const link = element("a", "", String(text));
+  link.href = "#latent-" + index + "-" + latent;
+  return link;
+}
 
 function matching() {
   const words = search.value.trim().toLowerCase();
   const rows = [];
   for (let row = 0; row < nRows; row++) {
-    if (onlyOpenable.checked && !openable[row]) continue;
+    if (onlyOpenable.checked && !positions[0].has(columns[0].values[row])) continue;
     if (groupSelect && groupSelect.value !== "" && groups.values[row] !== Number(groupSelect.value)) continue;
-    if (words && String(columns[0].values[row]) !== words && !texts[row].toLowerCase().includes(words)) continue;
+    if (words && String(columns[0].values[row]) !== words && !texts.some((text) => text[row].toLowerCase().includes(words))) continue;
     rows.push(row);
   }
   const values = columns[state.column].values;
@@ -66,17 +68,9 @@ function matching() {
 }
 
 function cell(row, column) {
-  const td = document.createElement("td");
   const value = column.values[row];
-  if (column.kind === "text") td.className = "text";
-  if (column.kind === "latent" && openable[row]) {
-    const button = document.createElement("button");
-    button.className = "open";
-    button.dataset.open = "0-" + value;
-    button.textContent = value;
-    td.append(button);
-  } else td.textContent = shown(column.kind, value);
-  return td;
+  const content = column.kind === "latent" ? linkTo(column.to, value, value) : shown(column.kind, value);
+  return element("td", column.kind === "text" ? "text" : "", content);
 }
 
 function showTable() {
@@ -84,11 +78,7 @@ function showTable() {
   const nPages = Math.max(1, Math.ceil(rows.length / PAGE_ROWS));
   state.page = Math.min(state.page, nPages - 1);
   const start = state.page * PAGE_ROWS;
-  body.replaceChildren(...rows.slice(start, start + PAGE_ROWS).map((row) => {
-    const tr = document.createElement("tr");
-    tr.append(...columns.map((column) => cell(row, column)));
-    return tr;
-  }));
+  body.replaceChildren(...rows.slice(start, start + PAGE_ROWS).map((row) => element("tr", "", ...columns.map((column) => cell(row, column)))));
   document.querySelectorAll("#latents th").forEach((th, i) => {
     if (i === state.column) th.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
     else th.removeAttribute("aria-sort");
@@ -108,7 +98,7 @@ columns.forEach((column, i) => {
   button.textContent = column.title;
   button.title = column.hint || "";
   button.addEventListener("click", () => {
-    const numeric = column.kind !== "text" && column.kind !== "latent";
+    const numeric = column.kind === "number" || column.kind === "share";
     state.descending = state.column === i ? !state.descending : numeric;
     state.column = i;
     state.page = 0;
@@ -123,28 +113,3 @@ for (const control of [search, onlyOpenable, groupSelect]) {
 document.getElementById("previous").addEventListener("click", () => { state.page--; showTable(); });
 document.getElementById("next").addEventListener("click", () => { state.page++; showTable(); });
 showTable();
-
-// --- one latent ---
-
-const dialog = document.getElementById("detail");
-
-function openLatent(key) {
-  const template = document.getElementById("latent-" + key);
-  if (!template) return;
-  const content = document.getElementById("detail-content");
-  content.replaceChildren(template.content.cloneNode(true));
-  document.getElementById("detail-title").textContent = template.dataset.title;
-  if (!dialog.open) dialog.showModal();
-  dialog.scrollTop = 0;
-  draw(content.querySelector(".plot"), data.latentFigures[key]);
-  history.replaceState(null, "", "#latent-" + key);
-}
-
-document.addEventListener("click", (event) => {
-  const opener = event.target.closest("[data-open]");
-  if (opener) openLatent(opener.dataset.open);
-  if (event.target === dialog) dialog.close();
-});
-document.getElementById("close").addEventListener("click", () => dialog.close());
-dialog.addEventListener("close", () => history.replaceState(null, "", " "));
-if (location.hash.startsWith("#latent-")) openLatent(location.hash.slice("#latent-".length));

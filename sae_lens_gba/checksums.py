@@ -1,0 +1,85 @@
+"""``gba_checksums.json``: what the files beside it were when they were saved together.
+
+It is written last, so that a folder whose files are not all there, or not of one SAE, is noticed.
+"""
+
+import json
+from collections.abc import Collection
+from hashlib import sha256
+from pathlib import Path
+
+from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.errors import DamagedFileError
+
+CHECKSUMS_FILENAME = "gba_checksums.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def write_checksums(folder: str | Path, names: Collection[str] | None = None) -> Path:
+    """Write the SHA-256 of files in ``folder``, all or nothing.
+
+    Args:
+        folder: exists.
+        names: of the files; None takes all that are there, those of its folders too.
+    """
+    folder = Path(folder)
+    path = folder / CHECKSUMS_FILENAME
+    if names is None:
+        files = (p for p in folder.rglob("*") if p.is_file() and p != path)
+        names = [p.relative_to(folder).as_posix() for p in files]
+    content = {"sha256": {name: _digest(folder / name) for name in sorted(names)}}
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return path
+
+
+def has_checksums(folder: Path) -> bool:
+    return (folder / CHECKSUMS_FILENAME).is_file()
+
+
+def check_checksums(folder: Path, names: Collection[str] | None = None) -> None:
+    """That the files are those that were saved together; a folder without checksums passes.
+
+    Reads at about the speed of the disk: SHA-256 takes 0.7 s a GiB on one core.
+
+    Args:
+        folder: of an SAE or a checkpoint.
+        names: of the files that are needed; None is all that are listed.
+
+    Raises:
+        DamagedFileError: a listed file is missing or another one.
+    """
+    path = folder / CHECKSUMS_FILENAME
+    if not path.is_file():
+        return
+    for name, digest in _listed(path).items():
+        if names is not None and name not in names:
+            continue
+        file = folder / name
+        if not file.is_file():
+            raise DamagedFileError(
+                f"{name} is missing in {folder}, which was saved with it: copy the folder again."
+            )
+        if _digest(file) != digest:
+            raise DamagedFileError(
+                f"{file} is not the file that was saved here: copy the whole folder again, or "
+                f"delete {CHECKSUMS_FILENAME} in it if you changed the file on purpose."
+            )
+
+
+def _listed(path: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        if all(isinstance(digest, str) for digest in listed.values()):
+            return dict(listed)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        pass
+    raise DamagedFileError(f"{path} is damaged: copy the whole folder again, or delete it.")
+
+
+def _digest(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

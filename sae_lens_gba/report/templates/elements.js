@@ -1,0 +1,39 @@
+"use strict";
+// what the report and `look` have in common: elements, numbers, text with activations
+
+function shown(kind, value) {
+  if (kind === "share") return Number((100 * value).toPrecision(3)) + "%";
+  if (kind === "number") return Math.abs(value) < 1000 ? String(Number(value.toPrecision(3))) : Math.round(value).toLocaleString("en");
+  return String(value);
+}
+
+function element(name, className, ...content) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.append(...content);
+  return made;
+}
+
+function visible(token) {
+  return token.replaceAll("\r", "").replaceAll("\n", "↵").replaceAll("\t", "⇥");
+}
+
+function context(c, strongest) {
+  const line = element("p", "context");
+  const special = new Set(c.special);
+  c.tokens.forEach((token, i) => {
+    const activation = c.activations[i];
+    if (special.has(i)) {
+      const mark = element("span", "special", token);
+      mark.title = "special token";
+      line.append(mark);
+    } else if (activation > 0) {
+      const span = element("span", i === c.focus ? "focus" : "", visible(token));
+      span.style.setProperty("--a", (strongest > 0 ? activation / strongest : 0).toFixed(2));
+      span.title = shown("number", activation);
+      line.append(span);
+    } else line.append(visible(token));
+  });
+  return line;
+}
+

@@ -1,0 +1,190 @@
+"""Whole checkpoints of a SAELens trainer: all that a run needs to go on as if never stopped.
+
+Each is a folder named by the number of training samples, and appears whole or not at all::
+
+    cfg.json, sae_weights.safetensors, trainer_state.pt, ...   as SAELens writes them
+    recent_samples.safetensors                                 of a GBA SAE, for its calibration
+    run_state.pt                                               random generators, settings
+    gba_checksums.json                                         written last
+
+A checkpoint of a `MultiSAETrainer` has a folder for each SAE, as SAELens has it.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import SAETrainerConfig
+from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
+
+from sae_lens_gba.atomic_write import folder_written_whole
+from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
+from sae_lens_gba.errors import DamagedFileError, RunFolderError
+from sae_lens_gba.runs.random_state import draw_again, is_live, random_state, set_random_state
+from sae_lens_gba.saved.files import read_json
+from sae_lens_gba.training_sae import GBATrainingSAE
+
+STATE_FILENAME = "run_state.pt"
+SAMPLES_FILENAME = "recent_samples.safetensors"
+
+# of a run that goes on, these may be other ones
+_FREE_TO_CHANGE = {
+    "checkpoint_path", "device", "dtype", "logger", "metadata", "n_checkpoints",
+    "save_final_checkpoint", "total_training_samples",
+}  # fmt: skip
+
+AnyTrainer = SAETrainer[Any, Any] | MultiSAETrainer
+_log = logging.getLogger(__name__)
+
+
+def parts_of(trainer: AnyTrainer) -> dict[str, SAETrainer[Any, Any]]:
+    """The trainer of each SAE, by its folder in a checkpoint."""
+    return trainer.trainers if isinstance(trainer, MultiSAETrainer) else {".": trainer}
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The checkpoint with most samples whose files are all there and as they were saved."""
+    numbered = (path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    for path in sorted(numbered, key=lambda p: int(p.name), reverse=True):
+        try:
+            check_checksums(path)
+        except DamagedFileError as error:
+            _log.warning("the checkpoint %s is left out: %s", path, error)
+            continue
+        if has_checksums(path):
+            return path
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one run in ``folder``, the newest ``keep`` of which stay."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = folder
+        self.keep = keep
+        self._start: dict[str, Any] = {}
+
+    def begin(self, trainer: AnyTrainer, resume_from: Path | None) -> None:
+        """Bring ``trainer``, whose fit() is about to begin, to where the run is.
+
+        Raises:
+            RunFolderError: the checkpoint is of a run with other settings.
+        """
+        self._start = {
+            "random_state": random_state(),
+            "n_batches": _batches_before_training(trainer),
+            "settings": _settings(trainer.cfg),
+        }
+        if resume_from is None:
+            return
+        if not (resume_from / STATE_FILENAME).is_file():  # saved by several processes together
+            for name, part in parts_of(trainer).items():
+                _restore_part(part, resume_from / name)
+            return
+        # weights_only: tensors and plain values, nothing that could run
+        state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
+        self._start = state["start"]
+        _require_same("trainer", self._start["settings"], _settings(trainer.cfg), resume_from)
+        for name, part in parts_of(trainer).items():
+            _restore_part(part, resume_from / name)
+        trainer.n_training_steps = state["n_training_steps"]
+        trainer.n_training_samples = state["n_training_samples"]
+        # SAELens would save those that are past once more
+        trainer.checkpoint_thresholds = [
+            t for t in trainer.checkpoint_thresholds if t >= trainer.n_training_samples
+        ]
+        n_batches = self._start["n_batches"] + trainer.n_training_steps
+        draw_again(trainer.data_provider, n_batches, self._start["random_state"])
+        provider: object = trainer.data_provider
+        if isinstance(provider, ActivationsStore) and is_live(provider):
+            provider.load_from_checkpoint(resume_from)
+        set_random_state(state["random_state"])
+
+    def save(self, trainer: AnyTrainer) -> Path:
+        """Write a checkpoint between two steps; older ones go once it is whole.
+
+        Raises:
+            StorageError: the disk is full, or the folder can't be written.
+        """
+        path = self.folder / str(trainer.n_training_samples)
+        if not path.exists():
+            with folder_written_whole(path) as partial:
+                for name, part in parts_of(trainer).items():
+                    _save_part(part, partial / name)
+                state = {
+                    "start": self._start,
+                    "random_state": random_state(),
+                    "n_training_steps": trainer.n_training_steps,
+                    "n_training_samples": trainer.n_training_samples,
+                }
+                torch.save(state, partial / STATE_FILENAME)
+                if trainer.save_checkpoint_fn is not None:
+                    trainer.save_checkpoint_fn(checkpoint_path=partial)
+                write_checksums(partial)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def _all(self) -> list[Path]:
+        numbered = [p for p in self.folder.glob("*") if p.name.isdigit()]
+        return sorted(numbered, key=lambda p: int(p.name))
+
+
+def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:
+    # not trainer.save_checkpoint, which uploads the weights to wandb each time
+    part.sae.save_model(folder)
+    if part.n_frac_active_samples > 0:
+        save_file({"sparsity": part.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+    part.save_trainer_state(folder)
+    if isinstance(part.sae, GBATrainingSAE):
+        save_file(part.sae.recent_samples.state(), folder / SAMPLES_FILENAME)
+
+
+def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
+    saved = read_json(folder / SAE_CFG_FILENAME)
+    _require_same("SAE", saved, part.sae.cfg.to_dict(), folder)
+    part.load_trainer_state(folder)
+    part.sae.load_weights_from_checkpoint(folder)
+    if isinstance(part.sae, GBATrainingSAE) and (folder / SAMPLES_FILENAME).is_file():
+        samples = load_file(folder / SAMPLES_FILENAME, device=str(part.sae.device))
+        part.sae.recent_samples.restore(samples)
+
+
+def _batches_before_training(trainer: AnyTrainer) -> int:
+    """How many batches fit() draws to estimate statistics of the activations."""
+    estimated = any(
+        (mode == "expected_average_only_in" and scaler.scaling_factor is None)
+        or (mode == "covariance_whitening" and scaler.whitening is None)
+        for mode, scaler in (
+            (part.sae.cfg.normalize_activations, part.activation_scaler)
+            for part in parts_of(trainer).values()
+        )
+    )
+    return trainer.cfg.n_batches_for_norm_estimate if estimated else 0
+
+
+def _settings(cfg: SAETrainerConfig) -> dict[str, Any]:
+    return {k: v for k, v in asdict(cfg).items() if k not in _FREE_TO_CHANGE}
+
+
+def _require_same(whose: str, saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+    for name in _differing(saved, now):
+        raise RunFolderError(
+            f"the {whose}'s {name}={now.get(name)!r} differs from {saved.get(name)!r}, with which "
+            f"{checkpoint} was trained: go on with the same settings, or begin anew elsewhere."
+        )
+
+
+def _differing(saved: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name in sorted(set(saved) | set(now)):
+        is_free = name in _FREE_TO_CHANGE or name.startswith("sae_lens")
+        if not is_free and saved.get(name) != now.get(name):
+            yield name

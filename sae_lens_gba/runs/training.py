@@ -1,0 +1,241 @@
+"""Training an SAE of a language model, from SAELens' own configuration to the saved folder."""
+
+import logging
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from difflib import get_close_matches
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import sae_lens
+import torch
+from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
+from sae_lens.config import HfDataset
+from sae_lens.load_model import load_model
+
+from sae_lens_gba.distributed import join
+from sae_lens_gba.distributed.runner import LatentParallelRunner, require_gba
+from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, run_folder
+from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, resumable_run
+from sae_lens_gba.training_sae import GBATrainingSAE
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    cfg: LanguageModelSAERunnerConfig[Any],
+    *,
+    model: Any = None,
+    dataset: HfDataset | None = None,
+    d_in_of_model: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
+    charts: bool = False,
+    how_to_resume: str = "run the same with resume=True",
+) -> TrainingSAE[Any] | None:
+    """Train by SAELens' runner, into ``cfg.output_path``, so that no interrupt loses it.
+
+    See `resumable_run` for checkpoints, signals and the folder. ``cfg.seed`` is that of the SAE's
+    weights as well.
+
+    Args:
+        cfg: of any architecture.
+        model: of TransformerLens; None loads the one that ``cfg`` names.
+        dataset: with a column ``text`` or ``tokens``; None loads the one that ``cfg`` names.
+        d_in_of_model: take the SAE's d_in from the model, whatever ``cfg`` says.
+        charts: leave a record of the run and charts in the folder (GBA only).
+
+    Returns:
+        The trained SAE; None if ``resume`` found that the run has ended already.
+
+    Raises:
+        ValueError: a setting is not possible, or does not fit the model.
+        RunFolderError, StorageError, TrainingInterrupted: see `resumable_run`.
+    """
+    if cfg.output_path is None:
+        raise ValueError("output_path=None is not possible: name a folder for the SAE.")
+    folder = Path(cfg.output_path)
+    if resume and has_ended(folder):
+        _log.info("the run in %s has ended: there is nothing to go on with.", folder)
+        return None
+    _check(cfg, charts)
+    with resumable_run(
+        folder,
+        resume=resume,
+        overwrite=overwrite,
+        checkpoint_minutes=checkpoint_minutes,
+        how_to_resume=how_to_resume,
+    ) as resume_from:
+        torch.manual_seed(cfg.seed)
+        given = model is not None
+        if model is None:
+            model = _model_of(cfg)
+        cfg = _fitted_to(model, cfg, d_in_of_model)
+        with nullcontext() if given else _no_warning_of_a_model():
+            runner = LanguageModelSAETrainingRunner(
+                cfg, override_model=model, override_dataset=dataset
+            )
+        if resume_from is not None and not cfg.use_cached_activations:
+            # now, before a thread prefetches
+            runner.activations_store.load_from_checkpoint(resume_from)
+        sae = _run(runner, folder, charts)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    _log.info("%s", _ending(sae, folder))
+    return sae
+
+
+def train_on_ranks(
+    cfg: LanguageModelSAERunnerConfig[Any],
+    *,
+    d_in_of_model: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """`train`, as one of the processes that torchrun started, which train one SAE together.
+
+    Checkpoints are SAELens' own, ``cfg.n_checkpoints`` of them and one when any process is sent
+    SIGTERM; they go to the folder that `train` would put them in, and any number of processes,
+    one as well, can go on from them.
+
+    Raises:
+        ValueError: a setting is not possible, or does not fit the model.
+        RunFolderError, StorageError: see `resumable_run`.
+        RanksError: ranks can't go on together; see its subclasses.
+    """
+    if cfg.output_path is None:
+        raise ValueError("output_path=None is not possible: name a folder for the SAE.")
+    require_gba(cfg.sae)
+    _check(cfg, charts=False)
+    folder = Path(cfg.output_path)
+    with join() as ranks:
+        is_first = ranks.rank == 0
+        with run_folder(folder, resume, overwrite) if is_first else nullcontext() as found:
+            found = ranks.from_rank(0, found)
+            if found is not None:
+                cfg.resume_from_checkpoint = str(found)
+            cfg.checkpoint_path = str(folder / CHECKPOINTS)
+            cfg.llm_device = str(ranks.device)
+            model = _model_of(cfg)
+            cfg = _fitted_to(model, cfg, d_in_of_model)
+            with _no_warning_of_a_model():
+                sae = LatentParallelRunner(cfg, ranks, override_model=model).run()
+            if is_first:
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                _log.info("%s", _ending(sae, folder))
+
+
+def _run(runner: Any, folder: Path, charts: bool) -> Any:
+    if not charts:
+        return runner.run()
+    from sae_lens_gba.training_record.charts import train_with_charts
+
+    return train_with_charts(runner, folder)
+
+
+def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
+    """What else would fail late, or in many lines."""
+    if charts and cfg.sae.architecture() != "gba":
+        raise ValueError(
+            f"architecture={cfg.sae.architecture()!r} is not possible with --report, which charts "
+            "the groups of a GBA SAE: leave --report out."
+        )
+    if charts:
+        import sae_lens_gba.training_record.charts  # noqa: F401  # asks for matplotlib
+    buffer = cfg.n_batches_in_buffer * cfg.context_size
+    if buffer < cfg.train_batch_size_tokens:
+        needed = -(-cfg.train_batch_size_tokens // cfg.context_size)
+        raise ValueError(
+            f"n_batches_in_buffer={cfg.n_batches_in_buffer} is not possible: with context_size="
+            f"{cfg.context_size} the buffer holds {buffer} tokens, fewer than a batch of "
+            f"train_batch_size_tokens={cfg.train_batch_size_tokens}; it must be at least {needed}."
+        )
+    if cfg.logger.log_to_wandb and not _wandb_can_log():
+        raise ValueError(
+            "log_to_wandb=True is not possible: nobody is logged in to Weights & Biases; run "
+            "'wandb login', set WANDB_MODE=offline, or pass --log_to_wandb false."
+        )
+
+
+def _wandb_can_log() -> bool:
+    import wandb
+
+    return "WANDB_MODE" in os.environ or wandb.api.api_key is not None
+
+
+def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
+    return load_model(
+        cfg.model_class_name,
+        cfg.model_name,
+        device=cfg.llm_device,
+        model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
+        hook_names=[cfg.hook_name],
+    )
+
+
+@contextmanager
+def _no_warning_of_a_model() -> Iterator[None]:
+    """SAELens warns of a model that its configuration does not name; this one it does."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "passed in a model" not in record.getMessage()
+
+    sae_lens.logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        sae_lens.logger.removeFilter(is_other)
+
+
+def _fitted_to(
+    model: Any, cfg: LanguageModelSAERunnerConfig[Any], d_in_of_model: bool
+) -> LanguageModelSAERunnerConfig[Any]:
+    d_in = width_at(model, cfg.hook_name, cfg.hook_head_index)
+    if d_in != cfg.sae.d_in:
+        if not d_in_of_model:
+            raise ValueError(
+                f"d_in={cfg.sae.d_in} is not possible: activations at {cfg.hook_name} of "
+                f"{cfg.model_name} have {d_in} dimensions; leave --d_in out, or pass {d_in}."
+            )
+        cfg.sae = replace(cfg.sae, d_in=d_in)
+    return cfg
+
+
+@torch.no_grad()
+def width_at(model: Any, hook_name: str, head: int | None = None) -> int:
+    """Dimensions of a model's activations at a hook point, those of all heads together.
+
+    Raises:
+        ValueError: the model has no such hook point; names the nearest.
+    """
+    known = list(getattr(model, "hook_dict", {}))
+    if known and hook_name not in known:
+        near = get_close_matches(hook_name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "look at model.hook_dict."
+        raise ValueError(f"hook_name={hook_name!r} is not a hook point of the model: {hint}")
+    tokens = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
+    shape = cache[hook_name].shape
+    return int(shape[-1] if head is not None else prod(shape[2:]))
+
+
+def _ending(sae: TrainingSAE[Any], folder: Path) -> str:
+    lines = [f"saved in {folder.resolve()}"]
+    if isinstance(sae, GBATrainingSAE):
+        l0: dict[str, Any] = sae.stock_metadata().to_dict()["gba"]["l0"]
+        samples = f" on {l0['n_samples']} samples" if l0["n_samples"] else ""
+        lines.append(f"L0 asked {l0['target']:.4g}, got {l0['measured']:.4g}{samples}")
+    name = shlex.quote(str(folder))
+    return "\n".join(
+        [
+            *lines,
+            "next:",
+            f"    sae-lens-gba report {name}",
+            f"    sae-lens-gba publish USER/REPO {name} --dry-run",
+        ]
+    )

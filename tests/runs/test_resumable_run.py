@@ -1,0 +1,238 @@
+"""A run that was interrupted and goes on, beside one that was not, by every runner of SAELens."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import LoggingConfig, TopKTrainingSAEConfig
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+
+from sae_lens_gba import GBATrainingSAE, resumable_run
+from sae_lens_gba.errors import RunFolderError
+from sae_lens_gba.runs.checkpoints import newest_whole
+from sae_lens_gba.runs.interruption import TrainingInterrupted
+from tests.runs.interrupting import interrupt_at
+from tests.toolbox import D_MODEL, make_trainer, mixture, tiny_config
+
+STEPS, BATCH = 24, 64
+
+
+def trainer(mode: str = "none", steps: int = STEPS, **settings: Any) -> SAETrainer[Any, Any]:
+    torch.manual_seed(0)
+    sae = GBATrainingSAE(tiny_config(normalize_activations=mode, calibration_samples=1024))
+    return make_trainer(sae, steps, mixture(1, BATCH), BATCH, **settings)
+
+
+def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    for name, value in a.state_dict().items():
+        assert torch.equal(b.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("mode", ["none", "expected_average_only_in", "covariance_whitening"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, number: signal.Signals,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    whole = trainer(mode).fit()
+    whole.save_inference_model(tmp_path / "whole")
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run = tmp_path / "run"
+    for step in (7, 16):  # interrupted twice
+        interrupt_at(monkeypatch, step, number)
+        with pytest.raises(TrainingInterrupted) as stopped, resumable_run(run, resume=True):
+            trainer(mode).fit()
+        monkeypatch.undo()
+        assert stopped.value.code == 128 + number
+        assert stopped.value.checkpoint == run / "resume" / str(step * BATCH)
+        assert f"interrupted after {step} steps; saved in {stopped.value.checkpoint}" in caplog.text
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    with resumable_run(run, resume=True):
+        resumed = trainer(mode).fit()
+    resumed.save_inference_model(tmp_path / "resumed")
+    assert_equal(whole, resumed)  # also its counters
+    for name in ("sae_weights.safetensors", "gba_groups.safetensors"):  # also its calibration
+        files = [(tmp_path / folder / name).read_bytes() for folder in ("whole", "resumed")]
+        assert files[0] == files[1], name
+
+
+def synthetic(output: Path) -> SyntheticSAERunner[Any]:
+    torch.manual_seed(0)
+    cfg = SyntheticSAERunnerConfig(
+        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=16, seed=0),
+        sae=tiny_config(calibration_samples=1024),
+        training_samples=STEPS * BATCH,
+        batch_size=BATCH,
+        eval_samples=0,
+        output_path=str(output),
+        checkpoint_path=None,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    return SyntheticSAERunner(cfg)
+
+
+def test_the_synthetic_runner_goes_on_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = synthetic(tmp_path / "whole").run().sae
+    run = tmp_path / "run"
+    interrupt_at(monkeypatch, 10)
+    with pytest.raises(TrainingInterrupted), resumable_run(run):
+        synthetic(run).run()
+    monkeypatch.undo()
+    with resumable_run(run, resume=True) as resume_from:
+        resumed = synthetic(run).run().sae
+    assert resume_from == run / "resume" / str(10 * BATCH)
+    assert_equal(whole, resumed)
+
+
+def test_several_saes_on_one_model_go_on(
+    tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    hook = "blocks.0.hook_resid_post"
+
+    def run() -> dict[str, Any]:
+        topk = TopKTrainingSAEConfig(D_MODEL, 64, k=4)
+        cfg = MultiSAETrainingRunnerConfig(
+            saes={"gba": tiny_config(d_in=D_MODEL), "topk": topk},
+            hook_names=hook, output_path=str(tmp_path), model_name="tiny/random",
+            model_from_pretrained_kwargs={}, dataset_path="tiny/texts", streaming=False,
+            context_size=16, training_tokens=STEPS * BATCH, train_batch_size_tokens=BATCH,
+            store_batch_size_prompts=4, n_batches_in_buffer=16, checkpoint_path=None,
+            logger=LoggingConfig(log_to_wandb=False),
+        )  # fmt: skip
+        saes: dict[str, Any] = MultiSAETrainingRunner(
+            cfg, override_model=tiny_hooked_transformer, override_dataset=tiny_texts
+        ).run()
+        return saes
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 8)
+        with pytest.raises(TrainingInterrupted) as stopped, resumable_run(tmp_path):
+            run()
+    checkpoint = stopped.value.checkpoint
+    assert checkpoint is not None
+    assert {p.name for p in checkpoint.iterdir() if p.is_dir()} == {"gba", "topk"}
+    with resumable_run(tmp_path, resume=True):
+        saes = run()
+    assert int(saes["gba"].adapter.n_steps) == STEPS
+    assert saes["gba"].stock_metadata().to_dict()["gba"]["l0"]["measured"] == pytest.approx(
+        4.0, rel=0.02
+    )
+
+
+def test_checkpoints_are_written_in_time_and_two_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes = iter(range(0, 10_000, 3))
+    monkeypatch.setattr("sae_lens_gba.runs.resumable.time.monotonic", lambda: 60.0 * next(minutes))
+    with resumable_run(tmp_path, checkpoint_minutes=5):
+        trainer().fit()
+    kept = sorted(int(p.name) for p in (tmp_path / "resume").iterdir())
+    assert len(kept) == 2
+    assert kept[-1] > (STEPS - 4) * BATCH
+    newest = newest_whole(tmp_path / "resume")
+    assert newest is not None
+    assert newest.name == str(kept[-1])
+    (newest / "trainer_state.pt").write_bytes(b"half")
+    older = newest_whole(tmp_path / "resume")
+    assert older is not None
+    assert older.name == str(kept[0])
+
+
+def test_a_full_disk_does_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sae_lens_gba.runs.checkpoints.torch.save", full)
+    with resumable_run(tmp_path, checkpoint_minutes=1e-9):
+        trainer(steps=3).fit()
+    assert "no checkpoint this time" in caplog.text
+    assert "free some space" in caplog.text
+    assert list((tmp_path / "resume").iterdir()) == []
+
+
+def test_saelens_own_checkpoints_are_not_written_again(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"n_checkpoints": 5, "checkpoint_path": str(tmp_path / "own")}
+    interrupting = pytest.MonkeyPatch()
+    interrupt_at(interrupting, 13)
+    with pytest.raises(TrainingInterrupted), resumable_run(tmp_path / "run"):
+        trainer(**own).fit()
+    interrupting.undo()
+    before = {p.name for p in (tmp_path / "own").iterdir()}
+    with resumable_run(tmp_path / "run", resume=True):
+        trainer(**own).fit()
+    after = sorted(int(p.name) for p in (tmp_path / "own").iterdir())
+    assert len(before) == 3
+    assert after == [BATCH * step for step in (5, 9, 13, 17, 21)]
+
+
+def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(TrainingInterrupted), resumable_run(tmp_path):
+        trainer().fit()
+    monkeypatch.undo()
+    with (
+        pytest.raises(RunFolderError, match=r"trainer's lr=0.5 differs from 0.001"),
+        resumable_run(tmp_path, resume=True),
+    ):
+        trainer(lr=0.5).fit()
+    sae = GBATrainingSAE(tiny_config(target_l0=8.0, calibration_samples=1024))
+    with (
+        pytest.raises(RunFolderError, match=r"SAE's target_l0=8.0 differs from 4.0"),
+        resumable_run(tmp_path, resume=True),
+    ):
+        make_trainer(sae, STEPS, mixture(1, BATCH), BATCH).fit()
+
+
+def test_a_folder_is_one_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        resumable_run(tmp_path / "held"),
+        pytest.raises(RunFolderError, match="another process trains into"),
+        resumable_run(tmp_path / "held"),
+    ):
+        pass
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(TrainingInterrupted), resumable_run(tmp_path / "begun"):
+        trainer().fit()
+    monkeypatch.undo()
+    GBATrainingSAE(tiny_config()).save_inference_model(tmp_path / "ended")
+    for name in ("begun", "ended"):
+        with pytest.raises(RunFolderError, match="overwrite"), resumable_run(tmp_path / name):
+            pass
+        with resumable_run(tmp_path / name, overwrite=True) as resume_from:
+            assert resume_from is None
+            assert [p.name for p in (tmp_path / name).iterdir()] == [".lock"]
+
+
+def test_a_run_in_a_folder_that_is_not_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), resumable_run(tmp_path / "file" / "run"):
+        pass
+
+
+def test_before_the_first_step_a_signal_ends_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def data() -> Iterator[torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from mixture(1)
+
+    torch.manual_seed(0)
+    sae = GBATrainingSAE(tiny_config(normalize_activations="expected_average_only_in"))
+    with pytest.raises(TrainingInterrupted) as stopped, resumable_run(tmp_path):
+        make_trainer(sae, 3, data()).fit()
+    assert stopped.value.code == 143
+    assert stopped.value.checkpoint is None
+    with resumable_run(tmp_path, resume=True) as resume_from:  # there is nothing yet: it begins
+        assert resume_from is None

@@ -1,0 +1,205 @@
+"""The train command and `sae_lens_gba.train`, on the tiny model: from flags to the saved SAE."""
+
+import json
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    CacheActivationsRunner,
+    CacheActivationsRunnerConfig,
+)
+from safetensors.torch import load_file
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.cli import main
+from sae_lens_gba.runs import training
+from tests.runs.interrupting import interrupt_at
+from tests.toolbox import D_MODEL
+
+HOOK = "blocks.0.hook_resid_post"
+SETTINGS = {
+    "model_name": "tiny/random", "hook_name": HOOK, "d_sae": "64", "target-l0": "4",
+    "n_groups": "4", "highest_target_frequency": "0.3", "training_tokens": "1536",
+    "train_batch_size_tokens": "64", "context_size": "16", "store_batch_size_prompts": "4",
+    "n_batches_in_buffer": "16", "streaming": "false", "log_to_wandb": "false",
+    "calibration_samples": "1024",
+}  # fmt: skip
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Train:  # fmt: skip
+    """Runs the command into ``tmp_path/run``; its exit code."""
+    monkeypatch.setattr(training, "load_model", lambda *_, **__: tiny_hooked_transformer)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    tiny_texts.to_json(texts / "train.jsonl")
+
+    def train(*flags: str, **changes: str) -> int:
+        defaults = {"dataset_path": str(texts), "output_path": str(tmp_path / "run")}
+        settings = {**SETTINGS, **defaults, **changes}
+        given = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        return main(["train", *given, *flags])
+
+    return train
+
+
+def test_a_run_ends_with_its_folder_l0_and_the_next_commands(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert train() == 0
+    sae = SAE.load_from_disk(tmp_path / "run")
+    assert (sae.cfg.d_in, sae.cfg.d_sae) == (D_MODEL, 64)  # d_in is the model's
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json",
+        "gba_groups.safetensors", "gba_checksums.json",
+    }  # fmt: skip
+    for said in (str(tmp_path / "run"), "L0 asked 4, got 4", "sae-lens-gba report", "--dry-run"):
+        assert said in caplog.text
+    settings = json.loads((tmp_path / "run" / "runner_cfg.json").read_text())
+    assert (settings["lr"], settings["lr_decay_steps"]) == (0.01, 6)  # a quarter of 24 steps
+    assert settings["exclude_special_tokens"] is True
+    assert train("--resume") == 0  # of a run that has ended: nothing to do
+    assert "has ended" in caplog.text
+
+
+def test_an_interrupted_run_goes_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(SystemExit) as end:
+            train("--overwrite")
+    assert end.value.code == 130
+    assert "--resume" in caplog.text
+    assert train() == 1
+    assert "holds a run that was interrupted" in caplog.text
+    assert train("--resume", lr="0.5") == 1
+    assert "lr=0.5 differs from 0.01" in caplog.text
+    assert train("--resume") == 0
+    sae = SAE.load_from_disk(tmp_path / "run")
+    assert sae.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
+    assert not (tmp_path / "run" / "resume").exists()
+
+
+def test_on_cached_activations_it_goes_on_bit_equal(
+    train: Train, tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(
+        "sae_lens.cache_activations_runner.load_model", lambda **_: tiny_hooked_transformer
+    )
+    cache = CacheActivationsRunnerConfig(
+        dataset_path="tiny/texts", model_name="tiny/random", model_batch_size=4, hook_name=HOOK,
+        d_in=D_MODEL, training_tokens=2048, context_size=16, buffer_size_gb=1e-5,
+        new_cached_activations_path=str(tmp_path / "cache"), model_from_pretrained_kwargs={},
+        dtype="float32", device="cpu",
+    )  # fmt: skip
+    CacheActivationsRunner(cache, override_dataset=tiny_texts).run()
+    cached = {
+        "use_cached_activations": "true",
+        "cached_activations_path": str(tmp_path / "cache"),
+        "normalize_activations": "expected_average_only_in",
+        "n_batches_for_norm_estimate": "3",
+    }
+    assert train(**cached, output_path=str(tmp_path / "whole")) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 11, signal.SIGTERM)
+        with pytest.raises(SystemExit) as end:
+            train(**cached)
+    assert end.value.code == 143
+    assert train("--resume", **cached) == 0
+    for name in ("sae_weights.safetensors", "gba_groups.safetensors", "sparsity.safetensors"):
+        whole, resumed = (load_file(tmp_path / f / name) for f in ("whole", "run"))
+        for key, value in whole.items():
+            assert torch.equal(resumed[key], value), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "sentence"),
+    [
+        ((), {"d_in": "512"}, "have 16 dimensions; leave --d_in out, or pass 16"),
+        ((), {"hook_name": "blocks.0.hook_resid_pots"}, "did you mean blocks.0.hook_resid_post"),
+        ((), {"n_batches_in_buffer": "2"}, "it must be at least 4"),
+        ((), {"target-l0": "1000"}, "target_l0=1000.0 can't be reached"),
+        ((), {"checkpoint_minutes": "-1"}, "checkpoint_minutes=-1.0 is not possible"),
+        (("--tied", "perhaps"), {}, "tied"),
+    ],
+)
+def test_what_is_impossible_is_one_sentence_and_leaves_nothing(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture, flags: tuple[str, ...],
+    changes: dict[str, str], sentence: str,
+) -> None:  # fmt: skip
+    assert train(*flags, **changes) == 1
+    assert sentence in caplog.text
+    assert "\n" not in caplog.records[-1].getMessage()
+    assert not any((tmp_path / "run").glob("*"))
+
+
+def test_without_a_login_wandb_is_asked_for_before_any_work(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr("wandb.api", type("Api", (), {"api_key": None}))
+    assert train(log_to_wandb="true") == 1
+    assert "'wandb login', set WANDB_MODE=offline, or pass --log_to_wandb false" in caplog.text
+
+
+def test_other_architectures_have_their_own_flags_and_the_same_life(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SETTINGS, "dataset_path": str(tmp_path / "texts")}
+    of_gba = ("target-l0", "n_groups", "highest_target_frequency", "calibration_samples")
+    arguments = [
+        part for name, value in settings.items() if name not in of_gba
+        for part in (f"--{name}", value)
+    ]  # fmt: skip
+    topk = ["train", "--architecture", "topk", "--k", "4", *arguments, "--output_path",
+            str(tmp_path / "topk")]  # fmt: skip
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(SystemExit):
+            main(topk)
+    assert main([*topk, "--resume"]) == 0
+    assert type(SAE.load_from_disk(tmp_path / "topk")).__name__ == "TopKSAE"
+
+
+def test_the_bar_says_where_training_is(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    line = [t for t in capsys.readouterr().err.split("\r") if "expl. var." in t][-1]
+    assert "100%" in line
+    assert "1.54k/1.54k" in line
+    assert " of 4, expl. var. " in line
+
+
+def test_the_width_at_a_hook_point(tiny_bridge: Any, tiny_hooked_transformer: Any) -> None:
+    for model in (tiny_bridge, tiny_hooked_transformer):
+        assert training.width_at(model, HOOK) == D_MODEL
+        assert training.width_at(model, "blocks.0.attn.hook_z") == D_MODEL
+        assert training.width_at(model, "blocks.0.attn.hook_z", head=1) == D_MODEL // 4
+        assert training.width_at(model, "blocks.0.mlp.hook_post") == 32
+
+
+def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GBATrainingSAE, "save_inference_model", full)
+        assert train(checkpoint_minutes="1e-9") == 1
+    assert "could not be written, there is no room: free some space" in caplog.text
+    assert train("--resume") == 0
+    assert f"going on from {tmp_path / 'run' / 'resume'}" in caplog.text

@@ -1,0 +1,118 @@
+"""Files and folders that are whole, whoever else writes and whatever happens."""
+
+import errno
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_lens_gba.atomic_write import (
+    folder_written_whole,
+    remove_partial_folders,
+    write_atomically,
+)
+from sae_lens_gba.errors import StorageError
+
+WRITES = 100
+
+
+def test_two_writers_of_one_file_never_lose(tmp_path: Path) -> None:
+    path, failures = tmp_path / "file.safetensors", []
+
+    def write(value: float) -> None:
+        tensors = {"a": torch.full((1000,), value)}
+        for _ in range(WRITES):
+            try:
+                write_atomically(path, partial(save_file, tensors))
+                assert load_file(path)["a"].unique().numel() == 1
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(value,)) for value in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(file: Path) -> None:
+        file.write_text("half")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    with folder_written_whole(tmp_path / "a" / "b") as folder:
+        (folder / "file").write_text("x")
+        assert not (tmp_path / "a" / "b").exists()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+    with pytest.raises(ValueError, match="no"), folder_written_whole(tmp_path / "a" / "c"):
+        raise ValueError("no")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    writing = folder_written_whole(tmp_path / "a")
+    writing.__enter__()  # and never left
+    assert len(list(tmp_path.iterdir())) == 1
+    remove_partial_folders(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "that you may write")]
+)
+def test_the_system_says_no_in_one_sentence_with_advice(
+    tmp_path: Path, number: int, advice: str
+) -> None:
+    def fail(file: Path) -> None:
+        raise OSError(number, "no", str(file))
+
+    with pytest.raises(StorageError, match=advice):
+        write_atomically(tmp_path / "file", fail)
+
+
+# a limit on the size of files is the nearest thing to a full disk that needs no privileges
+_WRITE = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.errors import StorageError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+tensors = {"a": torch.zeros(100_000)}
+for write in (lambda p: save_file(tensors, p), lambda p: torch.save(tensors, p),
+              lambda p: p.write_bytes(bytes(10**6))):
+    try:
+        write_atomically(Path(sys.argv[1]) / "file", write)
+    except StorageError as error:
+        assert "free some space" in str(error), error
+    else:
+        sys.exit("written")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
+def test_no_room_is_noticed_in_what_safetensors_torch_and_python_raise(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITE, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
