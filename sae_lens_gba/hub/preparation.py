@@ -24,7 +24,7 @@ from sae_lens_gba.hub.validation import (
     check_sae_id,
 )
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.saved.evaluation import read_evaluation
+from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, read_evaluation
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
 from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, own_errors, read_saved
 from sae_lens_gba.training_sae import GBATrainingSAE
@@ -114,20 +114,9 @@ def _saved(source: Source, sae_id: str | None) -> SavedSAE:
         raise InvalidPublicationError(f"{name} can't be published: {error}") from error
 
 
-def _evaluation_beside(source: Source) -> dict[str, Any] | None:
-    """What ``sae-lens-gba report`` measured of the SAE in a folder."""
-    if isinstance(source, GBATrainingSAE):
-        return None
-    try:
-        found = read_evaluation(Path(source).expanduser())
-    except DamagedFileError as error:
-        raise InvalidPublicationError(f"an SAE can't be published: {error}") from error
-    return None if found is None else asdict(found)
-
-
 def _check_links(folder: Path) -> None:
     """What a link leads to was not meant to be published, as far as anyone can say."""
-    for name in ALL_FILES:
+    for name in (*ALL_FILES, EVALUATION_FILENAME):
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InvalidPublicationError(
@@ -145,6 +134,17 @@ def _check_that_saelens_loads(folder: Path, sae_id: str) -> None:
             f"SAE {sae_id!r} could not be loaded by anyone ({error.__cause__}): mend its cfg.json "
             "or metadata."
         ) from error
+
+
+def _evaluation_beside(source: Source) -> dict[str, Any] | None:
+    """What ``sae-lens-gba report`` measured of the SAE in a folder."""
+    if isinstance(source, GBATrainingSAE):
+        return None
+    try:
+        found = read_evaluation(Path(source).expanduser())
+    except DamagedFileError as error:
+        raise InvalidPublicationError(f"an SAE can't be published: {error}") from error
+    return None if found is None else asdict(found)
 
 
 def _default_id(saved: SavedSAE, metadata: Mapping[str, Any]) -> str:
