@@ -10,22 +10,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup browser demo test check bench-l0 bench-speed bench-gpu bench-quality torture paper-quick paper clean
+.PHONY: help setup browser demo test test-matrix check docs dist bench-l0 bench-speed bench-gpu bench-quality torture paper-quick paper clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-# the report's tests drive a real browser; SAE_LENS_GBA_NO_BROWSER_TESTS=1 leaves them out
-BROWSER := $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -n 1)
-
-browser:
-ifeq ($(BROWSER),)
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; \
-	else \
-	  echo "no Chromium found: install chromium and chromium-driver for the report's tests"; \
-	fi
-endif
+# asked for only: the other targets change nothing outside this folder
+browser:  ## install Chromium for the report's tests (Debian, as root)
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; }
 
 setup: $(VENV)/.installed  ## create .venv with the package and all it needs
 
@@ -38,8 +31,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup  ## train, save, reload and show a GBA SAE of a real language model
 	$(BIN)/sae-lens-gba demo
 
-test: setup browser  ## run the tests
+test: setup  ## run the tests (the report's need Chromium; SAE_LENS_GBA_NO_BROWSER_TESTS=1 leaves them out)
 	$(BIN)/python -m pytest --cov
+
+test-matrix:  ## run MATRIX_TESTS with the lowest and the newest dependencies (needs uv)
+	.ci/test-matrix $(MATRIX_TESTS)
 
 check: setup  ## formatter, linter, type checker, arrows between modules, declared dependencies
 	$(BIN)/ruff format --check .
@@ -47,6 +43,15 @@ check: setup  ## formatter, linter, type checker, arrows between modules, declar
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+docs: setup  ## build the site into output/site, tables from experiments/results
+	$(BIN)/python -m experiments.tables
+	$(BIN)/mkdocs build --strict --quiet
+
+dist: setup  ## build sdist and wheel into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 bench-speed: setup  ## time of a training step against SAELens' architectures
 	$(BIN)/python -m experiments.benchmarks.training_throughput --threads 2
@@ -79,4 +84,4 @@ paper: setup  ## the paper's experiments at full size (hours), into experiments/
 	$(BIN)/python -m experiments.paper.plots
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage
+	rm -rf $(VENV) dist demo_output .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .coverage

@@ -105,7 +105,7 @@ class CalibratedBiases(GBAParameters):
         """On the most recent samples; empty where they are too few to say anything."""
         adapter = self.adapter
         group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
-        sizes = torch.tensor(adapter.spectrum.sizes).to(group_frequency.device)
+        sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
         rarest = float((group_frequency * sizes).min())
         if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
             return []

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,15 @@ FORMAT_VERSION = 1
 
 _NAMES = ("group", "target_frequency", "measured_frequency")
 _OPTIONAL = ("other_l0s", "offsets")
+
+
+class GroupRow(TypedDict):
+    """One group in `NeuronGroups.summary`: frequencies are shares of samples."""
+
+    group: int
+    size: int
+    target_frequency: float
+    measured_frequency: float
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,9 @@ class NeuronGroups:
     other_l0s: torch.Tensor | None = None
     offsets: torch.Tensor | None = None
 
-    def summary(self) -> list[dict[str, Any]]:
-        """One dict a group: size, target and mean measured frequency."""
-        rows = []
+    def summary(self) -> list[GroupRow]:
+        """One row a group: size, target and mean measured frequency."""
+        rows: list[GroupRow] = []
         for k in range(int(self.group.max()) + 1):
             members = self.group == k
             measured = self.measured_frequency[members]

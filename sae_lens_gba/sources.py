@@ -106,8 +106,10 @@ def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
         raise ValueError("the SAE's cfg.json does not name its model: give it with --model.")
     if metadata.model_class_name == "AutoModelForCausalLM":
         return load_model("AutoModelForCausalLM", name, device)
-    from transformer_lens.model_bridge import TransformerBridge
-
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:  # TransformerLens 2, which loads the models it has a name for
+        return load_model("HookedTransformer", name, device)
     return TransformerBridge.boot_transformers(name, device=device, dtype=torch.float32)
 
 

@@ -178,7 +178,9 @@ class GBATrainingSAE(CalibratedBiases):
     def _find_active(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor
     ) -> tuple[ActiveSet, torch.Tensor] | None:
-        hooked = self.hook_sae_acts_pre.has_hooks() or self.hook_sae_acts_post.has_hooks()
+        # TransformerLens 2 has no HookPoint.has_hooks
+        points = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        hooked = any(point.fwd_hooks or point.bwd_hooks for point in points)
         max_density = self._max_density()
         spectrum = self.adapter.spectrum
         target_density = spectrum.l0 / sum(spectrum.sizes)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from packaging.version import Version
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
@@ -22,6 +24,8 @@ HOOK = "blocks.1.hook_resid_post"
 D_IN, D_SAE = 16, 32
 WEIGHTS = "sae_weights.safetensors"
 GROUPS = "gba_groups.safetensors"
+
+HUB_BEFORE_1 = Version(huggingface_hub.__version__) < Version("1")
 
 MakeSAE = Callable[..., GBATrainingSAE]
 
@@ -74,8 +78,14 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def hub() -> Iterator[LocalHub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     with LocalHub() as server:
+        if HUB_BEFORE_1:
+            # a commit's address is read as one of HF_ENDPOINT there, whatever endpoint was passed
+            template = constants.HUGGINGFACE_CO_URL_TEMPLATE
+            template = template.replace(constants.ENDPOINT, server.endpoint)
+            monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         yield server
 
 

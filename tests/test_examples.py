@@ -1,5 +1,6 @@
 """Every example runs, quickly, says something, and fits on a page."""
 
+import json
 import os
 import re
 import runpy
@@ -38,35 +39,88 @@ def test_activations_of_ones_own_are_trained_on_and_fire_as_often_as_asked(run: 
     assert float(l0) == pytest.approx(3.0, abs=0.15)
 
 
+@pytest.fixture
+def on_tiny_model(tmp_path: Path, tiny_llm_folder: Path, tiny_bridge: object) -> list[str]:
+    """Arguments of the examples that read text with a language model."""
+    (tmp_path / "texts.txt").write_text("\n".join(" ".join(WORDS) for _ in range(40)))
+    return ["--model", str(tiny_llm_folder), "--dataset", "texts.txt"]
+
+
+TINY = ["--context", "16", "--tokens", "2048", "--batch", "128", "--d-sae", "64"]
+
+
+def test_an_sae_of_a_language_model_is_trained(run: Run, on_tiny_model: list[str]) -> None:
+    hook = ["--hook", "blocks.0.hook_resid_post", "--target-l0", "4"]
+    said = run("02_language_model.py", *on_tiny_model, *TINY, *hook)
+    (l0,) = re.findall(r"JumpReLUSAE with 64 latents: L0 (\S+)", said)
+    assert float(l0) == pytest.approx(4.0, rel=0.05)
+
+
+def test_cached_activations_serve_several_saes(run: Run, on_tiny_model: list[str]) -> None:
+    arguments = ["--hook", "model.layers.0", "--l0s", "3", "5"]
+    said = run("03_cached_activations.py", *on_tiny_model, *TINY, *arguments)
+    got = [float(l0) for l0 in re.findall(r"got (\S+)", said)]
+    assert got == pytest.approx([3.0, 5.0], rel=0.05)
+
+
 def test_another_sae_is_made_to_hold_a_spectrum(run: Run) -> None:
-    said = run("02_bias_adaptation_hook.py", "--steps", "60")
+    said = run("04_other_architecture.py", "--steps", "60")
     assert "group 9:" in said
 
 
+def test_l0s_and_seeds_are_swept_in_one_run(run: Run, on_tiny_model: list[str]) -> None:
+    arguments = ["--hook", "blocks.0.hook_resid_post", "--l0s", "3", "5"]
+    said = run("05_sweep.py", *on_tiny_model, *TINY, *arguments)
+    assert re.findall(r"L0 asked (\d)", said) == ["3", "5"]
+    assert said.count("found again with another seed") == 2
+
+
+def test_an_sae_of_others_is_trained_further(run: Run) -> None:
+    said = run("06_fine_tune.py", "--steps", "200")
+    l0, before, after = (float(x) for x in re.findall(r"(\d+\.\d+) (?:of|before|after)", said))
+    assert l0 == pytest.approx(4.0, rel=0.1)
+    assert after < before
+
+
 def test_a_publication_is_shown_and_loaded(run: Run) -> None:
-    said = run("03_publish_and_load.py")
+    said = run("07_publish_and_load.py")
     assert "dry run" in said
     assert "measured_frequency" in said
 
 
-def test_a_report_is_written(run: Run, tmp_path: Path, tiny_llm_folder: Path) -> None:
+@pytest.fixture
+def sae_of_tiny_model(tmp_path: Path) -> str:
     sae = GBATrainingSAE(tiny_config(d_in=D_MODEL))
     sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
     sae.cfg.metadata.context_size = 16
+    sae.cfg.metadata.prepend_bos = True
     make_trainer(sae, 20).fit()
     sae.save_inference_model(tmp_path / "sae")
-    (tmp_path / "texts.txt").write_text("\n".join(" ".join(WORDS) for _ in range(40)))
-    arguments = ["sae", "--model", str(tiny_llm_folder), "--dataset", "texts.txt"]
-    said = run("04_report.py", *arguments, "--tokens", "640")
+    return "sae"
+
+
+def test_a_report_is_written(
+    run: Run, tmp_path: Path, sae_of_tiny_model: str, on_tiny_model: list[str]
+) -> None:
+    said = run("08_report.py", sae_of_tiny_model, *on_tiny_model, "--tokens", "640")
     assert "sae: explained variance" in said
     assert "fires most on 'w" in said
     (page,) = re.findall(r"open (\S+) in a browser", said)
     assert (tmp_path / page).is_file()
 
 
+def test_saelens_evaluations_are_run_and_kept(
+    run: Run, tmp_path: Path, sae_of_tiny_model: str, on_tiny_model: list[str]
+) -> None:
+    run("09_evaluate.py", sae_of_tiny_model, *on_tiny_model, "--batches", "1")
+    measured = json.loads((tmp_path / "sae" / "evaluation.json").read_text())
+    assert 0 < measured["sparsity"]["l0"] < 64
+    assert "ce_loss_score" in measured["model_performance_preservation"]
+
+
 def test_two_processes_train_one_sae(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = [str(EXAMPLES / "05_two_processes.py"), "--steps", "60"]
+    script = [str(EXAMPLES / "10_two_processes.py"), "--steps", "60"]
     ran = subprocess.run(
         [*command, *script],
         cwd=tmp_path,

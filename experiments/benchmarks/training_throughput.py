@@ -28,6 +28,7 @@ from sae_lens import (
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
+from experiments.benchmarks.step_parts import seconds_by_part
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
@@ -52,7 +53,7 @@ class Config:
 
     d_in: int = 768
     batch: int = 2048
-    d_sae: tuple[int, ...] = (2048, 8192, 32768)
+    d_sae: tuple[int, ...] = (8192, 32768, 131072)
     l0: tuple[int, ...] = (16, 64)
     steps: int = 5
     adaptation_case: tuple[int, int] = (8192, 64)
@@ -180,6 +181,14 @@ def adaptation_share(case: Case, steps: int) -> float:
     return sum(inside) / (time.perf_counter() - started)
 
 
+def parts_of_step(case: Case, steps: int) -> dict[str, float]:
+    """Mean seconds of a GBA step by parts."""
+    (x,) = case.batches(1)
+    trainer = make_trainer(architectures(case)["gba"], case, x)
+    trainer.step(x)
+    return seconds_by_part(lambda: trainer.step(x), steps)
+
+
 def supports_bfloat16(d_in: int, limit_seconds: float = 0.1) -> bool:
     """Whether a bf16 product is of use: without hardware for it, it takes minutes."""
     a = torch.randn(256, d_in).bfloat16()
@@ -192,6 +201,7 @@ def run(config: Config) -> Tables:
     """Step time and memory of every case, and what bias adaptation takes of a step."""
     precisions = [False, True] if supports_bfloat16(config.d_in) else [False]
     rows: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
     for d_sae in config.d_sae:
         for l0 in config.l0:
             for autocast in precisions:
@@ -203,10 +213,17 @@ def run(config: Config) -> Tables:
                     {"d_sae": d_sae, "l0": l0, "autocast": autocast, "architectures": timed}
                 )
                 logging.info("%s", table(case, timed))
+                if l0 == config.l0[-1]:
+                    parts.append(
+                        {"d_sae": d_sae, "l0": l0, "autocast": autocast}
+                        | {"seconds": parts_of_step(case, config.steps)}
+                    )
+                    logging.info("parts of a gba step, seconds: %s", parts[-1]["seconds"])
     d_sae, l0 = config.adaptation_case
     share = adaptation_share(Case(config.d_in, config.batch, d_sae, l0), config.adaptation_steps)
     logging.info("bias adaptation: %.2f %% of the step", 100 * share)
-    return {"cases": rows, "adaptation": [{"d_sae": d_sae, "l0": l0, "share_of_step": share}]}
+    adaptation = [{"d_sae": d_sae, "l0": l0, "share_of_step": share}]
+    return {"cases": rows, "parts": parts, "adaptation": adaptation}
 
 
 def table(case: Case, timed: dict[str, dict[str, float]]) -> str:

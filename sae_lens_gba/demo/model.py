@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from sae_lens_gba.demo.wheels import files_of_wheel
 
@@ -42,8 +41,18 @@ def demo_model_folder(cache_dir: str | Path | None = None) -> Path:
     return folder
 
 
-def load_demo_model(cache_dir: str | Path | None = None, device: str = "cpu") -> TransformerBridge:
-    """SmolLM2-135M-Instruct with TransformerLens hooks: d_model 576, 30 layers; offline."""
+def load_demo_model(cache_dir: str | Path | None = None, device: str = "cpu") -> Any:
+    """SmolLM2-135M-Instruct as a TransformerBridge: d_model 576, 30 layers; offline.
+
+    Raises:
+        ImportError: TransformerLens is older than 3.
+    """
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as error:
+        raise ImportError(
+            "the demo's model needs TransformerLens 3: pip install 'transformer-lens>=3,<4'."
+        ) from error
     return TransformerBridge.boot_transformers(
         str(demo_model_folder(cache_dir)), device=device, dtype=torch.float32
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.constants import REPOCARD_NAME
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import AccessError, GBAError, PublishError
-from sae_lens_gba.saved.downloading import http_status, is_connection_failure
+from sae_lens_gba.saved.downloading import http_status, is_answer, is_connection_failure
 
 MAX_ATTEMPTS = 5
 
@@ -196,7 +196,7 @@ def _is_worth_retrying(error: Exception) -> bool:
 
 def _retry_after(error: BaseException | None) -> float | None:
     """Seconds that the Hub asks to wait, None where it does not."""
-    if isinstance(error, HfHubHTTPError):
+    if is_answer(error):
         seconds = error.response.headers.get("Retry-After", "")
         if seconds.isdecimal():
             return float(seconds)

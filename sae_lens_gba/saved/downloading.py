@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -17,8 +17,12 @@ from sae_lens_gba.errors import (
     MissingFileError,
 )
 
-# of httpx or httpx2, as the version of huggingface_hub has it
-HTTP_LIBRARY_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+# of httpx or httpx2, as the version of huggingface_hub has it; before 1 of requests, whose
+# HTTPError has a base that it shares with failures of the connection
+_BASE = HfHubHTTPError.__bases__[0]
+HTTP_LIBRARY_ERROR: type[Exception] = (
+    _BASE.__bases__[0] if _BASE.__module__.startswith("requests") else _BASE
+)
 _REPO_ID = re.compile(
     r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII
 )  # the rules of huggingface_hub, with an owner
@@ -91,9 +95,14 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> GBAError |
 def http_status(error: BaseException | None) -> int | None:
     """Status of the HTTP answer that an error came from, directly or as its cause."""
     for cause in _with_causes(error):
-        if isinstance(cause, HfHubHTTPError):
+        if is_answer(cause):
             return int(cause.response.status_code)
     return None
+
+
+def is_answer(error: BaseException | None) -> TypeGuard[HfHubHTTPError]:
+    """Whether an error has an answer of the Hub; before huggingface_hub 1 not all of them do."""
+    return isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None
 
 
 def arrived_truncated(error: BaseException) -> bool:
@@ -104,8 +113,7 @@ def is_connection_failure(error: BaseException | None) -> bool:
     """Whether an error came from a connection that failed before there was a whole answer."""
     failures = HTTP_LIBRARY_ERROR | ConnectionError | TimeoutError
     return any(
-        arrived_truncated(cause)
-        or (isinstance(cause, failures) and not isinstance(cause, HfHubHTTPError))
+        arrived_truncated(cause) or (isinstance(cause, failures) and not is_answer(cause))
         for cause in _with_causes(error)
     )
 

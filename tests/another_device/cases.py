@@ -17,7 +17,8 @@ from sae_lens_gba import sparse_autoencoder_ops as ops
 from tests.another_device.device import NAME, Elsewhere
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
-STEPS = 12
+STEPS = 7
+new_tensor = torch.tensor
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +26,17 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # as if there were kernels for it; PyTorch has no autocast there
     monkeypatch.setitem(ops._SPARSE_DTYPES, NAME, (torch.float32, torch.float64))
     monkeypatch.setattr(ops, "_autocast_dtype", lambda device: None)
+    monkeypatch.setattr(torch, "tensor", tensor_there)
     # safetensors reads memory by its address, which is of no use here
     for module in (sae_lens.saes.sae, neuron_groups, training_hook):
         monkeypatch.setattr(module, "save_file", save_from_there)
     with Elsewhere():
         yield
+
+
+def tensor_there(data: Any, *, device: Any = None, dtype: Any = None) -> torch.Tensor:
+    """torch.tensor, which knows nothing of devices in Python."""
+    return new_tensor(data, dtype=dtype).to("cpu" if device is None else device)
 
 
 def save_from_there(tensors: dict[str, torch.Tensor], path: Path, **settings: Any) -> None:

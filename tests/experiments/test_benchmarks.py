@@ -125,10 +125,10 @@ def test_step_times_and_memory_from_run_to_plot(
     # a process of its own imports everything anew: half a minute for each architecture
     monkeypatch.setattr(training_throughput, "peak_memory_in_own_process", peak_memory)
     monkeypatch.setattr(training_throughput, "supports_bfloat16", lambda d_in: False)
-    config = training_throughput.Config(8, 32, (32, 64), (2, 4), 1, (32, 4), 2)
+    config = training_throughput.Config(8, 32, (64, 128), (2, 4), 1, (64, 4), 2)
     tables = training_throughput.run(config)
     assert [(case["d_sae"], case["l0"]) for case in tables["cases"]] == [
-        (32, 2), (32, 4), (64, 2), (64, 4),
+        (64, 2), (64, 4), (128, 2), (128, 4),
     ]  # fmt: skip
     for case in tables["cases"]:
         timed = case["architectures"]
@@ -136,6 +136,10 @@ def test_step_times_and_memory_from_run_to_plot(
         assert timed["encoder product"]["this_over_encoder_product"] == 1.0
         assert ("peak_memory_bytes" in timed["gba"]) == (case["l0"] == 4)
     assert asked.count("gba") == 2
+    assert [row["d_sae"] for row in tables["parts"]] == [64, 128]
+    for row in tables["parts"]:
+        assert {"encode, find active", "Adam", "row norm", "clip"} < set(row["seconds"])
+        assert all(seconds > 0 for seconds in row["seconds"].values())
     assert 0 < tables["adaptation"][0]["share_of_step"] < 1
     assert_plotted(PLOTS, "training_throughput", config, tables, tmp_path)
 

@@ -23,7 +23,7 @@ from sae_lens_gba.errors import (
     WrongShapeError,
 )
 from sae_lens_gba.saved.loading import list_published, load
-from tests.hub_fixtures import D_SAE, GROUPS, REPO, WEIGHTS, activations
+from tests.hub_fixtures import D_SAE, GROUPS, HUB_BEFORE_1, REPO, WEIGHTS, activations
 from tests.local_hub import Fault, LocalHub
 
 Damage = Callable[[Path], object]
@@ -194,6 +194,7 @@ def test_a_private_repo_needs_a_token(published: LocalHub) -> None:
 # --- a bad network ---
 
 
+@pytest.mark.skipif(HUB_BEFORE_1, reason="it is huggingface_hub 1 that resumes")
 def test_a_download_that_breaks_off_is_resumed(
     published: LocalHub, jumprelu_sae: GBATrainingSAE
 ) -> None:

@@ -4,7 +4,7 @@ Without arguments it shows what would be published, and loads that: nothing is s
 To try it on a Hub on this machine, in two terminals:
 
     python -m tests.local_hub              # shows its address and token
-    python examples/03_publish_and_load.py --endpoint http://127.0.0.1:PORT --token valid
+    python examples/07_publish_and_load.py --endpoint http://127.0.0.1:PORT --token valid
 """
 
 import argparse

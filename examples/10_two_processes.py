@@ -1,6 +1,6 @@
 """Train one SAE with two processes, each with a half of its latents and of the samples:
 
-torchrun --nproc-per-node 2 examples/05_two_processes.py
+torchrun --nproc-per-node 2 examples/10_two_processes.py
 
 With a language model it is one line: torchrun ... -m sae_lens_gba train, and the usual flags.
 """

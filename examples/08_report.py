@@ -1,7 +1,7 @@
 """Look at a trained SAE: an HTML page, and its data beside it.
 
     sae-lens-gba demo --output demo_output
-    python examples/04_report.py demo_output
+    python examples/08_report.py demo_output
 
 The same on the command line, with more settings: ``sae-lens-gba report demo_output``.
 """

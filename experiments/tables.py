@@ -1,0 +1,281 @@
+"""Tables of README and docs, made from the JSON in experiments/results.
+
+python -m experiments.tables [--check] [Markdown files]
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is one of
+TABLES.
+With --check nothing is written, and a table that differs from its JSON is an error.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from experiments.lab.results import RESULTS
+from sae_lens_gba.atomic_write import write_atomically
+
+ROOT = Path(__file__).parents[1]
+FILES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{n}.md" for n in ("choosing", "results", "reliability")),
+)
+NOT_MEASURED = "*Not measured yet.*"
+NOT_THERE = "\N{EN DASH}"
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+NAMES = {
+    "gba": "GBA", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka": "Matryoshka",
+    "matryoshka_batchtopk": "Matryoshka", "topk": "TopK", "standard": "Standard",
+    "gba paper": "GBA, the paper's settings",
+}  # fmt: skip
+
+
+def fill(text: str, results: Path = RESULTS) -> str:
+    """``text`` with every table in it made anew.
+
+    Raises:
+        ValueError: it names a table that there is not.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        start, name, _, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"table={name!r} is not possible: it must be one of {list(TABLES)}.")
+        file, make = TABLES[name]
+        path = results / file
+        body = make(json.loads(path.read_text())) if path.is_file() else NOT_MEASURED
+        return f"{start}\n{body}\n\n{end}"
+
+    return _TABLE.sub(replaced, text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 1 where --check finds a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, default=FILES)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args(argv)
+    differ = []
+    for path in args.files:
+        old = path.read_text()
+        new = fill(old)
+        if new != old:
+            differ.append(path)
+            if not args.check:
+                write_atomically(path, partial(Path.write_text, data=new))
+    for path in differ:
+        print(f"{path}: " + ("differs from the results" if args.check else "written anew"))
+    return int(args.check and bool(differ))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def against_batchtopk(result: Result) -> str:
+    """README's: a few figures of GBA and BatchTopK on a language model."""
+    return _language_model(result, ["gba", "batchtopk"], ["explained variance", "CE loss recovered",
+                           "latents that never fire", "CPU time, s"])  # fmt: skip
+
+
+def language_model(result: Result) -> str:
+    """All architectures on a language model, means over seeds."""
+    return _language_model(result, [row["method"] for row in result["chosen"]], None)
+
+
+def _language_model(result: Result, methods: list[str], only: list[str] | None) -> str:
+    asked = result["config"]["l0"]
+    own = {m: _of(result["rows"], method=m, asked_l0=asked) for m in methods}
+    lines: list[tuple[str, Callable[[str], str]]] = [
+        ("L0", lambda m: f"{_mean(own[m], 'l0'):.1f}"),
+        ("explained variance", lambda m: f"{_mean(own[m], 'explained_variance'):.3f}"),
+        ("CE loss recovered", lambda m: f"{_mean(own[m], 'ce_loss_recovered'):.3f}"),
+        ("latents that never fire", lambda m: f"{_mean(own[m], 'dead'):.0f}"),
+    ]
+    for field, text in (
+        ("pw_mcc", "PW-MCC between seeds"),
+        ("share_mcs_above_09", "latents with MCS > 0.9 between seeds"),
+    ):
+        found = {row["method"]: row[field] for row in result["consistency"]}
+        lines.append((text, partial(_entry, found)))
+    for k in sorted({row["k"] for row in result["probing"]}):
+        scores = {m: _of(result["probing"], method=m, k=k) for m in methods}
+        text = f"sparse probes, mean AUC, k = {k}"
+        lines.append((text, partial(_mean_entry, scores, "test_auc")))
+    lines.append(("CPU time, s", lambda m: f"{_mean(own[m], 'seconds'):.0f}"))
+    for l0 in result["config"]["other_l0"]:
+        rows = {m: _of(result["rows"], method=m, asked_l0=l0) for m in methods}
+        text = f"explained variance at L0 {l0:g}, one seed"
+        lines.append((text, partial(_mean_entry, rows, "explained_variance")))
+    shown = [(text, value) for text, value in lines if only is None or text in only]
+    header = ["", *(NAMES[m] for m in methods)]
+    return markdown(header, ([text, *(value(m) for m in methods)] for text, value in shown))
+
+
+def synthetic(result: Result) -> str:
+    """Where the true features are known: every architecture at every number of samples."""
+    batch, table = result["config"]["batch_size"], []
+    for steps in result["config"]["at_steps"]:
+        rows = _of(result["rows"], steps=steps)
+        methods = sorted(
+            {row["method"] for row in rows}, key=lambda m: -_mean(_of(rows, method=m), "mcc")
+        )
+        for method in methods:
+            own = _of(rows, method=method)
+            table.append([
+                f"{steps * batch / 1e6:.0f} M", NAMES[method],
+                *(f"{_mean(own, field):.3f}" for field in ("mcc", "f1", "explained_variance")),
+                f"{_mean(own, 'l0'):.1f}", f"{_mean(own, 'dead'):.0f}",
+                f"{_mean(own, 'seconds'):.0f}",
+            ])  # fmt: skip
+    header = ["samples", "architecture", "MCC", "F1", "explained variance", "L0", "dead"]
+    return markdown([*header, "CPU time, s"], table)
+
+
+def l0_control(result: Result) -> str:
+    """Each condition's worst miss over seeds, before and after calibration."""
+    cases = list(dict.fromkeys(row["case"] for row in result["rows"]))
+    table = []
+    for case in cases:
+        own = _of(result["rows"], case=case)
+        table.append([
+            case, f"{own[0]['target_l0']:.3g}",
+            *(_percent(max(abs(row[field]) for row in own))
+              for field in ("miss", "miss_uncalibrated")),
+        ])  # fmt: skip
+    return markdown(["condition", "target_l0", "worst miss", "before calibration"], table)
+
+
+def other_l0(result: Result) -> str:
+    """Explained variance / CE loss recovered of an SAE at another L0 than it was trained for."""
+    l0s = result["config"]["l0s"]
+    ways = dict.fromkeys(
+        (row["trained_at"] if row["how"] != "trained there" else None, row["how"])
+        for row in result["rows"]
+    )
+    table = []
+    for trained_at, how in ways:
+        text = how if trained_at is None else f"trained at {trained_at:g}: {how}"
+        cells = []
+        for l0 in l0s:
+            found = [
+                row
+                for row in _of(result["rows"], how=how, used_at=l0)
+                if trained_at in (None, row["trained_at"])
+            ]
+            cells.append(
+                f"{found[0]['explained_variance']:.3f} / {found[0]['ce_recovered']:.3f}"
+                if found
+                else ""
+            )
+        table.append([text, *cells])
+    return markdown(["", *(f"L0 {l0:g}" for l0 in l0s)], table)
+
+
+def throughput(result: Result) -> str:
+    """How many times faster a GBA step is than that of another architecture."""
+    others = ["standard", "topk", "jumprelu", "batchtopk", "matryoshka"]
+    table = []
+    for case in result["cases"]:
+        seconds = {name: one["seconds"] for name, one in case["architectures"].items()}
+        ratios = [f"{seconds[name] / seconds['gba']:.1f}" for name in others]
+        product = seconds["gba"] / seconds["encoder product"]
+        table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", *ratios, f"{product:.1f}"])
+    header = ["d_sae", "L0", *(NAMES[name] for name in others)]
+    return markdown([*header, "GBA step / encoder product"], table)
+
+
+def learning_rate(result: Result) -> str:
+    """Explained variance at every rate, a line for each kind of run; the best in bold."""
+    rates = sorted({row["learning_rate"] for row in result["rows"]})
+    kinds: dict[tuple[Any, ...], dict[float, float]] = {}
+    for row in result["rows"]:
+        kind = row["data"], row["d_sae"], row["batch_size"], row["steps"], row["decay"]
+        kinds.setdefault(kind, {})[row["learning_rate"]] = row["explained_variance"]
+    lines = []
+    for (data, d_sae, batch_size, steps, decay), found in kinds.items():
+        run = f"{data}, {d_sae:,} latents, {steps:,} steps of {batch_size:,}"
+        best = max(found.values())
+        lines.append(
+            [run, "falls" if decay else "constant", *(_best(found.get(r), best) for r in rates)]
+        )
+    return markdown(["run", "rate", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def _best(value: float | None, best: float) -> str:
+    if value is None:
+        return NOT_THERE
+    return f"**{value:.3f}**" if value == best else f"{value:.3f}"
+
+
+def imbalanced_set(result: Result) -> str:
+    """The paper's imbalanced set: recovered features in %, at the last step of each method."""
+    table = []
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        own = _of(result["rows"], method=method)
+        last = _of(own, steps=max(row["steps"] for row in own))
+        table.append([
+            f"`{method}`",
+            *(f"{100 * _mean(last, field):.1f}" for field in ("frr_08", "frr_09")),
+            f"{_mean(last, 'l0'):.1f}", f"{_mean(last, 'explained_variance'):.3f}",
+        ])  # fmt: skip
+    return markdown(["method", "FRR(0.8), %", "FRR(0.9), %", "L0", "explained variance"], table)
+
+
+def every_row(result: Result) -> str:
+    """All rows as they are, for results without a table of their own."""
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row))
+    return markdown(names, ([_plain(row.get(name)) for name in names] for row in result["rows"]))
+
+
+def _of(rows: list[Row], **wanted: Any) -> list[Row]:
+    return [row for row in rows if all(row.get(name) == v for name, v in wanted.items())]
+
+
+def _mean(rows: list[Row], field: str) -> float:
+    return fmean(float(row[field]) for row in rows)
+
+
+def _entry(values: dict[str, float], method: str) -> str:
+    return f"{values[method]:.3f}"
+
+
+def _mean_entry(rows: dict[str, list[Row]], field: str, method: str) -> str:
+    return f"{_mean(rows[method], field):.3f}" if rows[method] else "-"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "against_batchtopk": ("language_model_comparison.json", against_batchtopk),
+    "language_model": ("language_model_comparison.json", language_model),
+    "language_model_mlp": ("language_model_comparison_mlp.json", language_model),
+    "synthetic": ("architecture_comparison.json", synthetic),
+    "l0_control": ("l0_control.json", l0_control),
+    "other_l0": ("other_l0.json", other_l0),
+    "throughput": ("training_throughput.json", throughput),
+    "learning_rate": ("learning_rate.json", learning_rate),
+    "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
+    "torture": ("torture.json", every_row),
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
