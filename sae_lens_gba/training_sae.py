@@ -251,8 +251,8 @@ class GBATrainingSAE(CalibratedBiases):
             self._start(x, norm)
         elif n_steps == _PATIENCE:
             logger.warning(
-                "no batch of %d had two different rows: nothing is learnt from such; give batches of "
-                "several samples.",
+                "no batch of %d had two different rows: nothing is learnt from such; give batches "
+                "of several samples.",
                 n_steps,
             )
 
