@@ -188,7 +188,10 @@ def throughput(result: Result) -> str:
     table = []
     for case in result["cases"]:
         seconds = {name: one["seconds"] for name, one in case["architectures"].items()}
-        ratios = [f"{seconds[name] / seconds['gba']:.1f}" for name in others]
+        ratios = [
+            f"{seconds[name] / seconds['gba']:.1f}" if name in seconds else NOT_THERE
+            for name in others
+        ]
         product = seconds["gba"] / seconds["encoder product"]
         table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", *ratios, f"{product:.1f}"])
     header = ["d_sae", "L0", *(NAMES[name] for name in others)]
