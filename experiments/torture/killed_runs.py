@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.torture.training import (
-    KINDS, Files, begin, moments, row, uninterrupted, weights, work_folder
+    KINDS,
+    Files,
+    begin,
+    moments,
+    row,
+    uninterrupted,
+    weights,
+    work_folder,
 )  # fmt: skip
 from sae_lens_gba.checksums import check_checksums
 from sae_lens_gba.errors import GBAError
@@ -27,7 +34,7 @@ STEPS, KILLS, CHECKPOINT_SECONDS = 400, 3, 0.1
 When = Callable[[Rank, Path, random.Random, float], None]
 
 
-def at_any_moment(rank: Rank, folder: Path, chance: random.Random, seconds: float) -> None:
+def at_any_moment(rank: Rank, _folder: Path, chance: random.Random, seconds: float) -> None:
     rank.process.join(chance.uniform(0, seconds / KILLS))
 
 
@@ -44,10 +51,10 @@ def in_a_checkpoint(rank: Rank, folder: Path, chance: random.Random, seconds: fl
     time.sleep(chance.uniform(0, 0.01))
 
 
-def as_the_sae_is_saved(rank: Rank, folder: Path, chance: random.Random, seconds: float) -> None:
-    while rank.process.is_alive() and not any(folder.glob("*.safetensors")):
+def as_the_sae_is_saved(rank: Rank, folder: Path, chance: random.Random, _seconds: float) -> None:
+    while rank.process.is_alive() and not any(folder.glob(".*.partial")):
         time.sleep(0.0002)
-    time.sleep(chance.uniform(0, 0.004))
+    time.sleep(chance.uniform(0, 0.01))
 
 
 def damage_of(folder: Path) -> str | None:
@@ -74,9 +81,8 @@ def one_run(
             os.kill(rank.process.pid, number)
         rank.wait(120)
         ends[_end_of(rank, number)] += 1
-        if rank.exit_code == 128 + number and "; saved in " in rank.said:
-            if newest_whole(folder / CHECKPOINTS) is None:
-                return "no checkpoint after the signal"
+        if "; saved in " in rank.said and newest_whole(folder / CHECKPOINTS) is None:
+            return "no checkpoint after the signal"
         if damage := damage_of(folder):
             return damage
         if rank.exit_code == 0:
@@ -123,7 +129,7 @@ def rows(scale: float) -> list[dict[str, Any]]:
                 kind = KINDS[i % len(KINDS)]
                 expected, seconds = whole[kind]
                 place = work / f"{number.name}-{when.__name__}-{every}-{i}"
-                args = (kind, STEPS, every, {})
+                args: tuple[Any, ...] = (kind, STEPS, every, {})
                 loss = one_run(place, args, expected, number, when, chance, seconds, ends)
                 if loss is not None:
                     lost.append(f"{kind}: {loss}")

@@ -37,8 +37,8 @@ def rows(scale: float) -> list[dict[str, Any]]:
         sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = "user/model", "blocks.0"
         sae.save_inference_model(work / "sae")
         ranks = start(publish_some, publishers, work / "ranks", hub.endpoint, hub.token, work, n)
-        for rank in ranks:
-            rank.wait(600)
+        for process in ranks:
+            process.wait(600)
         files = hub.repos[REPO].files() if REPO in hub.repos else {}
         card = files.get("README.md", b"").decode()
         for rank, process in enumerate(ranks):

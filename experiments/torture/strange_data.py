@@ -35,11 +35,11 @@ def _scaled(by: float) -> Change:
     return lambda batch: batch * by
 
 
-def _fails(batch: torch.Tensor) -> torch.Tensor:
+def _fails(_batch: torch.Tensor) -> torch.Tensor:
     raise OSError("the source of the data is gone.")
 
 
-def _ends(batch: torch.Tensor) -> torch.Tensor:
+def _ends(_batch: torch.Tensor) -> torch.Tensor:
     raise EOFError
 
 
@@ -51,6 +51,8 @@ FAULTS: dict[str, Change] = {
     "hold a value of 1e20": _one_value(1e20),
     "hold a value of -1e38": _one_value(-1e38),
     "are all 1e38": _everywhere(1e38),
+    "are scaled by 1e10": _scaled(1e10),
+    "are scaled by 1e17": _scaled(1e17),
     "are scaled by 1e20": _scaled(1e20),
     "are scaled by 1e-30": _scaled(1e-30),
     "are zero": _everywhere(0.0),
