@@ -137,6 +137,8 @@ class _Keeper:
 
     def data_ended(self, trainer: AnyTrainer) -> DataEndedError:
         """The error to raise for it; what was trained is saved first."""
+        if self.progress is not None:
+            self.progress.close()
         samples, total = trainer.n_training_samples, trainer.cfg.total_training_samples
         saved = f"; saved in {self._save()}" if self.interruption.can_save else ""
         return DataEndedError(
