@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -54,7 +54,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
             for file in [*partial.rglob("*"), partial]:
                 _sync(file)
             if replace:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_at_once(path)
             os.replace(partial, path)
             _sync(path.parent)
         finally:
@@ -84,6 +84,14 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
             _sync(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_at_once(folder: Path) -> None:
+    """Remove a folder, if it is there and may be: none that lacks files is left under its name."""
+    partial = _beside(folder)
+    with suppress(OSError):
+        os.replace(folder, partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_partial_folders(parent: Path) -> None:

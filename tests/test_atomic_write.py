@@ -74,7 +74,10 @@ def test_files_of_a_folder_are_replaced_together_or_not_at_all(tmp_path: Path) -
     with pytest.raises(ValueError, match="no"), files_written_whole(tmp_path) as new:
         (new / "cfg.json").write_text("half")
         raise ValueError("no")
-    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"cfg.json": "old", "other": "mine"}
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "cfg.json": "old",
+        "other": "mine",
+    }
     with files_written_whole(tmp_path) as new:
         (new / "cfg.json").write_text("new")
         (new / "weights").write_text("new")

@@ -30,7 +30,7 @@ from sae_lens_gba.runs.folder import CHECKPOINTS
 from sae_lens_gba.saved.loading import load
 from tests.distributed.several import Rank
 
-STEPS, KILLS, CHECKPOINT_SECONDS = 400, 3, 0.1
+STEPS, KILLS, CHECKPOINT_SECONDS = 400, 3, 0.1  # a quarter of the steps in the smallest size
 When = Callable[[Rank, Path, random.Random, float], None]
 
 
@@ -117,8 +117,9 @@ def rows(scale: float) -> list[dict[str, Any]]:
         (signal.SIGTERM, in_training, 0, 15),
     ]
     table = []
+    steps = round(STEPS * min(1.0, max(0.25, 10 * scale)))
     with work_folder() as work:
-        whole = {k: uninterrupted(work / k, k, STEPS, CHECKPOINT_SECONDS, {}) for k in KINDS}
+        whole = {k: uninterrupted(work / k, k, steps, CHECKPOINT_SECONDS, {}) for k in KINDS}
         for number, when, every, full_size in faults:
             tried, lost, ends = max(1, round(full_size * scale)), [], Counter[str]()
             name = f"{number.name} {when.__name__.replace('_', ' ')}, up to {KILLS} in a run"
@@ -129,7 +130,7 @@ def rows(scale: float) -> list[dict[str, Any]]:
                 kind = KINDS[i % len(KINDS)]
                 expected, seconds = whole[kind]
                 place = work / f"{number.name}-{when.__name__}-{every}-{i}"
-                args: tuple[Any, ...] = (kind, STEPS, every, {})
+                args: tuple[Any, ...] = (kind, steps, every, {})
                 loss = one_run(place, args, expected, number, when, chance, seconds, ends)
                 if loss is not None:
                     lost.append(f"{kind}: {loss}")

@@ -16,6 +16,7 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, Synthet
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
+from sae_lens_gba.checksums import check_checksums, has_checksums
 from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.runs.interruption import TrainingInterrupted
@@ -147,6 +148,27 @@ def test_checkpoints_are_written_in_time_and_two_stay(
     older = newest_whole(tmp_path / "resume")
     assert older is not None
     assert older.name == str(kept[0])
+
+
+def test_a_checkpoint_is_removed_whole_even_by_a_process_that_is_killed_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path, **_: Any) -> None:
+        if any(folder.glob("*")):
+            next(folder.iterdir()).unlink()
+            raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(Killed), resumable_run(tmp_path, checkpoint_minutes=1e-9):
+        trainer().fit()
+    left = [path for path in (tmp_path / "resume").iterdir() if path.name.isdigit()]
+    assert len(left) == 2
+    for path in left:
+        assert has_checksums(path)
+        check_checksums(path)
 
 
 def test_a_full_disk_does_not_end_a_run(
