@@ -37,12 +37,14 @@ test: setup  ## run the tests (the report's need Chromium; SAE_LENS_GBA_NO_BROWS
 test-matrix:  ## run MATRIX_TESTS with the lowest and the newest dependencies (needs uv)
 	.ci/test-matrix $(MATRIX_TESTS)
 
-check: setup  ## formatter, linter, type checker, arrows between modules, declared dependencies
+check: setup  ## formatter, linter, type checker, arrows between modules, declared dependencies, secrets
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+	git ls-files -z -- ':!experiments/results' ':!tests/hub/test_what_is_not_published.py' | \
+	  xargs -0 $(BIN)/detect-secrets-hook
 
 docs: setup  ## build the site into output/site, tables from experiments/results
 	$(BIN)/python -m experiments.tables

@@ -1,5 +1,6 @@
 """The GBA training SAE: what it computes, and how a step of training runs."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,9 @@ from sae_lens_gba.sparse_autoencoder_ops import (
 )
 from sae_lens_gba.training_metrics import Curves, histograms, l0_over_target, training_metrics
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 100  # steps without anything to learn from, after which to say so
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -117,7 +121,9 @@ class GBATrainingSAE(CalibratedBiases):
         """Activations and pre-activations, both (batch, d_sae), for training.
 
         Below ``sparse_below_density`` both are sparse COO tensors of the active entries, as
-        SAELens' trainer accepts them. Dense whenever a hook looks at either.
+        SAELens' trainer accepts them. Dense whenever a hook looks at either, and always with
+        ``sparse_below_density=0``: for code of one's own that compares them (``acts > 0``), which
+        torch's sparse tensors don't allow.
         """
         # no gradient to b_dec from here: it would move b_dec to undo the feedback on the
         # biases, since w.(x - b_dec) + b rises as well by -w.b_dec as by b
@@ -209,7 +215,7 @@ class GBATrainingSAE(CalibratedBiases):
             attend_optimizer_of(self.W_dec)
         x = self.normalised(step_input.sae_in.to(self.dtype))
         if self.training:
-            self._take_in(step_input.sae_in, x)
+            self._take_in(step_input.sae_in, x, step_input.n_training_steps)
         self._step = _Step(step_input.sae_in, x)
         try:
             output = super().training_forward_pass(step_input)
@@ -227,12 +233,13 @@ class GBATrainingSAE(CalibratedBiases):
         return output
 
     @torch.no_grad()
-    def _take_in(self, batch: torch.Tensor, x: torch.Tensor) -> None:
+    def _take_in(self, batch: torch.Tensor, x: torch.Tensor, n_steps: int) -> None:
         """What a batch says before it is trained on: the scale of the inputs, a start.
 
         Args:
             batch: as it came, shape (batch, d_in).
             x: the same, normalised.
+            n_steps: taken so far.
         """
         mean = x.mean(dim=0)
         norm = typical_norm(x - mean if self.cfg.apply_b_dec_to_input else x)
@@ -242,6 +249,12 @@ class GBATrainingSAE(CalibratedBiases):
         # a batch of zeros, of one row or of equal rows (but for rounding) says nothing
         elif float(typical_norm(x - mean)) > 1e-5 * float(mean.norm()):
             self._start(x, norm)
+        elif n_steps == _PATIENCE:
+            logger.warning(
+                "no batch of %d had two different rows: nothing is learnt from such; give batches "
+                "of several samples.",
+                n_steps,
+            )
 
     def _start(self, x: torch.Tensor, norm: torch.Tensor) -> None:
         """The scale of the inputs is known; of a new SAE, b_dec and biases start as well."""

@@ -456,3 +456,10 @@ def test_wandb_offline_logs_a_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     assert "gba/log10_frequency_of_latents_that_fired" in logged
     (stored,) = {p.parent for p in tmp_path.rglob("frequency over target*.table.json")}
     assert stored.is_relative_to(tmp_path)
+
+
+def test_batches_of_one_row_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 101, data=(torch.randn(1, sae.cfg.d_in) for _ in range(102)))
+    take_steps(trainer, 101)
+    assert caplog.text.count("no batch of 100 had two different rows") == 1

@@ -20,21 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from sae_lens import SAE
-from sae_lens.synthetic import (
-    FoldedNormalMagnitudeConfig,
-    HierarchyConfig,
-    LinearMagnitudeConfig,
-    LowRankCorrelationConfig,
-    OrthogonalizationConfig,
-    SyntheticModel,
-    SyntheticModelConfig,
-    ZipfianFiringProbabilityConfig,
-    eval_sae_on_synthetic_data,
-)
+from sae_lens.synthetic import SyntheticModel, eval_sae_on_synthetic_data
 from sae_lens.util import temporary_seed
 
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables, once
+from experiments.lab.sparse_samples import SparseSampler
+from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
     TrainingSettings,
     build_sae,
@@ -101,27 +93,8 @@ class Config:
 
 def true_model(config: Config) -> SyntheticModel:
     """The recipe of SynthSAEBench-16k with the sizes of ``config``."""
-    return SyntheticModel(
-        SyntheticModelConfig(
-            num_features=config.n_features,
-            hidden_dim=config.d_in,
-            firing_probability=ZipfianFiringProbabilityConfig(0.5, max_prob=0.4, min_prob=4e-3),
-            hierarchy=HierarchyConfig(
-                total_root_nodes=config.n_roots,
-                branching_factor=4,
-                max_depth=3,
-                mutually_exclusive_portion=1.0,
-                compensate_probabilities=True,
-                scale_children_by_parent=True,
-            ),
-            orthogonalization=OrthogonalizationConfig(num_steps=100, lr=3e-4),
-            correlation=LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
-            mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
-            std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
-            bias=0.5,
-            seed=42,
-        )
-    )
+    world = synthsaebench(config.n_features, config.d_in, config.n_roots, least_probability=4e-3)
+    return build_world(world, default_cache_dir() / "synthetic_worlds")
 
 
 def architectures(config: Config) -> dict[str, Row]:
@@ -167,9 +140,12 @@ def stored_samples(model: SyntheticModel, config: Config, path: Path) -> Path:
 
         def draw(file: Path) -> None:
             shape = (config.pool_steps * config.batch_size, config.d_in)
-            rows = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+            rows, sampler = (
+                np.lib.format.open_memmap(file, "w+", np.float16, shape),
+                SparseSampler(model),
+            )
             for start in range(0, len(rows), config.batch_size):
-                rows[start : start + config.batch_size] = model.sample(config.batch_size).numpy()
+                rows[start : start + config.batch_size] = sampler.sample(config.batch_size).numpy()
             rows.flush()
 
         with temporary_seed(1):

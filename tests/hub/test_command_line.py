@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.command_line import add_arguments, run_from_arguments
 from sae_lens_gba.hub.publishing import Publication
@@ -105,5 +106,6 @@ def test_a_measurement_of_other_weights_is_not_published(
     folder = measured(sae_folder, tmp_path)
     weights = load_file(folder / WEIGHTS)
     save_file({**weights, "b_dec": weights["b_dec"] + 1}, folder / WEIGHTS)
+    write_checksums(folder)
     with pytest.raises(InvalidPublicationError, match=r"measured on other weights.*report"):
         run(REPO, f"a={folder}", "--endpoint", hub.endpoint, "--dry-run")
