@@ -241,6 +241,12 @@ def every_row(result: Result) -> str:
     return markdown(names, ([_plain(row.get(name)) for name in names] for row in result["rows"]))
 
 
+def torture(result: Result) -> str:
+    """What was done on purpose, and what was lost of it."""
+    names = ["fault", "tried", "survived", "lost"]
+    return markdown(names, ([_plain(row[name]) for name in names] for row in result["rows"]))
+
+
 def _of(rows: list[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(row.get(name) == v for name, v in wanted.items())]
 
@@ -277,7 +283,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "throughput": ("training_throughput.json", throughput),
     "learning_rate": ("learning_rate.json", learning_rate),
     "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
-    "torture": ("torture.json", every_row),
+    "torture": ("torture.json", torture),
 }
 
 if __name__ == "__main__":

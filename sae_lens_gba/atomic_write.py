@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -54,15 +54,48 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
             for file in [*partial.rglob("*"), partial]:
                 _sync(file)
             if replace:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_at_once(path)
             os.replace(partial, path)
             _sync(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def files_written_whole(folder: Path) -> Iterator[Path]:
+    """A new folder in ``folder``, whose files are moved up once the block has ended well.
+
+    JSON last: a folder with an SAE's ``cfg.json`` has all that it speaks of. ``folder`` is made
+    if need be, and may be where another disk begins.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written; what it held is as before.
+    """
+    partial = _beside(folder / "files")
+    with storage_errors(folder):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            files = sorted(partial.iterdir(), key=lambda file: (file.suffix == ".json", file.name))
+            for file in files:
+                _sync(file)
+            for file in files:
+                os.replace(file, folder / file.name)
+            _sync(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_at_once(folder: Path) -> None:
+    """Remove a folder, if it is there and may be: none that lacks files is left under its name."""
+    partial = _beside(folder)
+    with suppress(OSError):
+        os.replace(folder, partial)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def remove_partial_folders(parent: Path) -> None:
-    """Remove what killed processes left of `folder_written_whole`; no other may be writing."""
+    """Remove what killed processes left of the above; no other may be writing."""
     for partial in parent.glob(f".*{_PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
 

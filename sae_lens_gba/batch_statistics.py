@@ -78,7 +78,7 @@ def require_usable(sae_in: torch.Tensor, step: int) -> None:
             f"sae_in has NaN or Inf at training step {step}: {untouched}. Look for it in the "
             "activations: their source and their dtype."
         )
-    if largest > _TOO_LARGE * typical > 0:
+    if not math.isfinite(typical) or largest > _TOO_LARGE * typical > 0:
         raise ValueError(
             f"sae_in has a value of {largest:.2g} at training step {step}, where a typical sample "
             f"has norm {typical:.2g}: {untouched}. Leave such samples out, or scale them down."

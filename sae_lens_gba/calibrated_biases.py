@@ -12,6 +12,7 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import override
 
+from sae_lens_gba.atomic_write import files_written_whole
 from sae_lens_gba.calibration import (
     LEAST_FIRINGS,
     Calibration,
@@ -158,20 +159,22 @@ class CalibratedBiases(GBAParameters):
         self.settle()
         metadata = self.cfg.metadata
         self.cfg.metadata = self.stock_metadata()
-        try:
-            paths = super().save_inference_model(path)
-        finally:
-            self.cfg.metadata = metadata
-        groups = self.groups().save(path)
-        write_checksums(path, [file.name for file in (*paths, groups)])
-        return paths
+        with files_written_whole(Path(path)) as new:
+            try:
+                weights, cfg = super().save_inference_model(new)
+            finally:
+                self.cfg.metadata = metadata
+            self.groups().save(new)
+            write_checksums(new)
+        return Path(path) / weights.name, Path(path) / cfg.name
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save the training state, with checksums beside it."""
-        paths = super().save_model(path)
-        write_checksums(path, [file.name for file in paths])
-        return paths
+        with files_written_whole(Path(path)) as new:
+            weights, cfg = super().save_model(new)
+            write_checksums(new)
+        return Path(path) / weights.name, Path(path) / cfg.name
 
     def stock_metadata(self) -> SAEMetadata:
         """The SAE's own, with groups, L0 and scale of the inputs as they are saved."""

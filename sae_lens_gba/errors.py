@@ -21,6 +21,10 @@ class RunFolderError(GBAError, ValueError):
     """The folder is another run's, or this run can't go on from what it holds."""
 
 
+class DataEndedError(GBAError, RuntimeError):
+    """The data ended before training did; what was trained is saved."""
+
+
 class NotTrainableError(GBAError, ValueError):
     """The SAE can't be trained with GBA, or not with these groups."""
 

@@ -1,6 +1,7 @@
 """Files and folders that are whole, whoever else writes and whatever happens."""
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba.atomic_write import (
+    files_written_whole,
     folder_written_whole,
     remove_partial_folders,
     write_atomically,
@@ -64,6 +66,41 @@ def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"), folder_written_whole(tmp_path / "a" / "c"):
         raise ValueError("no")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_files_of_a_folder_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text("old")
+    (tmp_path / "other").write_text("mine")
+    with pytest.raises(ValueError, match="no"), files_written_whole(tmp_path) as new:
+        (new / "cfg.json").write_text("half")
+        raise ValueError("no")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "cfg.json": "old",
+        "other": "mine",
+    }
+    with files_written_whole(tmp_path) as new:
+        (new / "cfg.json").write_text("new")
+        (new / "weights").write_text("new")
+        assert (tmp_path / "cfg.json").read_text() == "old"
+    expected = {"cfg.json": "new", "other": "mine", "weights": "new"}
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == expected
+
+
+def test_a_cfg_stands_in_no_folder_without_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived: list[str] = []
+    replace = os.replace
+
+    def noting(source: Path, target: Path) -> None:
+        replace(source, target)
+        arrived.append(target.name)
+
+    monkeypatch.setattr("sae_lens_gba.atomic_write.os.replace", noting)
+    with files_written_whole(tmp_path / "sae") as new:
+        for name in ("gba_checksums.json", "cfg.json", "sae_weights.safetensors"):
+            (new / name).touch()
+    assert arrived == ["sae_weights.safetensors", "cfg.json", "gba_checksums.json"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
+from sae_lens_gba.errors import StorageError
 from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
 
 VARIANTS = [
@@ -33,6 +36,24 @@ for folder in sys.argv[3:]:
     results.append((sae.cfg.architecture(), *outputs))
 torch.save(results, sys.argv[2])
 """
+
+
+@pytest.mark.parametrize("how", ["save_model", "save_inference_model"])
+def test_a_save_that_fails_leaves_the_sae_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    getattr(randomise(GBATrainingSAE(tiny_config())), how)(tmp_path)
+    before = files()
+    monkeypatch.setattr("sae_lens_gba.calibrated_biases.write_checksums", full)
+    with pytest.raises(StorageError, match="free some space"):
+        getattr(randomise(GBATrainingSAE(tiny_config())), how)(tmp_path)
+    assert files() == before
 
 
 def test_a_fresh_process_without_this_package_computes_the_same_bits(tmp_path: Path) -> None:

@@ -326,6 +326,19 @@ def test_a_batch_that_can_not_be_learnt_from_stops_and_touches_nothing(
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("scale", [1e20, 1e38])
+def test_a_batch_all_of_whose_values_are_too_large_touches_nothing(scale: float) -> None:
+    # none is larger than the others: it is the norm that overflows
+    sae = GBATrainingSAE(tiny_config())
+    trainer = make_trainer(sae, 10)
+    take_steps(trainer, 3)
+    before = copy.deepcopy(sae.state_dict())
+    with pytest.raises(ValueError, match=r"typical sample has norm inf: .* not touched"):
+        trainer.step(torch.full((256, 16), scale))
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize("shape", [(256, 1), (256, 17), (256,)])
 def test_inputs_of_another_width_are_refused_before_anything_is_learnt(
     shape: tuple[int, ...],

@@ -13,7 +13,10 @@ from importlib import import_module
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
 
-MODULES = ("damaged_files", "properties")
+MODULES = (
+    "damaged_files", "properties", "strange_data", "storage", "killed_runs", "publishers",
+    "determinism", "soak",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

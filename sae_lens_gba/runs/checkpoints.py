@@ -11,7 +11,6 @@ A checkpoint of a `MultiSAETrainer` has a folder for each SAE, as SAELens has it
 """
 
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 
-from sae_lens_gba.atomic_write import folder_written_whole
+from sae_lens_gba.atomic_write import folder_written_whole, remove_at_once
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DamagedFileError, RunFolderError
 from sae_lens_gba.runs.random_state import draw_again, is_live, random_state, set_random_state
@@ -130,7 +129,7 @@ class Checkpoints:
                     trainer.save_checkpoint_fn(checkpoint_path=partial)
                 write_checksums(partial)
         for old in self._all()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_at_once(old)
         return path
 
     def _all(self) -> list[Path]:

@@ -44,6 +44,7 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / _LOCK):
+            remove_partial_folders(folder)
             remove_partial_folders(checkpoints)
             if overwrite and not resume:
                 _remove_run(folder)

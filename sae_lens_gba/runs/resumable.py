@@ -11,7 +11,7 @@ from typing import Any
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_gba.errors import RunFolderError, StorageError
+from sae_lens_gba.errors import DataEndedError, RunFolderError, StorageError
 from sae_lens_gba.runs.checkpoints import AnyTrainer, Checkpoints, parts_of
 from sae_lens_gba.runs.folder import CHECKPOINTS, run_folder
 from sae_lens_gba.runs.interruption import Interruption, TrainingInterrupted
@@ -58,6 +58,7 @@ def resumable_run(
             checkpoint; before anything is trained.
         StorageError: ``folder`` can't be written.
         TrainingInterrupted: a signal came.
+        DataEndedError: the data ended before training did.
     """
     if checkpoint_minutes < 0:
         raise ValueError(
@@ -72,7 +73,7 @@ def resumable_run(
             interruption,
             how_to_resume,
         )
-        with interruption.handlers_restored(), _every_fit_begins_with(keeper.begin):
+        with interruption.handlers_restored(), _every_fit_is_kept_by(keeper):
             yield resume_from
         if interruption.received is not None:  # in the last step, or after it
             _log.warning("training was over: nothing is lost.")
@@ -134,6 +135,17 @@ class _Keeper:
                 _log.warning("no checkpoint this time: %s", error)
             self.saved_at = time.monotonic()
 
+    def data_ended(self, trainer: AnyTrainer) -> DataEndedError:
+        """The error to raise for it; what was trained is saved first."""
+        if self.progress is not None:
+            self.progress.close()
+        samples, total = trainer.n_training_samples, trainer.cfg.total_training_samples
+        saved = f"; saved in {self._save()}" if self.interruption.can_save else ""
+        return DataEndedError(
+            f"the data ended after {samples} of {total} training samples{saved}: provide more, or "
+            "train on fewer samples."
+        )
+
     def _save(self) -> Path:
         assert self.trainer is not None
         return self.checkpoints.save(self.trainer)
@@ -157,23 +169,26 @@ class _Keeper:
 
 
 @contextmanager
-def _every_fit_begins_with(begin: Callable[[AnyTrainer], None]) -> Iterator[None]:
-    """Call ``begin`` with each of SAELens' trainers whose fit() begins in the block.
+def _every_fit_is_kept_by(keeper: _Keeper) -> Iterator[None]:
+    """Hand to ``keeper`` each of SAELens' trainers whose fit() begins in the block.
 
     Its runners make their trainers themselves, and not all of them let one be handed in.
     """
     originals: dict[Any, Any] = {cls: cls.fit for cls in (SAETrainer, MultiSAETrainer)}
 
-    def beginning_with(fit: Any) -> Any:
+    def kept(fit: Any) -> Any:
         @wraps(fit)
         def watched(trainer: AnyTrainer) -> Any:
-            begin(trainer)
-            return fit(trainer)
+            keeper.begin(trainer)
+            try:
+                return fit(trainer)
+            except StopIteration as error:
+                raise keeper.data_ended(trainer) from error
 
         return watched
 
     for cls, fit in originals.items():
-        cls.fit = beginning_with(fit)
+        cls.fit = kept(fit)
     try:
         yield
     finally:

@@ -177,10 +177,9 @@ def _folder(source: str | Path) -> Path | None:
 
 
 def _ids(folder: Path) -> list[str]:
-    """Ids of the SAEs below ``folder``; "." for one in the folder itself."""
-    return sorted(
-        path.parent.relative_to(folder).as_posix() for path in folder.rglob(SAE_CFG_FILENAME)
-    )
+    """Ids of the SAEs below ``folder``; hidden folders are those of writers at work."""
+    ids = (path.parent.relative_to(folder) for path in folder.rglob(SAE_CFG_FILENAME))
+    return sorted(id.as_posix() for id in ids if not any(p.startswith(".") for p in id.parts))
 
 
 def _choose(folder: Path, sae_id: str | None, source: str) -> str:
@@ -188,9 +187,9 @@ def _choose(folder: Path, sae_id: str | None, source: str) -> str:
         if not (folder / sae_id / SAE_CFG_FILENAME).is_file():
             raise MissingFileError(f"{source} has no SAE {sae_id!r}, it has {_ids(folder)}.")
         return sae_id
-    ids = _ids(folder)
-    if "." in ids:
+    if (folder / SAE_CFG_FILENAME).is_file():
         return "."
+    ids = _ids(folder)
     if not ids:
         raise MissingFileError(f"{source} has no {SAE_CFG_FILENAME}: there is no SAE in it.")
     if len(ids) > 1:

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, Synthet
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
-from sae_lens_gba.errors import RunFolderError
+from sae_lens_gba.checksums import check_checksums, has_checksums
+from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.runs.interruption import TrainingInterrupted
 from tests.runs.interrupting import interrupt_at
@@ -148,6 +150,27 @@ def test_checkpoints_are_written_in_time_and_two_stay(
     assert older.name == str(kept[0])
 
 
+def test_a_checkpoint_is_removed_whole_even_by_a_process_that_is_killed_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(folder: Path, **_: Any) -> None:
+        if any(folder.glob("*")):
+            next(folder.iterdir()).unlink()
+            raise Killed
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(Killed), resumable_run(tmp_path, checkpoint_minutes=1e-9):
+        trainer().fit()
+    left = [path for path in (tmp_path / "resume").iterdir() if path.name.isdigit()]
+    assert len(left) == 2
+    for path in left:
+        assert has_checksums(path)
+        check_checksums(path)
+
+
 def test_a_full_disk_does_not_end_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -160,6 +183,25 @@ def test_a_full_disk_does_not_end_a_run(
     assert "no checkpoint this time" in caplog.text
     assert "free some space" in caplog.text
     assert list((tmp_path / "resume").iterdir()) == []
+
+
+def test_data_that_end_early_lose_no_step(tmp_path: Path) -> None:
+    def run(n_batches: int) -> Any:
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(calibration_samples=1024))
+        return make_trainer(sae, STEPS, islice(mixture(1, BATCH), n_batches), BATCH).fit()
+
+    with pytest.raises(DataEndedError) as ended, resumable_run(tmp_path):
+        run(10)
+    checkpoint = tmp_path / "resume" / str(10 * BATCH)
+    assert f"after {10 * BATCH} of {STEPS * BATCH} training samples" in str(ended.value)
+    assert f"saved in {checkpoint}" in str(ended.value)
+    with resumable_run(tmp_path, resume=True) as resume_from:
+        assert resume_from == checkpoint
+        resumed = run(STEPS)
+    assert_equal(trainer().fit(), resumed)
+    with pytest.raises(DataEndedError, match="after 0 of"), resumable_run(tmp_path / "empty"):
+        run(0)
 
 
 def test_saelens_own_checkpoints_are_not_written_again(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""The training run that the other modules kill, starve and repeat, each in a process of its own."""
+
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import LoggingConfig
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig, resumable_run
+from sae_lens_gba.neuron_groups import GROUPS_FILENAME
+from sae_lens_gba.runs.folder import has_ended
+from tests.distributed.several import Rank, start
+from tests.toolbox import make_trainer, mixture
+
+BATCH = 64
+KINDS = ("SyntheticSAERunner", "SAETrainer")
+Files = dict[str, bytes]
+
+
+def config(**settings: Any) -> GBATrainingSAEConfig:
+    return GBATrainingSAEConfig(16, 64, n_groups=4, target_l0=4.0, **settings)
+
+
+def train(
+    _rank: int, folder: Path, kind: str, steps: int, seconds: float, settings: dict[str, Any]
+) -> None:
+    """Train into ``folder``, or go on there; nothing where a run has ended.
+
+    Args:
+        kind: one of `KINDS`.
+        seconds: between two checkpoints; 0 writes them on signals only.
+        settings: of the SAE.
+    """
+    logging.basicConfig(level=logging.INFO)  # in a process of its own
+    if has_ended(folder):
+        return
+    with resumable_run(folder, resume=True, checkpoint_minutes=seconds / 60):
+        torch.manual_seed(0)
+        if kind == "SAETrainer":
+            sae = GBATrainingSAE(config(calibration_samples=1024, **settings))
+            trained = make_trainer(sae, steps, mixture(1, BATCH), BATCH).fit()
+            trained.save_inference_model(folder)
+            return
+        cfg = SyntheticSAERunnerConfig(
+            synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=16, seed=0),
+            sae=config(calibration_samples=1024, **settings),
+            training_samples=steps * BATCH,
+            batch_size=BATCH,
+            eval_samples=0,
+            output_path=str(folder),
+            checkpoint_path=None,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+        SyntheticSAERunner(cfg).run()
+
+
+def begin(work: Path, folder: Path, *args: Any) -> Rank:
+    """`train` in a process of its own, whose stderr is in ``work``."""
+    (rank,) = start(train, 1, work, folder, *args)
+    return rank
+
+
+def weights(folder: Path) -> Files:
+    """The files from which a reader takes the SAE's numbers."""
+    names = (SAE_WEIGHTS_FILENAME, GROUPS_FILENAME)
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def uninterrupted(work: Path, *args: Any) -> tuple[Files, float]:
+    """What `train` comes to with these arguments, and the seconds it takes."""
+    started = time.monotonic()
+    rank = begin(work, work / "run", *args)
+    rank.wait(600)
+    if rank.exit_code:
+        raise RuntimeError(f"a run that nothing disturbed failed: {rank.said[-1000:]}")
+    return weights(work / "run"), time.monotonic() - started
+
+
+@contextmanager
+def work_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="torture-") as work:
+        yield Path(work)
+
+
+def moments(seed: int) -> random.Random:
+    """Chance that is the same in every run of the campaign."""
+    return random.Random(seed)
+
+
+def row(fault: str, tried: int, lost: list[str], **more: Any) -> dict[str, Any]:
+    """A row of the table; ``lost`` says for each loss what came instead."""
+    return {
+        "fault": fault,
+        "tried": tried,
+        "survived": tried - len(lost),
+        "lost": len(lost),
+        **({"what_was_lost": lost[:10]} if lost else {}),
+        **more,
+    }
