@@ -72,13 +72,13 @@ def test_files_of_a_folder_are_replaced_together_or_not_at_all(tmp_path: Path) -
     (tmp_path / "cfg.json").write_text("old")
     (tmp_path / "other").write_text("mine")
 
-    def fail() -> None:
+    def write_half() -> None:
         with files_written_whole(tmp_path) as new:
             (new / "cfg.json").write_text("half")
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        fail()
+        write_half()
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
         "cfg.json": "old",
         "other": "mine",

@@ -32,9 +32,14 @@ class Config:
 def run(config: Config) -> Tables:
     rows = []
     for name in config.modules:
-        for row in import_module(f"experiments.torture.{name}").rows(config.scale):
-            logger.info("%(fault)s: %(tried)d tried, %(lost)d lost", row)
-            rows.append(row)
+        try:
+            rows += import_module(f"experiments.torture.{name}").rows(config.scale)
+        except Exception as error:  # what the other modules found must not be lost with it
+            logger.exception("%s failed", name)
+            rows.append(
+                {"fault": f"{name} failed: {error!r}", "tried": 1, "survived": 0, "lost": 1}
+            )
+        logger.info("%s: %d rows, %d lost", name, len(rows), sum(row["lost"] for row in rows))
     return {"rows": rows}
 
 

@@ -6,10 +6,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sae_lens_gba.atomic_write import write_atomically
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.distributed.ranks_do", "sae_lens_gba.distributed.runner"])
@@ -86,7 +89,8 @@ def _be(
     torch.set_num_threads(1)
     code = 0
     try:
-        torch.save(function(rank, *args), folder / f"result.{rank}.pt")
+        result = function(rank, *args)
+        write_atomically(folder / f"result.{rank}.pt", partial(torch.save, result))
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,12 @@ def test_a_folder_gives_the_same_as_the_hub(
     assert local.commit is None
     (listed,) = list_published(tmp_path / "run")
     assert listed.sae_id == "."
+
+
+def test_what_a_writer_has_not_finished_is_no_sae(sae_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(sae_folder, tmp_path / "several" / "one")
+    shutil.copytree(sae_folder, tmp_path / "several" / ".files.1-ab.partial")
+    assert load(tmp_path / "several").sae.cfg.d_sae == load(sae_folder).sae.cfg.d_sae
 
 
 def test_an_sae_that_does_not_say_its_model_is_listed(tmp_path: Path) -> None:
