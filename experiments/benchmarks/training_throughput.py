@@ -46,20 +46,20 @@ class Config:
         batch: samples a step.
         d_sae: widths.
         l0: active latents a sample; memory, which hardly depends on it, is measured at the last.
-        wide: from this width on only BatchTopK and GBA: all together take more than 24 GB.
         steps: timed.
         adaptation_case: d_sae and L0 at which the share of bias adaptation is measured.
         adaptation_steps: timed for that.
+        wide: from this width on only BatchTopK and GBA: all together take more than 24 GB.
     """
 
     d_in: int = 768
     batch: int = 2048
     d_sae: tuple[int, ...] = (8192, 32768, 131072)
     l0: tuple[int, ...] = (16, 64)
-    wide: int = 65_536
     steps: int = 5
     adaptation_case: tuple[int, int] = (8192, 64)
     adaptation_steps: int = 20
+    wide: int = 65_536
 
 
 @dataclass(frozen=True)
