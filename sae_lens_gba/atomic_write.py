@@ -14,6 +14,7 @@ from sae_lens_gba.errors import StorageError
 _PARTIAL = ".partial"
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TORCH_HAD_NO_ROOM = ("inline_container.cc", "PytorchStreamWriter", "basic_ios::clear")
 _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -126,7 +127,7 @@ def _system_error(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if "inline_container.cc" in text or "PytorchStreamWriter" in text:
+    if any(part in text for part in _TORCH_HAD_NO_ROOM):
         return errno.ENOSPC  # torch.save does not say what the system said
     found = re.search(r"\(os error (\d+)\)", text)  # of safetensors
     return int(found.group(1)) if found else None

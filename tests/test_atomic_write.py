@@ -16,6 +16,7 @@ from sae_lens_gba.atomic_write import (
     files_written_whole,
     folder_written_whole,
     remove_partial_folders,
+    storage_errors,
     write_atomically,
 )
 from sae_lens_gba.errors import StorageError
@@ -158,3 +159,9 @@ def test_no_room_is_noticed_in_what_safetensors_torch_and_python_raise(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_way_in_which_torch_says_that_there_is_no_room(tmp_path: Path) -> None:
+    said = "basic_ios::clear: iostream error"
+    with pytest.raises(StorageError, match="there is no room"), storage_errors(tmp_path):
+        raise RuntimeError(said)
