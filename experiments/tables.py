@@ -193,9 +193,24 @@ def throughput(result: Result) -> str:
             for name in others
         ]
         product = seconds["gba"] / seconds["encoder product"]
-        table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", *ratios, f"{product:.1f}"])
+        memory = [case["architectures"][n]["peak_memory_bytes"] for n in ("gba", "batchtopk")]
+        own = [f"{product:.2f}", f"{memory[0] / memory[1]:.2f}"]
+        table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", *ratios, *own])
     header = ["d_sae", "L0", *(NAMES[name] for name in others)]
-    return markdown([*header, "GBA step / encoder product"], table)
+    return markdown(
+        [*header, "GBA step / encoder product", "GBA's peak memory / BatchTopK's"], table
+    )
+
+
+def step_parts(result: Result) -> str:
+    """Shares of a GBA step by what takes them."""
+    cases = {f"{part['d_sae']:,}": part["seconds"] for part in result.get("parts", [])}
+    names = list(dict.fromkeys(name for seconds in cases.values() for name in seconds))
+    rows = (
+        [name, *(_percent(s.get(name, 0.0) / sum(s.values())) for s in cases.values())]
+        for name in names
+    )
+    return markdown(["part of a step, d_sae", *cases], rows) if cases else NOT_MEASURED
 
 
 def learning_rate(result: Result) -> str:
@@ -281,6 +296,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "l0_control": ("l0_control.json", l0_control),
     "other_l0": ("other_l0.json", other_l0),
     "throughput": ("training_throughput.json", throughput),
+    "step_parts": ("training_throughput.json", step_parts),
     "learning_rate": ("learning_rate.json", learning_rate),
     "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
     "torture": ("torture.json", torture),

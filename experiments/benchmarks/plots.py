@@ -19,15 +19,16 @@ def plot_throughput(result: dict[str, Any]) -> Figure:
     for axis, (l0, autocast) in zip(axes, panels, strict=True):
         cases = [c for c in result["cases"] if (c["l0"], c["autocast"]) == (l0, autocast)]
         for name in cases[0]["architectures"]:
-            widths = [c["d_sae"] for c in cases]
-            seconds = [c["architectures"][name]["seconds"] for c in cases]
+            own = [c for c in cases if name in c["architectures"]]
+            widths = [c["d_sae"] for c in own]
+            seconds = [c["architectures"][name]["seconds"] for c in own]
             ours = name.startswith("gba")
             style = ":" if name == "encoder product" else ("-" if ours else "--")
             color = "black" if name == "encoder product" else None
             axis.loglog(
                 widths, seconds, style, marker="o", label=name, color=color, lw=2 if ours else 1.2
             )
-        axis.set_xticks(widths, [f"{w:,}" for w in widths])
+        axis.set_xticks([c["d_sae"] for c in cases], [f"{c['d_sae']:,}" for c in cases])
         axis.minorticks_off()
         axis.set_xlabel("d_sae")
         axis.set_title(f"L0 = {l0}, {'bf16 autocast' if autocast else 'float32'}")
