@@ -193,8 +193,10 @@ def throughput(result: Result) -> str:
             for name in others
         ]
         product = seconds["gba"] / seconds["encoder product"]
-        memory = [case["architectures"][n]["peak_memory_bytes"] for n in ("gba", "batchtopk")]
-        own = [f"{product:.2f}", f"{memory[0] / memory[1]:.2f}"]
+        gba, other = (
+            case["architectures"][n].get("peak_memory_bytes") for n in ("gba", "batchtopk")
+        )
+        own = [f"{product:.2f}", f"{gba / other:.2f}" if gba and other else NOT_THERE]
         table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", *ratios, *own])
     header = ["d_sae", "L0", *(NAMES[name] for name in others)]
     return markdown(
