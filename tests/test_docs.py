@@ -106,9 +106,9 @@ def test_a_table_that_differs_from_its_result_is_an_error(
 def test_a_result_that_is_not_there_yet_is_said_to_be_missing(tmp_path: Path) -> None:
     text = "<!-- table: torture -->\n<!-- end of table -->"
     assert tables.NOT_MEASURED in tables.fill(text, tmp_path)
-    rows = [{"fault": "killed", "share": 1 / 3}, {"fault": "disk full"}]
+    rows = [{"fault": "killed", "tried": 3, "survived": 2, "lost": 1, "what_was_lost": ["all"]}]
     (tmp_path / "torture.json").write_text(json.dumps({"rows": rows}))
-    assert "| killed | 0.3333 |\n| disk full |  |" in tables.fill(text, tmp_path)
+    assert "| killed | 3 | 2 | 1 |" in tables.fill(text, tmp_path)
 
 
 def test_the_readmes_sentence_on_l0_is_what_was_measured() -> None:
