@@ -27,7 +27,7 @@ def write_checksums(folder: str | Path, names: Collection[str] | None = None) ->
     if names is None:
         files = (p for p in folder.rglob("*") if p.is_file() and p != path)
         names = [p.relative_to(folder).as_posix() for p in files]
-    content = {"sha256": {name: _digest(folder / name) for name in sorted(names)}}
+    content = {"sha256": {name: file_digest(folder / name) for name in sorted(names)}}
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
@@ -60,7 +60,7 @@ def check_checksums(folder: Path, names: Collection[str] | None = None) -> None:
             raise DamagedFileError(
                 f"{name} is missing in {folder}, which was saved with it: copy the folder again."
             )
-        if _digest(file) != digest:
+        if file_digest(file) != digest:
             raise DamagedFileError(
                 f"{file} is not the file that was saved here: copy the whole folder again, or "
                 f"delete {CHECKSUMS_FILENAME} in it if you changed the file on purpose."
@@ -77,7 +77,8 @@ def _listed(path: Path) -> dict[str, str]:
     raise DamagedFileError(f"{path} is damaged: copy the whole folder again, or delete it.")
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal, read in chunks."""
     digest = sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -39,24 +39,13 @@ _C = TypeVar("_C")
 _ONES_OWN = ("device", "llm_device", "act_store_device", "checkpoint_path", "output_path", "logger")
 
 
-def train_language_model_sae(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """What LanguageModelSAETrainingRunner does, as the rank that torchrun made of this process.
-
-    Settings are those of one process: the batch is divided among ranks, and each runs the model
-    on its own part of the data. Files and wandb are rank 0's.
-
-    Raises:
-        ValueError: the SAE is of another architecture, or can't be divided.
-        RanksError: ranks can't go on together; see its subclasses.
-    """
-    with join() as ranks:
-        LatentParallelRunner(cfg, ranks).run()
-
-
 def train_synthetic_sae(
     cfg: SyntheticSAERunnerConfig[Any],
 ) -> synthetic_sae_runner.SyntheticSAERunnerResult:
-    """What SyntheticSAERunner does, as `train_language_model_sae`; the result is rank 0's."""
+    """What SyntheticSAERunner does, as one of the ranks that torchrun started.
+
+    The result is rank 0's.
+    """
     with join() as ranks:
         require_gba(cfg.sae)
         _be_quiet_beside_rank_0(ranks)

@@ -4,7 +4,6 @@
 of the same form with ``evaluations``. `json_schema` describes every field.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_lens_gba.atomic_write import write_atomically
+from sae_lens_gba.checksums import file_digest
 from sae_lens_gba.errors import DamagedFileError
 
 EVALUATION_FILENAME = "evaluation.json"
@@ -140,11 +140,7 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         OSError: there are none.
     """
-    digest = hashlib.sha256()
-    with (folder / SAE_WEIGHTS_FILENAME).open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_digest(folder / SAE_WEIGHTS_FILENAME)
 
 
 def json_schema() -> dict[str, Any]:
