@@ -20,10 +20,10 @@ from sae_lens import (
     TrainingSAE,
 )
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.synthetic import SyntheticSAERunner
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
-from tests.toolbox import D_MODEL, tiny_config
+from tests.toolbox import D_MODEL, synthetic_runner_config, tiny_config
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -177,19 +177,8 @@ def test_the_runner_resumes_from_a_checkpoint(tmp_path: Path, fit: Fit) -> None:
 
 
 def test_synthetic_runner(tmp_path: Path) -> None:
-    model = SyntheticModelConfig(num_features=48, hidden_dim=16, seed=0)
-    result: Any = SyntheticSAERunner(
-        SyntheticSAERunnerConfig(
-            synthetic_model=model,
-            sae=tiny_config(),
-            training_samples=64 * 40,
-            batch_size=64,
-            eval_samples=500,
-            output_path=str(tmp_path),
-            checkpoint_path=None,
-            logger=LoggingConfig(log_to_wandb=False),
-        )
-    ).run()
+    cfg = synthetic_runner_config(tiny_config(), 40, 64, tmp_path, eval_samples=500)
+    result: Any = SyntheticSAERunner(cfg).run()
     assert int(result.sae.adapter.n_steps) == 40
     loaded = SAE.load_from_disk(tmp_path)
     assert type(loaded).__name__ == "JumpReLUSAE"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens.config import SAETrainerConfig
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -61,6 +62,22 @@ def make_trainer(
     }
     cfg = SAETrainerConfig(**{**defaults, **settings})
     return SAETrainer(cfg, sae, mixture(1) if data is None else data)
+
+
+def synthetic_runner_config(
+    sae: Any, steps: int, batch: int, output: Path, **settings: Any
+) -> SyntheticSAERunnerConfig[Any]:
+    """Of SyntheticSAERunner on a small data model, without wandb and evaluations."""
+    defaults: dict[str, Any] = {"eval_samples": 0, "checkpoint_path": None}
+    return SyntheticSAERunnerConfig(
+        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=sae.d_in, seed=0),
+        sae=sae,
+        training_samples=steps * batch,
+        batch_size=batch,
+        output_path=str(output),
+        logger=LoggingConfig(log_to_wandb=False),
+        **{**defaults, **settings},
+    )
 
 
 def take_steps(trainer: SAETrainer[Any, Any], n: int) -> Any:

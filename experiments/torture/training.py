@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import LoggingConfig
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
-from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.synthetic import SyntheticSAERunner
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig, resumable_run
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME
 from sae_lens_gba.runs.folder import has_ended
 from tests.distributed.several import Rank, start
-from tests.toolbox import make_trainer, mixture
+from tests.toolbox import make_trainer, mixture, synthetic_runner_config
 
 BATCH = 64
 KINDS = ("SyntheticSAERunner", "SAETrainer")
@@ -49,16 +48,8 @@ def train(
             trained = make_trainer(sae, steps, mixture(1, BATCH), BATCH).fit()
             trained.save_inference_model(folder)
             return
-        cfg = SyntheticSAERunnerConfig(
-            synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=16, seed=0),
-            sae=config(calibration_samples=1024, **settings),
-            training_samples=steps * BATCH,
-            batch_size=BATCH,
-            eval_samples=0,
-            output_path=str(folder),
-            checkpoint_path=None,
-            logger=LoggingConfig(log_to_wandb=False),
-        )
+        sae_cfg = config(calibration_samples=1024, **settings)
+        cfg = synthetic_runner_config(sae_cfg, steps, BATCH, folder)
         SyntheticSAERunner(cfg).run()
 
 

@@ -13,9 +13,8 @@ import sae_lens.training.activations_store
 import torch
 import wandb
 from datasets import Dataset
-from sae_lens import LoggingConfig, TrainingSAE
+from sae_lens import TrainingSAE
 from sae_lens.config import SAETrainerConfig
-from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 
@@ -27,7 +26,15 @@ from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
 from sae_lens_gba.runs import training
 from sae_lens_gba.training_metrics import Curves, training_metrics
-from tests.toolbox import D_MODEL, WORDS, boot, make_trainer, mixture, take_steps, tiny_config
+from tests.toolbox import (
+    WORDS,
+    boot,
+    make_trainer,
+    mixture,
+    synthetic_runner_config,
+    take_steps,
+    tiny_config,
+)
 
 BATCH = 64
 
@@ -266,16 +273,8 @@ def command_that_is_stopped(rank: int, folder: Path, llm: Path, *flags: str) -> 
 
 def synthetic(rank: int, folder: Path) -> float:
     """SyntheticSAERunner's run, with evaluations; L0 of what came back."""
-    cfg = SyntheticSAERunnerConfig(
-        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=D_MODEL, seed=0),
-        sae=tiny_config(),
-        training_samples=63 * 40,
-        batch_size=63,
-        eval_samples=500,
-        eval_frequency=10,
-        output_path=str(folder),
-        checkpoint_path=None,
-        logger=LoggingConfig(log_to_wandb=False),
+    cfg = synthetic_runner_config(
+        tiny_config(), 40, 63, folder, eval_samples=500, eval_frequency=10
     )
     result = train_synthetic_sae(cfg)
     assert (result.final_eval is None) == (rank != 0)

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from sae_lens import LoggingConfig, TopKTrainingSAEConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+from sae_lens.synthetic import SyntheticSAERunner
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
@@ -21,7 +21,7 @@ from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.runs.interruption import TrainingInterrupted
 from tests.runs.interrupting import interrupt_at
-from tests.toolbox import D_MODEL, make_trainer, mixture, tiny_config
+from tests.toolbox import D_MODEL, make_trainer, mixture, synthetic_runner_config, tiny_config
 
 STEPS, BATCH = 24, 64
 
@@ -67,16 +67,7 @@ def test_an_interrupted_run_goes_on_bit_equal(
 
 def synthetic(output: Path) -> SyntheticSAERunner[Any]:
     torch.manual_seed(0)
-    cfg = SyntheticSAERunnerConfig(
-        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=16, seed=0),
-        sae=tiny_config(calibration_samples=1024),
-        training_samples=STEPS * BATCH,
-        batch_size=BATCH,
-        eval_samples=0,
-        output_path=str(output),
-        checkpoint_path=None,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
+    cfg = synthetic_runner_config(tiny_config(calibration_samples=1024), STEPS, BATCH, output)
     return SyntheticSAERunner(cfg)
 
 
