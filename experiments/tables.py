@@ -34,7 +34,8 @@ Row = dict[str, Any]
 NAMES = {
     "gba": "GBA", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka": "Matryoshka",
     "matryoshka_batchtopk": "Matryoshka", "topk": "TopK", "standard": "Standard",
-    "gba paper": "GBA, the paper's settings",
+    "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
+    "random directions": "random directions",
 }  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def _language_model(result: Result, methods: list[str], only: list[str] | None) 
 def synthetic(result: Result) -> str:
     """Where the true features are known: every architecture at every number of samples."""
     batch, table = result["config"]["batch_size"], []
-    for steps in result["config"]["at_steps"]:
+    for steps in sorted({row["steps"] for row in result["rows"]}):
         rows = _of(result["rows"], steps=steps)
         methods = sorted(
             {row["method"] for row in rows}, key=lambda m: -_mean(_of(rows, method=m), "mcc")
@@ -133,13 +134,38 @@ def synthetic(result: Result) -> str:
         for method in methods:
             own = _of(rows, method=method)
             table.append([
-                f"{steps * batch / 1e6:.0f} M", NAMES[method],
+                f"{steps * batch / 1e6:.0f} M" if steps else NOT_THERE, NAMES[method],
                 *(f"{_mean(own, field):.3f}" for field in ("mcc", "f1", "explained_variance")),
                 f"{_mean(own, 'l0'):.1f}", f"{_mean(own, 'dead'):.0f}",
                 f"{_mean(own, 'seconds'):.0f}",
             ])  # fmt: skip
     header = ["samples", "architecture", "MCC", "F1", "explained variance", "L0", "dead"]
     return markdown([*header, "CPU time, s"], table)
+
+
+# F1, MCC after 200 million samples at L0 25 (arXiv 2602.14687)
+BOARD = {
+    "BatchTopK": (0.732, 0.757), "Matryoshka": (0.879, 0.793), "JumpReLU": (0.732, 0.753),
+    "Standard (L1)": (0.556, 0.604),
+}  # fmt: skip
+
+
+def synthsaebench(result: Result) -> str:
+    """The published board, and what was measured here on its world."""
+    batch = result["config"]["batch_size"]
+    table = [
+        [f"{name}, as published", "4,096", "25", "200 M", f"{f1:.3f}", f"{mcc:.3f}", *3 * ("",)]
+        for name, (f1, mcc) in BOARD.items()
+    ]
+    for row in result["rows"]:
+        fields = ("f1", "mcc", "explained_variance")
+        table.append([
+            NAMES[row["method"]], f"{row['d_sae']:,}", f"{row['l0_asked']:g}",
+            f"{row['steps'] * batch / 1e6:.1f} M", *(f"{row[field]:.3f}" for field in fields),
+            f"{row['l0']:.1f}", f"{row['dead']}",
+        ])  # fmt: skip
+    header = ["", "latents", "L0 asked", "samples", "F1", "MCC", "explained variance", "L0", "dead"]
+    return markdown(header, table)
 
 
 def l0_control(result: Result) -> str:
@@ -295,6 +321,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "language_model": ("language_model_comparison.json", language_model),
     "language_model_mlp": ("language_model_comparison_mlp.json", language_model),
     "synthetic": ("architecture_comparison.json", synthetic),
+    "full_width": ("architecture_comparison_full_width.json", synthetic),
+    "synthsaebench": ("synthsaebench.json", synthsaebench),
     "l0_control": ("l0_control.json", l0_control),
     "other_l0": ("other_l0.json", other_l0),
     "throughput": ("training_throughput.json", throughput),

@@ -23,6 +23,7 @@ from sae_lens_gba.precision import apply_keeping_float32
 
 logger = logging.getLogger(__name__)
 
+_MOST_IN_WARM_UP = 0.6  # share of samples that no target is raised above
 _NORM_RATE = 0.01  # share of the way to a batch's norm that the estimate goes, in logarithms
 
 
@@ -55,6 +56,7 @@ class BiasAdapter(nn.Module):
         band: in pre-activation units; 0 before the first adaptation.
         input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
             the data slowly, see `follow_norm`.
+        warm_up: what the targets are multiplied by for now; 1 once they have come down.
         share: of the SAE's latents, what is counted here: all, or one process' part of them.
             ``spectrum`` is that of all.
     """
@@ -71,6 +73,7 @@ class BiasAdapter(nn.Module):
     frequency: torch.Tensor
     input_norm: torch.Tensor
     share: AllLatents = ALL_LATENTS
+    warm_up: float = 1.0
 
     def __init__(
         self,
@@ -146,7 +149,12 @@ class BiasAdapter(nn.Module):
 
     @property
     def targets(self) -> Targets:
-        return Targets(self.group, self.target_frequency, self.spectrum.n_groups, self.share)
+        """Those of the moment, while training; `target_frequency` is where they end."""
+        frequency = self.target_frequency
+        if self.warm_up > 1:
+            most = frequency.clamp(min=_MOST_IN_WARM_UP)
+            frequency = (self.warm_up * frequency).minimum(most)
+        return Targets(self.group, frequency, self.spectrum.n_groups, self.share)
 
     @property
     def target_l0(self) -> float:

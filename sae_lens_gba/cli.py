@@ -81,14 +81,15 @@ def _config(arguments: list[str], is_gba: bool) -> Any:
         }
         if not any(is_given(arguments, flag) for flag in ("--architecture", "--sae")):
             arguments = ["--architecture", "gba", *arguments]
-    is_decay_ours = defaults.pop("lr_decay_steps", None) is not None
+    follow_length = {name for name in train_flags.OF_ALL_STEPS if defaults.pop(name, None)}
     ours = [part for name, value in defaults.items() for part in (f"--{name}", value)]
     try:
         cfg = saelens._parse_cfg_args([*arguments, *ours])
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
-    if is_decay_ours:
-        cfg.lr_decay_steps = cfg.total_training_steps // 4
+    for name in follow_length:
+        owner = cfg.sae if name == "l0_warm_up_steps" else cfg
+        setattr(owner, name, int(cfg.total_training_steps * train_flags.OF_ALL_STEPS[name]))
     return cfg
 
 

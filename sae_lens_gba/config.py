@@ -56,8 +56,13 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             in Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
             for the whole reconstruction alone, as the paper does. At most n_groups is used.
         nested_weight (float): Weight of the nested sets' mean error in the loss, where the error of
-            all latents has 1. More of it recovers more of a hierarchy's general features and
-            reconstructs less.
+            all latents has 1. Each set's error trains only the latents that the set before it has
+            not. More of it recovers more of a hierarchy's general features and reconstructs less.
+        l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
+            where they shall end; best is the whole run (``sae-lens-gba train`` sets that). 0 starts
+            with them as they are.
+        l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
+            least 1.
         bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,
             measured on the first batch.
         sparse_below_density (float | None): Share of active entries in a batch below which sparse
@@ -80,6 +85,8 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     output_scale_init: float = 1.0
     n_nested_reconstructions: int = 5
     nested_weight: float = 1.0
+    l0_warm_up_steps: int = 0
+    l0_warm_up_start: float = 2.4
     bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float | None = None
     calibration_samples: int = 32768
@@ -150,6 +157,8 @@ _POSSIBLE: dict[str, Check] = {
     "d_sae": COUNT,
     "n_nested_reconstructions": COUNT,
     "nested_weight": POSITIVE,
+    "l0_warm_up_steps": integer(0),
+    "l0_warm_up_start": number(lambda v: 1 <= v <= 10, "a number from 1 to 10"),
     "output_scale_init": POSITIVE,
     "encoder_correction_rate": (POSITIVE[0], f"{POSITIVE[1]} (tied=True for no correction)"),
     "sparse_below_density": or_none(number(lambda v: 0 <= v <= 1, "a number from 0 to 1")),

@@ -68,8 +68,9 @@ class NestedBands:
 class NestedSquaredError(torch.autograd.Function):
     """||part_0 + ... + part_k - target||^2, mean over samples and over all k but the last.
 
-    The last running sum is the whole output, whose error is in the loss already. What autograd
-    would do in a dozen passes over (n_parts, batch, d_in) takes five.
+    The last running sum is the whole output, whose error is in the loss already. To a running sum
+    all parts but its last are a constant: each band of latents learns to reconstruct what the bands
+    before it leave over, and no band has to make up for what those after it lack.
     """
 
     @staticmethod
@@ -90,6 +91,4 @@ class NestedSquaredError(torch.autograd.Function):
         along = residual.new_empty(n_sums + 1, batch, d_in)
         torch.mul(residual, 2 * grad / (n_sums * batch), out=along[:-1])
         along[-1].zero_()
-        for k in reversed(range(n_sums - 1)):
-            along[k] += along[k + 1]
         return along, -along[0]

@@ -87,7 +87,7 @@ def training_metrics(adapter: BiasAdapter, bias: torch.Tensor, curves: Curves) -
         curves: of the run; a point is added.
     """
     whole = adapter.share.whole
-    frequency, target = whole(adapter.frequency), whole(adapter.target_frequency)
+    frequency, target = whole(adapter.frequency), whole(adapter.targets.frequency)
     relative = frequency / target
     curves.add(int(adapter.n_steps), _points(adapter, bias))
     scalars: dict[str, Callable[[], torch.Tensor]] = {
@@ -104,7 +104,7 @@ def training_metrics(adapter: BiasAdapter, bias: torch.Tensor, curves: Curves) -
 
 def _points(adapter: BiasAdapter, bias: torch.Tensor) -> dict[str, dict[str, float]]:
     targets, of_all = adapter.targets, adapter.share.whole(bias)
-    relative = adapter.frequency / adapter.target_frequency
+    relative = adapter.frequency / targets.frequency
     groups = [f"group {k:02d}" for k in range(targets.n_groups)]
     at = torch.tensor([p / 100 for p in BIAS_PERCENTILES], device=bias.device, dtype=bias.dtype)
     return {
@@ -126,7 +126,7 @@ def l0_over_target(adapter: BiasAdapter, feature_acts: torch.Tensor) -> torch.Te
     """Active latents a sample over those asked for, shape (); sparse acts hold active ones only."""
     is_sparse = feature_acts.is_sparse
     n_active = feature_acts.values().numel() if is_sparse else (feature_acts > 0).sum()
-    target = adapter.target_frequency.sum()
+    target = adapter.targets.frequency.sum()
     l0 = torch.zeros_like(target) + n_active / feature_acts.shape[:-1].numel()
     l0, target = adapter.share.sum(torch.stack([l0, target]))
     return l0 / target
@@ -142,7 +142,7 @@ def histograms(
     whole = adapter.share.whole
     bias, output_scale, frequency = whole(bias), whole(output_scale), whole(adapter.frequency)
     fired = frequency > 0
-    frequency, target = frequency[fired], whole(adapter.target_frequency)[fired]
+    frequency, target = frequency[fired], whole(adapter.targets.frequency)[fired]
     of_all = {"weights/output_scale": _numpy(output_scale), "gba/bias": _numpy(bias)}
     if not len(frequency):  # wandb can't draw a histogram of nothing
         return of_all

@@ -26,6 +26,7 @@ from sae_lens_gba.training_metrics import Curves, histograms, l0_over_target, tr
 
 logger = logging.getLogger(__name__)
 
+_WARM_UP = "l0_warm_up"  # from 0 to 1
 _PATIENCE = 100  # steps without anything to learn from, after which to say so
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -213,6 +214,7 @@ class GBATrainingSAE(CalibratedBiases):
         require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
             attend_optimizer_of(self.W_dec)
+            self.adapter.warm_up = self._warm_up(step_input.coefficients)
         x = self.normalised(step_input.sae_in.to(self.dtype))
         if self.training:
             self._take_in(step_input.sae_in, x, step_input.n_training_steps)
@@ -270,7 +272,7 @@ class GBATrainingSAE(CalibratedBiases):
         if self.cfg.bias_init == "quantile":
             self.set_bias(
                 quantile_bias(
-                    sae_in, self._encoder(), self.adapter.target_frequency, self.bias_range()
+                    sae_in, self._encoder(), self.adapter.targets.frequency, self.bias_range()
                 )
             )
 
@@ -294,7 +296,12 @@ class GBATrainingSAE(CalibratedBiases):
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {}
+        # SAELens counts the steps, in its checkpoints as well, and hands back how far they are
+        return {_WARM_UP: TrainCoefficientConfig(1.0, warm_up_steps=self.cfg.l0_warm_up_steps)}
+
+    def _warm_up(self, coefficients: dict[str, float]) -> float:
+        start, done = self.cfg.l0_warm_up_start, coefficients.get(_WARM_UP, 1.0)
+        return start + (1 - start) * done
 
     @override
     def calculate_aux_loss(

@@ -16,12 +16,14 @@ from sae_lens_gba_command.parsers import Parser, is_given
 DEFAULTS = {
     "lr": "0.01",
     "lr_decay_steps": "a quarter of all steps",
+    "l0_warm_up_steps": "all steps",
     "n_batches_in_buffer": "128",
     "n_batches_for_norm_estimate": "20",
     "exclude_special_tokens": "true",
     "dataset_trust_remote_code": "false",
     "verbose": "false",
 }
+OF_ALL_STEPS = {"lr_decay_steps": 1 / 4, "l0_warm_up_steps": 1}
 NEEDED = {
     "model_name": "gpt2",
     "hook_name": "blocks.8.hook_resid_pre",
@@ -127,7 +129,8 @@ def _add(group: argparse._ArgumentGroup, field: Field) -> None:
     default = field.default
     text = re.sub(r" ?\(default is [^)]*\)\.?", "", field.help) or "SAELens'."
     if field.name in DEFAULTS:
-        text, default = f"{text} (SAELens has {default}.)", DEFAULTS[field.name]
+        text = f"{text} (A configuration made in Python has {default}.)"
+        default = DEFAULTS[field.name]
     flags, settings = [f"--{field.name}"], dict[str, Any]()
     if field.name == "architecture":
         flags.append("--sae")

@@ -18,7 +18,8 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
 ) -> None:
     def new_run() -> SAETrainer[Any, Any]:
         torch.manual_seed(0)
-        sae = GBATrainingSAE(tiny_config(tied=tied, normalize_activations=mode))
+        cfg = tiny_config(tied=tied, normalize_activations=mode, l0_warm_up_steps=20)
+        sae = GBATrainingSAE(cfg)
         trainer = make_trainer(sae, 25, mixture(1))
         if mode != "none":
             trainer.activation_scaler.scaling_factor = 0.7

@@ -12,7 +12,7 @@ from sae_lens.synthetic import (
 )
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from tests.toolbox import make_trainer
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 D_IN, D_SAE, BATCH = 64, 256, 1024
 
@@ -49,3 +49,47 @@ def test_training_ends_within_15_percent_of_target_l0(
     held_out = activations[60 * BATCH :]
     l0 = float((sae.eval().encode(held_out) > 0).float().sum(dim=1).mean())
     assert l0 == pytest.approx(target_l0, rel=0.15)
+
+
+def test_targets_fall_evenly_to_those_asked_for() -> None:
+    sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=100, l0_warm_up_start=3.0))
+    trainer = make_trainer(sae, 160)
+    targets = []
+    for _ in range(120):
+        step = take_steps(trainer, 1)
+        targets.append(float(sae.adapter.targets.frequency.sum()))
+        if len(targets) == 1:  # the start is measured at the targets of the start
+            assert float(step.feature_acts.bool().sum()) / len(step.sae_in) == pytest.approx(
+                12.0, rel=0.1
+            )
+    evenly = [4.0 * (3 - 2 * min(step / 100, 1)) for step in range(120)]
+    assert targets == pytest.approx(evenly, rel=1e-4)
+    assert sae.adapter.target_l0 == pytest.approx(4.0)
+    assert float(sae.adapter.frequency.sum()) == pytest.approx(4.0, rel=0.25)
+
+
+def test_l0_follows_targets_that_fall() -> None:
+    sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=600))
+    trainer = make_trainer(sae, 600)
+    for _ in range(4):
+        step = take_steps(trainer, 120)
+        assert float(step.losses["l0_over_target"]) == pytest.approx(1.0, abs=0.15)
+    assert sae.adapter.warm_up > 1.3  # far from over: used before its end, it has the L0 asked for
+    sae.eval()
+    x = torch.cat([next(mixture(5)) for _ in range(8)])
+    assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(4.0, rel=0.05)
+
+
+def test_no_target_is_raised_beyond_what_a_latent_can_do() -> None:
+    sae = GBATrainingSAE(tiny_config(highest_target_frequency=0.4, l0_warm_up_steps=10))
+    sae.adapter.warm_up = 2.4
+    assert float(sae.adapter.targets.frequency.max()) == pytest.approx(0.6)
+    sae = GBATrainingSAE(tiny_config(highest_target_frequency=0.9, l0_warm_up_steps=10))
+    sae.adapter.warm_up = 2.4
+    assert float(sae.adapter.targets.frequency.max()) == pytest.approx(0.9)
+
+
+def test_without_a_warm_up_targets_are_as_asked_from_the_first_step() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    take_steps(make_trainer(sae, 2), 1)
+    assert torch.equal(sae.adapter.targets.frequency, sae.adapter.target_frequency)

@@ -2,9 +2,10 @@
 
 SAELens' SyntheticModel by the SynthSAEBench-16k recipe (arXiv 2602.14687), scaled down: 2048
 features in 128 dimensions, 16 hierarchy roots, frequencies from 0.4 to 0.004; and 4096 features
-in 192 dimensions. Every architecture gets its learning rate, and those without an L0 of their own
-their coefficient, tuned on seed 0; GBA gets ``target_l0`` and nothing else, with a learning rate
-tuned like the others'.
+in 192 dimensions; and with as many latents as features. Every architecture gets its learning rate
+tuned on seed 0, which falls to nothing over the last quarter; of a GBA SAE the targets fall for the
+whole run, as ``sae-lens-gba train`` has it. Two baselines know nothing of features (arXiv
+2602.14111): a BatchTopK SAE whose random decoder is frozen, and random directions.
 
     python -m experiments.benchmarks.architecture_comparison [--quick]
 
@@ -14,6 +15,8 @@ The comparison on a language model is language_model_comparison.py.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +31,22 @@ from experiments.lab.results import Tables, once
 from experiments.lab.sparse_samples import SparseSampler
 from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
+    FROZEN,
+    RANDOM,
     TrainingSettings,
+    best_rate,
     build_sae,
     of_saelens,
+    random_directions,
+    recommended_gba,
     train_together,
 )
-from experiments.lab.tuning import TUNED, Row, Tuner
 from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.saved.stock_form import stock_form
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Config:
     """Settings of the benchmark.
 
     Args:
-        methods: which of `architectures` to train.
+        methods: which of `architectures` to train, and RANDOM for untrained directions.
         n_features: true features.
         n_roots: of their hierarchy.
         d_in: dimension of the data.
@@ -55,23 +64,22 @@ class Config:
         pool_steps: steps until the data begin again.
         tune_steps: of the runs that choose learning rates and coefficients.
         steps: of the runs of every architecture.
-        long_steps: of the runs of ``long_methods``.
+        long_steps: of further runs, of ``long_methods``.
         long_methods: the architectures that are trained longer.
-        at_steps: when to measure.
-        learning_rates: to choose from, constant.
+        learning_rates: to choose from.
         seeds: of the initial weights.
         held_out: samples measured on.
-        l0_tolerance: relative; how well a coefficient must meet ``l0``.
     """
 
     methods: tuple[str, ...] = (
-        "standard",
         "topk",
         "batchtopk",
         "jumprelu",
         "matryoshka_batchtopk",
         "gba paper",
         "gba",
+        FROZEN,
+        RANDOM,
     )
     n_features: int = 2048
     n_roots: int = 16
@@ -84,11 +92,9 @@ class Config:
     steps: int = 4000
     long_steps: int = 12_000
     long_methods: tuple[str, ...] = ("batchtopk", "matryoshka_batchtopk", "gba")
-    at_steps: tuple[int, ...] = (1000, 2000, 4000, 8000, 12_000)
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
     held_out: int = 20_480
-    l0_tolerance: float = 0.05
 
 
 def true_model(config: Config) -> SyntheticModel:
@@ -98,21 +104,21 @@ def true_model(config: Config) -> SyntheticModel:
 
 
 def architectures(config: Config) -> dict[str, Row]:
-    """As `TrainingSAE.from_dict` takes them, TUNED where a coefficient is to be found."""
+    """As `build_sae` takes them."""
     k, d_sae = config.l0, config.d_sae
     paper = GBATrainingSAEConfig.paper_v1(config.d_in, d_sae).to_dict()
     widths = [d_sae // 32, d_sae // 8, d_sae // 2, d_sae]
     saelens: dict[str, Row] = {
-        "standard": {"l1_coefficient": TUNED},
         "topk": {"k": round(k)},
         "batchtopk": {"k": k},
-        "jumprelu": {"l0_coefficient": TUNED},
+        "jumprelu": {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": k},
         "matryoshka_batchtopk": {"k": k, "matryoshka_widths": widths},
     }
     return {
         **{name: of_saelens(name, d_sae=d_sae, **own) for name, own in saelens.items()},
         "gba paper": {**paper, "adapt_every_n_steps": 10},
-        "gba": {"architecture": "gba", "d_sae": d_sae, "target_l0": k},
+        "gba": recommended_gba(d_sae, k),
+        FROZEN: {**of_saelens("batchtopk", d_sae=d_sae, k=k), FROZEN: True},
     }
 
 
@@ -154,11 +160,11 @@ def stored_samples(model: SyntheticModel, config: Config, path: Path) -> Path:
 
 
 @torch.no_grad()
-def measure(sae: SAE[Any], model: SyntheticModel, config: Config) -> Row:
+def measure(sae: SAE[Any], model: SyntheticModel, n_samples: int) -> Row:
     """SAELens' measures of recovery on held-out samples."""
     with temporary_seed(2):
         result = eval_sae_on_synthetic_data(
-            sae, model.feature_dict, model.activation_generator, config.held_out, 2048
+            sae, model.feature_dict, model.activation_generator, n_samples, 2048
         )
     found = result.classification
     return {
@@ -181,66 +187,73 @@ class Benchmark:
     model: SyntheticModel
     folder: Path
 
-    def train(self, name: str, spec: Row, rate: float, seed: int, steps: int) -> list[Row]:
-        """Rows of one run, one for each time it was measured; the last at its end."""
+    def samples(self) -> Samples:
         config = self.config
-        label = {"method": name, "learning_rate": rate, "seed": seed}
         sizes = [config.n_features, config.d_in, config.pool_steps * config.batch_size]
         file = self.folder / f"samples_{'_'.join(map(str, sizes))}.npy"
-        data = stored_samples(self.model, config, file)
+        return Samples(stored_samples(self.model, config, file), config.batch_size)
 
-        def compute() -> list[Row]:
-            sae = build_sae(spec, config.d_in, seed)
-            rows: list[Row] = []
-
-            def look(step: int, seconds: list[float]) -> None:
-                measured = measure(stock_form(sae), self.model, config)
-                rows.append({**label, "steps": step, **measured, "seconds": round(seconds[0], 1)})
-                logging.info("%s", rows[-1])
-
-            settings = TrainingSettings(steps, config.batch_size, rate)
-            times = [step for step in config.at_steps if step < steps]
-            train_together([sae], Samples(data, config.batch_size), settings, [*times, steps], look)
-            return rows
-
-        key = {**label, "spec": spec, "until": steps, "data": [*sizes, config.held_out]}
-        return once(self.folder, key, compute)
-
-    def tuner(self, name: str) -> Tuner:
-        """Chooses by the first seed's MCC."""
+    def train(self, name: str, spec: Row, rate: float, seed: int, steps: int) -> Row:
+        """The row of one run."""
         config = self.config
+        label = {"method": name, "learning_rate": rate, "seed": seed, "steps": steps}
 
-        def last_row(spec: Row, rate: float, steps: int) -> Row:
-            return self.train(name, spec, rate, config.seeds[0], steps)[-1]
+        def compute() -> Row:
+            settings = TrainingSettings(steps, config.batch_size, rate, decay_steps=steps // 4)
+            sae = build_sae(spec, config.d_in, seed, steps)
+            (seconds,) = train_together([sae], self.samples(), settings)
+            measured = measure(stock_form(sae), self.model, config.held_out)
+            row = {**label, **measured, "seconds": round(seconds, 1)}
+            logging.info("%s", row)
+            return row
 
-        return Tuner(
-            last_row,
-            config.l0,
-            config.l0_tolerance,
-            config.learning_rates,
-            config.tune_steps,
-            config.steps,
-            best_by="mcc",
-        )
+        return once(self.folder, {**label, "spec": spec, "config": self._data()}, compute)
+
+    def untrained(self, seed: int) -> Row:
+        """The row of random directions."""
+        config = self.config
+        label = {"method": RANDOM, "learning_rate": 0.0, "seed": seed, "steps": 0}
+
+        def compute() -> Row:
+            x = torch.cat([next(self.samples()) for _ in range(8)])
+            sae = random_directions(x, config.d_sae, config.l0, seed)
+            return {**label, **measure(sae, self.model, config.held_out), "seconds": 0.0}
+
+        return once(self.folder, {**label, "config": self._data()}, compute)
+
+    def _data(self) -> Row:
+        config = self.config
+        names = ("n_features", "n_roots", "d_in", "d_sae", "l0", "batch_size", "pool_steps",
+                 "held_out")  # fmt: skip
+        return {name: getattr(config, name) for name in names}
 
 
 def run(config: Config) -> Tables:
     """Rows of every architecture, and those of the runs that tuned it."""
     folder = default_cache_dir() / "architecture_comparison"
     benchmark = Benchmark(config, true_model(config), folder)
-    chosen: dict[str, tuple[float, Row]] = {}
     tables: Tables = {"rows": [], "tuning": [], "chosen": []}
     specs = architectures(config)
+    chosen: dict[str, float] = {}
     for name in config.methods:
-        spec = specs[name]
-        tuning, rate, filled = benchmark.tuner(name).tuned(spec)
+        if name == RANDOM:
+            continue
+        tuning, chosen[name] = best_rate(
+            partial(
+                benchmark.train, name, specs[name], seed=config.seeds[0], steps=config.tune_steps
+            ),
+            config.learning_rates,
+            by="mcc",
+        )
         tables["tuning"] += tuning
-        tables["chosen"].append({"method": name, "learning_rate": rate, "settings": filled})
-        chosen[name] = rate, filled
-    for name, (rate, spec) in chosen.items():
-        steps = config.long_steps if name in config.long_methods else config.steps
-        for seed in config.seeds:
-            tables["rows"] += benchmark.train(name, spec, rate, seed, steps)
+        tables["chosen"].append({"method": name, "learning_rate": chosen[name]})
+    for steps in (config.steps, config.long_steps):
+        for name, seed in product(config.methods, config.seeds):
+            if name == RANDOM:
+                tables["rows"] += [benchmark.untrained(seed)] if steps == config.steps else []
+            elif steps == config.steps or name in config.long_methods:
+                row = benchmark.train(name, specs[name], chosen[name], seed, steps)
+                tables["rows"].append(row)
     return tables
 
 
@@ -256,12 +269,18 @@ LARGE = Config(
     tune_steps=500,
     steps=2000,
     long_methods=(),
-    at_steps=(500, 1000, 2000),
+)
+# as many latents as features, at the L0 that the data have: where others lose their latents
+FULL_WIDTH = Config(
+    methods=("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba", FROZEN, RANDOM),
+    d_sae=2048,
+    l0=14.0,
+    long_methods=(),
 )
 
 
 def main() -> None:
-    """The mixture that is measured at length, then the larger one."""
+    """The mixture that is measured at length, then the others."""
     quick = {
         "n_features": 512,
         "n_roots": 8,
@@ -273,13 +292,15 @@ def main() -> None:
         "tune_steps": 100,
         "steps": 200,
         "long_steps": 400,
-        "at_steps": (200, 400),
         "seeds": (0, 1),
-        "l0_tolerance": 0.3,
     }
     run_experiments(
         "Feature recovery of GBA and SAELens' architectures at the same L0.",
-        {"architecture_comparison": Config(), "architecture_comparison_large": LARGE},
+        {
+            "architecture_comparison": Config(),
+            "architecture_comparison_full_width": FULL_WIDTH,
+            "architecture_comparison_large": LARGE,
+        },
         run,
         quick,
     )

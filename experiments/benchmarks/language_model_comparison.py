@@ -5,10 +5,14 @@ the model's loss, dead latents, consistency over seeds, and sparse probing with 
 sets that training does not see.
 
     python -m experiments.benchmarks.language_model_comparison [--quick]
+
+Two baselines know nothing of features (arXiv 2602.14111): a BatchTopK SAE whose random decoder is
+frozen, and random directions.
 """
 
 import logging
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
 from statistics import fmean
@@ -22,12 +26,17 @@ from experiments.lab.command_line import run_experiments
 from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables, once
 from experiments.lab.training import (
+    FROZEN,
+    RANDOM,
+    Row,
     TrainingSettings,
+    best_rate,
     build_sae,
     of_saelens,
+    random_directions,
+    recommended_gba,
     train_together,
 )
-from experiments.lab.tuning import TUNED, Row, Tuner
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.evaluation.probing import probe
 from sae_lens_gba.metrics import shares_consistent
@@ -40,20 +49,18 @@ class Config:
 
     Args:
         hook_name: where the SAEs are trained.
-        methods: which of `architectures` to train.
+        methods: which of `architectures` to train, and RANDOM for untrained directions.
         train_tokens: tokens cached for training; more steps see them again.
         held_out_tokens: of documents that training does not see.
         ce_contexts: held-out contexts for the model's loss with the SAE in place.
         context: tokens a context, BOS included.
         d_sae: latents.
         l0: at which learning rates are tuned and seeds compared.
-        other_l0: also trained, on the first seed; not by architectures with a coefficient, which
-            would have to be found for each.
+        other_l0: also trained, on the first seed.
         batch_size: tokens a step.
-        tune_steps: of the runs that choose learning rates and coefficients.
+        tune_steps: of the runs that choose learning rates.
         steps: of all others; the learning rate falls to nothing over the last quarter of either.
         learning_rates: to choose from, by explained variance.
-        l0_tolerance: relative; how well a coefficient must meet ``l0``.
         seeds: of initial weights and order of the data.
         probing_datasets: names in sae-probes; none of them is in the demo's texts. None at all
             leaves probing out.
@@ -62,7 +69,7 @@ class Config:
     """
 
     hook_name: str = "blocks.8.hook_resid_post"
-    methods: tuple[str, ...] = ("gba", "batchtopk", "jumprelu", "matryoshka")
+    methods: tuple[str, ...] = ("gba", "batchtopk", "jumprelu", "matryoshka", FROZEN, RANDOM)
     train_tokens: int = 400_000
     held_out_tokens: int = 20_000
     ce_contexts: int = 16
@@ -74,7 +81,6 @@ class Config:
     tune_steps: int = 600
     steps: int = 2000
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    l0_tolerance: float = 0.05
     seeds: tuple[int, ...] = (0, 1, 2)
     probing_datasets: tuple[str, ...] = (
         "5_hist_fig_ismale",
@@ -91,16 +97,20 @@ class Config:
 
 
 def architectures(config: Config, l0: float) -> dict[str, Row]:
-    """As `TrainingSAE.from_dict` takes them, TUNED where a coefficient is to be found."""
+    """As `build_sae` takes them."""
     d_sae = config.d_sae
     widths = [d_sae // 16, d_sae // 4, d_sae]
     return {
-        "gba": {"architecture": "gba", "d_sae": d_sae, "target_l0": l0},
+        "gba": recommended_gba(d_sae, l0),
         "batchtopk": of_saelens("batchtopk", d_sae=d_sae, k=l0),
         "matryoshka": of_saelens(
             "matryoshka_batchtopk", d_sae=d_sae, k=l0, matryoshka_widths=widths
         ),
-        "jumprelu": of_saelens("jumprelu", d_sae=d_sae, l0_coefficient=TUNED),
+        "jumprelu": of_saelens(
+            "jumprelu", d_sae=d_sae, jumprelu_sparsity_loss_mode="quadratic", target_l0=l0
+        ),
+        FROZEN: {**of_saelens("batchtopk", d_sae=d_sae, k=l0), FROZEN: True},
+        RANDOM: {"d_sae": d_sae, "target_l0": l0},
     }
 
 
@@ -118,8 +128,8 @@ class Benchmark:
         label = self._label(name, rate, seed)
 
         def compute() -> Row:
-            sae = build_sae(spec, here.train.shape[1], seed)
             data = ShuffledActivations(here.train, config.batch_size, here.scale, seed)
+            sae = build_sae(spec, here.train.shape[1], seed, steps)
             settings = TrainingSettings(
                 steps,
                 config.batch_size,
@@ -132,36 +142,38 @@ class Benchmark:
             measured, _ = here.measure(inference)
             if steps == config.steps:
                 measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)
-                here.save(sae, self.sae_folder(spec, rate, seed))
+                here.save(stock_form(sae), self.sae_folder(name, spec, rate, seed))
             row = {**label, "steps": steps, **measured, "seconds": round(seconds, 1)}
             logging.info("%s", row)
             return row
 
         return once(self.folder, {**label, **self._key(spec), "steps": steps}, compute)
 
-    def sae_folder(self, spec: Row, rate: float, seed: int) -> Path:
-        """Where the SAE of a run of full length is, in a folder of the hook point's name."""
-        asked = spec.get("l0_coefficient", spec.get("k", spec.get("target_l0")))
-        name = f"{spec['architecture']}_{asked:.4g}_rate_{rate}_seed_{seed}"
-        return self.folder / f"saes_{self.config.steps}" / name
+    def untrained(self, spec: Row, seed: int) -> Row:
+        """The row of random directions, which are left where a trained SAE would be."""
+        config, here = self.config, self.here
+        label = self._label(RANDOM, 0.0, seed)
 
-    def tuner(self, name: str) -> Tuner:
-        """Chooses by the first seed's explained variance."""
-        config = self.config
-        return Tuner(
-            lambda spec, rate, steps: self.train(name, spec, rate, config.seeds[0], steps),
-            config.l0,
-            config.l0_tolerance,
-            config.learning_rates,
-            config.tune_steps,
-            config.steps,
-            best_by="explained_variance",
-        )
+        def compute() -> Row:
+            x = here.train[: 16 * config.batch_size].float() * here.scale
+            sae = random_directions(x, config.d_sae, spec["target_l0"], seed)
+            measured, _ = here.measure(sae)
+            measured["ce_loss_recovered"] = here.ce_loss_recovered(sae)
+            here.save(sae, self.sae_folder(RANDOM, spec, 0.0, seed))
+            return {**label, "steps": 0, **measured, "seconds": 0.0}
+
+        return once(self.folder, {**label, **self._key(spec)}, compute)
+
+    def sae_folder(self, name: str, spec: Row, rate: float, seed: int) -> Path:
+        """Where the SAE of a run of full length is, in a folder of the hook point's name."""
+        asked = spec.get("k", spec.get("target_l0"))
+        name = f"{name.replace(' ', '_')}_{asked:.4g}_rate_{rate}_seed_{seed}"
+        return self.folder / f"saes_{self.config.steps}" / name
 
     def probed(self, name: str, spec: Row, rate: float, seed: int) -> list[Row]:
         """Scores of a trained SAE's sparse probes, a row for each data set and k."""
         config = self.config
-        folder = self.sae_folder(spec, rate, seed) / self.here.name
+        folder = self.sae_folder(name, spec, rate, seed) / self.here.name
 
         def compute() -> list[Row]:
             scores = probe(
@@ -185,7 +197,9 @@ class Benchmark:
 
     def consistency(self, name: str, spec: Row, rate: float) -> Row:
         """Share of latents with MCS > 0.9, and PW-MCC; means over all pairs of seeds."""
-        folders = [self.sae_folder(spec, rate, seed) / self.here.name for seed in self.config.seeds]
+        folders = [
+            self.sae_folder(name, spec, rate, seed) / self.here.name for seed in self.config.seeds
+        ]
         runs = [SAE.load_from_disk(folder).W_dec.detach() for folder in folders]
         return {
             "method": name,
@@ -216,22 +230,31 @@ def run(config: Config) -> Tables:
     (here,) = demo_hook_points((config.hook_name,), n_tokens, config.context, config.ce_contexts)
     benchmark = Benchmark(config, here, default_cache_dir() / "language_model_comparison")
     tables: Tables = {"rows": [], "tuning": [], "chosen": [], "consistency": [], "probing": []}
-    wanted = architectures(config, config.l0)
+    first = config.seeds[0]
     for name in config.methods:
-        tuning, rate, filled = benchmark.tuner(name).tuned(wanted[name])
-        tables["tuning"] += tuning
-        tables["chosen"].append({"method": name, "learning_rate": rate, "settings": filled})
-        for seed in config.seeds:
-            row = benchmark.train(name, filled, rate, seed, config.steps)
-            tables["rows"].append({**row, "asked_l0": config.l0})
-            if config.probing_datasets:
-                tables["probing"] += benchmark.probed(name, filled, rate, seed)
-        tables["consistency"].append(benchmark.consistency(name, filled, rate))
-        for l0 in config.other_l0:
-            other = architectures(config, l0)[name]
-            if TUNED not in other.values():
-                row = benchmark.train(name, other, rate, config.seeds[0], config.steps)
+        spec = architectures(config, config.l0)[name]
+        train, rate = partial(benchmark.train, name), 0.0
+        if name != RANDOM:
+            tuning, rate = best_rate(
+                partial(train, spec, seed=first, steps=config.tune_steps),
+                config.learning_rates,
+                by="explained_variance",
+            )
+            tables["tuning"] += tuning
+        tables["chosen"].append({"method": name, "learning_rate": rate})
+        for l0, seeds in [(config.l0, config.seeds), *((l0, (first,)) for l0 in config.other_l0)]:
+            asked = architectures(config, l0)[name]
+            for seed in seeds:
+                row = (
+                    benchmark.untrained(asked, seed)
+                    if name == RANDOM
+                    else train(asked, rate, seed, config.steps)
+                )
                 tables["rows"].append({**row, "asked_l0": l0})
+        if config.probing_datasets:
+            for seed in config.seeds:
+                tables["probing"] += benchmark.probed(name, spec, rate, seed)
+        tables["consistency"].append(benchmark.consistency(name, spec, rate))
     return tables
 
 
@@ -257,6 +280,7 @@ def main() -> None:
         {"language_model_comparison": Config(), "language_model_comparison_mlp": MLP},
         run,
         quick,
+        by_method=True,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from experiments.lab.results import RESULTS, Tables, provenance, write_result
+from experiments.lab.results import RESULTS, Tables, provenance, update_result, write_result
 
 ConfigT = TypeVar("ConfigT")
 
@@ -20,6 +20,7 @@ def run_experiments(
     run: Callable[[ConfigT], Tables],
     quick: Mapping[str, Any],
     argv: list[str] | None = None,
+    by_method: bool = False,
 ) -> list[Path]:
     """Run a script's experiments one after the other, each with its JSON.
 
@@ -32,6 +33,8 @@ def run_experiments(
         run: the experiment; returns named lists of rows of plain values.
         quick: fields of every config that ``--quick`` replaces.
         argv: arguments; None takes those of the process.
+        by_method: whether ``--methods`` can choose some of ``config.methods``; of the others the
+            result keeps the rows that it has.
 
     Returns:
         The files written.
@@ -40,6 +43,9 @@ def run_experiments(
     parser.add_argument("--quick", action="store_true", help="reduced size, a few minutes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON result")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--only", choices=list(configs), help="this result alone")
+    if by_method:
+        parser.add_argument("--methods", nargs="+", help="measure these anew, keep the others")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
@@ -47,10 +53,17 @@ def run_experiments(
     origin = provenance()
     paths = []
     for name, config in configs.items():
+        if arguments.only not in (None, name):
+            continue
         if arguments.quick:
             config = replace(config, **quick)  # type: ignore[type-var]
         path: Path = arguments.results / f"{name}{'_quick' if arguments.quick else ''}.json"
-        write_result(path, name, config, run(config), origin)
+        methods = getattr(arguments, "methods", None)
+        if methods is None:
+            write_result(path, name, config, run(config), origin)
+        else:
+            some = replace(config, methods=tuple(methods))  # type: ignore[type-var]
+            update_result(path, name, config, methods, run(some), origin)
         logging.info("wrote %s", path.name)
         paths.append(path)
     return paths

@@ -4,13 +4,14 @@ What the paper's experiment and the benchmark on a language model share.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from sae_lens import SAE, TrainingSAE
+from sae_lens import SAE
 from sae_lens.evals import get_recons_loss
 from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.model_bridge import TransformerBridge
@@ -20,7 +21,6 @@ from experiments.lab.training import measure_reconstruction
 from sae_lens_gba.demo.model import MODEL_NAME, default_cache_dir, load_demo_model
 from sae_lens_gba.demo.text import demo_texts
 from sae_lens_gba.metrics import Selectivity
-from sae_lens_gba.saved.stock_form import stock_form
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,14 @@ class HookPoint:
         ablated, with_sae, without = totals.tolist()
         return (ablated - with_sae) / (ablated - without)
 
-    def save(self, sae: TrainingSAE[Any], folder: Path) -> None:
-        """As a stock SAE of the raw activations, in a folder of this hook point's name."""
-        inference = stock_form(sae)
+    def save(self, sae: SAE[Any], folder: Path) -> None:
+        """As an SAE of the raw activations, in a folder of this hook point's name.
+
+        Args:
+            sae: a stock SAE, left as it is.
+            folder: made if need be.
+        """
+        inference = deepcopy(sae)
         inference.fold_activation_norm_scaling_factor(self.scale)
         inference.cfg.metadata.model_name = MODEL_NAME
         inference.cfg.metadata.hook_name = self.name

@@ -6,7 +6,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,12 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 def write_result(
-    path: Path, experiment: str, config: Any, tables: Tables, origin: dict[str, Any]
+    path: Path,
+    experiment: str,
+    config: Any,
+    tables: Tables,
+    origin: dict[str, Any],
+    earlier: dict[str, Any] | None = None,
 ) -> None:
     """Write one experiment's result, all or nothing.
 
@@ -34,16 +39,46 @@ def write_result(
         config: the dataclass it was run with, seeds included.
         tables: named lists of rows of plain values; "rows" is the main one.
         origin: `provenance` when the experiment began.
+        earlier: of the methods that were measured before, by name.
     """
     result = {
         "experiment": experiment,
         "config": asdict(config),
         "provenance": origin,
+        **({"earlier": earlier} if earlier else {}),
         **tables,
     }
     text = json.dumps(result, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write_text(text))
+
+
+def update_result(
+    path: Path,
+    experiment: str,
+    config: Any,
+    methods: Sequence[str],
+    tables: Tables,
+    origin: dict[str, Any],
+) -> None:
+    """Replace the rows of some methods; those of the others stay, with their own provenance.
+
+    Args:
+        path: of the JSON file; it need not exist.
+        methods: which ``tables`` are of; their rows name them as "method".
+        experiment, config, origin: as for `write_result`.
+    """
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    kept = {
+        name: [row for row in old.get(name, []) if row["method"] not in methods] for name in tables
+    }
+    earlier = {**old.get("earlier", {})}
+    if old:
+        for method in {row["method"] for row in kept["rows"]}:
+            earlier.setdefault(method, old["provenance"])
+    earlier = {name: one for name, one in earlier.items() if name not in methods}
+    merged: dict[str, Any] = {name: kept[name] + tables[name] for name in tables}
+    write_result(path, experiment, config, merged, origin, earlier)
 
 
 def once(folder: Path, key: dict[str, Any], compute: Callable[[], T]) -> T:
@@ -52,14 +87,18 @@ def once(folder: Path, key: dict[str, Any], compute: Callable[[], T]) -> T:
     A long experiment that was stopped goes on where it was. Delete the folder when code
     that the results depend on has changed.
     """
-    digest = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{digest}.json"
+    path = result_folder(folder, key).with_suffix(".json")
     if not path.is_file():
         text = json.dumps({"key": key, "value": compute()})
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write_text(text))
     value: T = json.loads(path.read_text())["value"]
     return value
+
+
+def result_folder(folder: Path, key: dict[str, Any]) -> Path:
+    """In ``folder``, for what belongs to ``key`` alone."""
+    return folder / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def provenance() -> dict[str, Any]:

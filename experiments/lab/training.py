@@ -1,12 +1,13 @@
 """What the experiments share: architectures, training, measures."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sae_lens import SAE, TrainingSAE
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.synthetic.evals import feature_uniqueness, mean_correlation_coefficient
@@ -14,8 +15,15 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import trange
 
 from sae_lens_gba.metrics import Selectivity, SelectivityMeter, best_match
+from sae_lens_gba.report.random_baseline import random_directions as untrained
+from sae_lens_gba.saved.saved_sae import SavedSAE
 from sae_lens_gba.saved.stock_form import stock_form
 from sae_lens_gba.synthetic.feature_mixture import FeatureMixture
+
+ALL_STEPS = "all steps"  # in a spec, stands for their number
+FROZEN = "frozen decoder"
+RANDOM = "random directions"
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -88,17 +96,48 @@ def of_saelens(architecture: str, **settings: Any) -> dict[str, Any]:
     return {"architecture": architecture, **start, **settings}
 
 
-def build_sae(architecture: dict[str, Any], d_in: int, seed: int) -> TrainingSAE[Any]:
+def recommended_gba(d_sae: int, target_l0: float, **settings: Any) -> dict[str, Any]:
+    """A GBA SAE as ``sae-lens-gba train`` makes it: targets that fall for the whole run."""
+    start = {"architecture": "gba", "d_sae": d_sae, "target_l0": target_l0}
+    return {**start, "l0_warm_up_steps": ALL_STEPS, **settings}
+
+
+def build_sae(
+    architecture: dict[str, Any], d_in: int, seed: int, steps: int = 0
+) -> TrainingSAE[Any]:
     """A new training SAE whose initial weights depend on ``seed`` only.
 
     Args:
-        architecture: as for `TrainingSAE.from_dict`, without ``d_in``.
+        architecture: as for `TrainingSAE.from_dict`, without ``d_in``; FROZEN: True keeps the
+            decoder's random directions (arXiv 2602.14111).
         d_in: input dimension.
         seed: of torch's global generator, which SAELens' initialisers draw from.
+        steps: of the run, for fields that are ALL_STEPS.
     """
     torch.manual_seed(seed)
-    sae: TrainingSAE[Any] = TrainingSAE.from_dict({**architecture, "d_in": d_in})
+    spec = {k: steps if v == ALL_STEPS else v for k, v in architecture.items() if k != FROZEN}
+    sae: TrainingSAE[Any] = TrainingSAE.from_dict({**spec, "d_in": d_in})
+    sae.W_dec.requires_grad_(not architecture.get(FROZEN, False))
     return sae
+
+
+def random_directions(x: torch.Tensor, d_sae: int, l0: float, seed: int) -> SAE[Any]:
+    """A stock SAE of random directions that has this L0 on ``x``, shape (n, d_in)."""
+    cfg = JumpReLUSAEConfig(d_in=x.shape[1], d_sae=d_sae)
+    of_this_width = SavedSAE(JumpReLUSAE(cfg), cfg.to_dict(), RANDOM, RANDOM)
+    return untrained(of_this_width, x, seed, l0).sae
+
+
+def best_rate(
+    train: Callable[[float], Row], rates: Iterable[float], by: str
+) -> tuple[list[Row], float]:
+    """Rows of a run with each learning rate, and the rate whose measure ``by`` is highest.
+
+    A run that diverged is the worst.
+    """
+    rows = [train(rate) for rate in rates]
+    best = max(rows, key=lambda row: row[by] if math.isfinite(row[by]) else -math.inf)
+    return rows, float(best["learning_rate"])
 
 
 def train_together(

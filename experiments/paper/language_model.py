@@ -130,7 +130,7 @@ def run_method(config: Config, name: str, here: HookPoint) -> Tables:
             logging.info("%s", rows[-1])
             if setting == config.consistency_point:
                 same_point.append((sae.W_dec.detach().clone(), latents.peak))
-                here.save(sae, default_cache_dir() / "paper" / "saes" / f"{name}_seed_{seed}")
+                here.save(inference, default_cache_dir() / "paper" / "saes" / f"{name}_seed_{seed}")
     return {"rows": rows, "consistency": [consistency(config, name, here.name, same_point)]}
 
 

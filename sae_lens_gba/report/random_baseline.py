@@ -14,7 +14,9 @@ N_SAMPLES = 8192  # tokens that thresholds and scale are set on
 
 
 @torch.no_grad()
-def random_directions(saved: SavedSAE, activations: torch.Tensor, seed: int) -> SavedSAE:
+def random_directions(
+    saved: SavedSAE, activations: torch.Tensor, seed: int, l0: float | None = None
+) -> SavedSAE:
     """An SAE as wide as ``saved`` and as active, whose latents are random and untrained.
 
     Encoder and decoder are the same random unit vectors, b_dec is the mean activation, thresholds
@@ -24,14 +26,14 @@ def random_directions(saved: SavedSAE, activations: torch.Tensor, seed: int) -> 
     Args:
         activations: what the SAE reads, shape (n, d_in).
         seed: of the directions.
+        l0: active latents a sample; None takes ``saved``'s.
 
     Raises:
         CalibrationError: too few activations.
     """
     cfg, d_sae = saved.sae.cfg, saved.d_sae
-    acts = torch.cat([saved.sae.encode(x.to(saved.sae.dtype)) for x in activations.split(512)])
-    l0 = float(((acts.to_dense() if acts.is_sparse else acts) > 0).sum(1).float().mean())
-    del acts
+    if l0 is None:
+        l0 = _l0_of(saved.sae, activations)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(d_sae, cfg.d_in, generator=generator), dim=1)
     sae: Any = JumpReLUSAE(
@@ -56,6 +58,14 @@ def random_directions(saved: SavedSAE, activations: torch.Tensor, seed: int) -> 
     found = calibrate(sae, activations, target_l0=l0)
     _scale_output(found.sae, activations)
     return SavedSAE(found.sae, found.sae.cfg.to_dict(), LABEL, LABEL)
+
+
+def _l0_of(sae: Any, activations: torch.Tensor) -> float:
+    active = 0
+    for x in activations.split(512):
+        acts = sae.encode(x.to(sae.dtype))
+        active += int(((acts.to_dense() if acts.is_sparse else acts) > 0).sum())
+    return active / len(activations)
 
 
 def _scale_output(sae: Any, activations: torch.Tensor) -> None:

@@ -50,14 +50,17 @@ class Progress:
 def state_of_training(trainer: SAETrainer[Any, Any], step: TrainStepOutput) -> str:
     """Such as ``L0 31.8 of 32, expl. var. 0.871, dead 0``.
 
-    L0 of a GBA SAE is that since the last adaptation, explained variance the last batch's.
+    L0 of a GBA SAE is that since the last adaptation, of the target of the moment; explained
+    variance is the last batch's.
     """
     l0 = f"L0 {float(step.feature_acts.bool().sum()) / len(step.sae_in):.3g}"
     if isinstance(trainer.sae, GBATrainingSAE):
         adapter = trainer.sae.adapter
         if bool(adapter.frequency.any()):
             l0 = f"L0 {float(adapter.frequency.sum()):.3g}"
-        l0 = f"{l0} of {float(adapter.target_frequency.sum()):.3g}"
+        l0 = f"{l0} of {float(adapter.targets.frequency.sum()):.3g}"
+        if adapter.warm_up > 1:
+            l0 = f"{l0} (falling to {float(adapter.target_frequency.sum()):.3g})"
     x = step.sae_in.float()
     error = (step.sae_out.float() - x).square().sum(dim=1).mean()
     variance = (x - x.mean(dim=0)).square().sum(dim=1).mean()

@@ -12,9 +12,11 @@ from experiments.benchmarks import (
     architecture_comparison,
     gpu_throughput,
     language_model_comparison,
+    synthsaebench,
     training_throughput,
 )
 from experiments.benchmarks.plots import PLOTS
+from experiments.lab.training import FROZEN, RANDOM
 from sae_lens_gba.evaluation.probing import ProbeScore
 from tests.experiments.plotting import assert_plotted
 
@@ -35,26 +37,50 @@ def test_features_recovered_from_samples_to_plot(
         tune_steps=4,
         steps=6,
         long_steps=12,
-        at_steps=(6, 12),
         learning_rates=(1e-3, 1e-2),
         seeds=(0, 1),
         held_out=2048,
-        l0_tolerance=10.0,
     )
     tables = architecture_comparison.run(config)
     chosen = {row["method"]: row["learning_rate"] for row in tables["chosen"]}
     assert set(chosen) == set(architecture_comparison.architectures(config))
+    assert set(config.methods) == {*chosen, RANDOM}
     for name, rate in chosen.items():
         tried = {r["learning_rate"]: r["mcc"] for r in tables["tuning"] if r["method"] == name}
         assert rate == max(tried, key=lambda r: tried[r])
         rows = [row for row in tables["rows"] if row["method"] == name]
         steps = (6, 12) if name in config.long_methods else (6,)
-        assert [(r["seed"], r["steps"]) for r in rows] == [(s, n) for s in (0, 1) for n in steps]
+        assert [(r["seed"], r["steps"]) for r in rows] == [(s, n) for n in steps for s in (0, 1)]
         assert {row["learning_rate"] for row in rows} == {rate}
+    untrained = [row for row in tables["rows"] if row["method"] == RANDOM]
+    assert [(row["seed"], row["steps"]) for row in untrained] == [(0, 0), (1, 0)]
     # everything is there already: nothing is trained again
     monkeypatch.setattr(architecture_comparison, "train_together", None)
     assert architecture_comparison.run(config) == tables
     assert_plotted(PLOTS, "architecture_comparison", config, tables, tmp_path)
+
+
+def test_the_boards_world_is_trained_on_saved_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = synthsaebench.Config(
+        runs=(
+            synthsaebench.Run("gba", 40, 1e-2, l0_asked=4.0, d_sae=64),
+            synthsaebench.Run("matryoshka_batchtopk", 5, 1e-3, l0_asked=4.0, d_sae=64),
+        ),
+        n_features=128,
+        n_roots=2,
+        d_in=16,
+        batch_size=256,
+        held_out=2048,
+    )
+    tables = synthsaebench.run(config)
+    gba, matryoshka = tables["rows"]
+    assert gba["l0"] == pytest.approx(4.0, rel=0.1)
+    assert gba["mcc"] > matryoshka["mcc"] > 0
+    monkeypatch.setattr(synthsaebench, "SAETrainer", None)  # nothing is trained again
+    assert synthsaebench.run(config) == tables
 
 
 def test_a_language_model_from_text_to_plot(
@@ -71,7 +97,7 @@ def test_a_language_model_from_text_to_plot(
     config = replace(
         language_model_comparison.Config(),
         hook_name="blocks.1.hook_mlp_out",
-        methods=("gba", "batchtopk", "matryoshka", "jumprelu"),
+        methods=("gba", "batchtopk", "matryoshka", "jumprelu", FROZEN, RANDOM),
         train_tokens=400,
         held_out_tokens=100,
         ce_contexts=2,
@@ -83,7 +109,6 @@ def test_a_language_model_from_text_to_plot(
         tune_steps=4,
         steps=8,
         learning_rates=(1e-3, 1e-2),
-        l0_tolerance=10.0,
         seeds=(0, 1),
         probing_datasets=("one", "two"),
     )
@@ -93,10 +118,9 @@ def test_a_language_model_from_text_to_plot(
         of = {table: [r for r in rows if r["method"] == name] for table, rows in tables.items()}
         (chosen,) = of["chosen"]
         tried = {r["learning_rate"]: r["explained_variance"] for r in of["tuning"]}
-        assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r])
-        others = [] if name == "jumprelu" else [(2.0, 0), (6.0, 0)]
+        assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r], default=0.0)
         points = [(r["asked_l0"], r["seed"]) for r in of["rows"]]
-        assert points == [(4.0, 0), (4.0, 1), *others]
+        assert points == [(4.0, 0), (4.0, 1), (2.0, 0), (6.0, 0)]
         assert len(of["probing"]) == 2 * 2 * 2  # seeds, data sets, ks
         (consistency,) = of["consistency"]
         assert 0 < consistency["pw_mcc"] <= 1

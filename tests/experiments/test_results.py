@@ -3,11 +3,18 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.lab.command_line import run_experiments
-from experiments.lab.results import Tables, mean_and_deviation, provenance, write_result
+from experiments.lab.results import (
+    Tables,
+    mean_and_deviation,
+    provenance,
+    update_result,
+    write_result,
+)
 from sae_lens_gba.provenance import PACKAGES
 
 
@@ -15,6 +22,11 @@ from sae_lens_gba.provenance import PACKAGES
 class Config:
     steps: int = 100
     seeds: tuple[int, ...] = field(default=(0, 1))
+
+
+@dataclass(frozen=True)
+class Methods:
+    methods: tuple[str, ...] = ("a", "b")
 
 
 def run(config: Config) -> Tables:
@@ -97,3 +109,43 @@ def test_experiments_of_one_script_have_one_origin(tmp_path: Path) -> None:
     one, two = (json.loads(path.read_text()) for path in paths)
     assert (one["rows"], two["rows"]) == ([{"steps": 100, "seed": 4}], [{"steps": 7, "seed": 4}])
     assert one["provenance"] == two["provenance"]
+
+
+def test_rows_of_other_methods_stay_with_where_they_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "name.json"
+
+    def measured(methods: list[str], origin: str, value: int) -> Any:
+        tables = {"rows": [{"method": m, "value": value} for m in methods], "tuning": []}
+        update_result(path, "name", Config(), methods, tables, {"git_commit": origin})
+        return json.loads(path.read_text())
+
+    first = measured(["ours", "theirs", "third"], "one", 1)
+    assert "earlier" not in first
+    second = measured(["ours"], "two", 2)
+    assert second["provenance"] == {"git_commit": "two"}
+    assert second["earlier"] == {m: {"git_commit": "one"} for m in ("theirs", "third")}
+    assert {row["method"]: row["value"] for row in second["rows"]} == {
+        "ours": 2, "theirs": 1, "third": 1
+    }  # fmt: skip
+    third = measured(["third"], "three", 3)
+    assert {name: one["git_commit"] for name, one in third["earlier"].items()} == {
+        "ours": "two", "theirs": "one"
+    }  # fmt: skip
+
+
+def test_one_method_can_be_measured_anew(tmp_path: Path) -> None:
+    def of_methods(config: Methods) -> Tables:
+        return {"rows": [{"method": name} for name in config.methods]}
+
+    def run_with(*argv: str) -> Any:
+        argv = ("--results", str(tmp_path), *argv)
+        configs = {"one": Methods(), "other": Methods()}
+        run_experiments("text", configs, of_methods, {}, list(argv), by_method=True)
+        return json.loads((tmp_path / "one.json").read_text())
+
+    run_with("--only", "one")
+    assert not (tmp_path / "other.json").exists()
+    result = run_with("--only", "one", "--methods", "b")
+    assert [row["method"] for row in result["rows"]] == ["a", "b"]
+    assert result["config"]["methods"] == ["a", "b"]
+    assert set(result["earlier"]) == {"a"}

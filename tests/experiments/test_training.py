@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -6,9 +7,14 @@ from sae_lens import SAE
 from sae_lens.synthetic.evals import mean_correlation_coefficient
 
 from experiments.lab.training import (
+    FROZEN,
     TrainingSettings,
+    best_rate,
     build_sae,
     measure_recovery,
+    of_saelens,
+    random_directions,
+    recommended_gba,
     train_together,
 )
 from sae_lens_gba.saved.stock_form import stock_form
@@ -112,3 +118,39 @@ def test_reconstruction_and_sparsity_agree_with_a_hand_worked_sae() -> None:
     assert recovery.mcc == pytest.approx(
         mean_correlation_coefficient(sae.W_dec.detach(), torch.eye(4))
     )
+
+
+@pytest.mark.parametrize("best", [1e-3, 3e-3, 1e-2])
+def test_the_rate_of_the_best_run_is_chosen(best: float) -> None:
+    def train(rate: float) -> dict[str, float]:
+        return {"learning_rate": rate, "quality": -abs(math.log(rate / best))}
+
+    rows, rate = best_rate(train, (1e-3, 3e-3, 1e-2), by="quality")
+    assert (rate, len(rows)) == (best, 3)
+
+
+@pytest.mark.parametrize("diverged", [math.nan, math.inf, -math.inf])
+def test_a_run_that_diverged_is_never_chosen(diverged: float) -> None:
+    quality = {1e-3: 0.1, 1e-2: diverged}
+    _, rate = best_rate(
+        lambda rate: {"learning_rate": rate, "quality": quality[rate]}, quality, by="quality"
+    )
+    assert rate == 1e-3
+
+
+def test_a_frozen_decoder_stays_and_random_directions_have_the_l0() -> None:
+    spec = {**of_saelens("batchtopk", d_sae=32, k=4), FROZEN: True}
+    sae = build_sae(spec, 16, 0)
+    start, encoder = sae.W_dec.detach().clone(), sae.W_enc.detach().clone()
+    data = iter(torch.randn(20, 64, 16))
+    train_together([sae], data, TrainingSettings(10, 64, 1e-2))
+    assert torch.equal(sae.W_dec, start)
+    assert not torch.equal(sae.W_enc, encoder)
+    x = torch.randn(4096, 16)
+    acts = random_directions(x, 32, 4.0, 0).encode(x)
+    assert float((acts > 0).sum(1).float().mean()) == pytest.approx(4.0, rel=0.02)
+
+
+def test_targets_of_a_recommended_sae_fall_for_the_whole_run() -> None:
+    sae = build_sae(recommended_gba(32, 4.0), 16, 0, steps=70)
+    assert sae.cfg.l0_warm_up_steps == 70

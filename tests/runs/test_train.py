@@ -69,6 +69,8 @@ def test_a_run_ends_with_its_folder_l0_and_the_next_commands(
         assert said in caplog.text
     settings = json.loads((tmp_path / "run" / "runner_cfg.json").read_text())
     assert (settings["lr"], settings["lr_decay_steps"]) == (0.01, 6)  # a quarter of 24 steps
+    details = sae.cfg.metadata.training_architecture_details
+    assert details["l0_warm_up_steps"] == 24
     assert settings["exclude_special_tokens"] is True
     assert train("--resume") == 0  # of a run that has ended: nothing to do
     assert "has ended" in caplog.text

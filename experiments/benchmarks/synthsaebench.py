@@ -1,0 +1,141 @@
+"""GBA on SynthSAEBench-16k, second version (arXiv 2602.14687): the board's world and its measures.
+
+16,384 features in 768 dimensions, 4,096 latents; and as many latents as features. The board's
+figures are of 200 million samples. What is measured is the stock SAE that was saved. A run that
+was stopped goes on where it was.
+
+    python -m experiments.benchmarks.synthsaebench [--quick]
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.training.sae_trainer import SAETrainer
+
+from experiments.benchmarks.architecture_comparison import measure
+from experiments.lab.command_line import run_experiments
+from experiments.lab.results import Tables, once, result_folder
+from experiments.lab.sparse_samples import SparseSampler
+from experiments.lab.synthetic_worlds import build_world, synthsaebench
+from experiments.lab.training import (
+    TrainingSettings,
+    build_sae,
+    of_saelens,
+    recommended_gba,
+    trainer_config,
+)
+from sae_lens_gba import resumable_run
+from sae_lens_gba.demo.model import default_cache_dir
+
+
+@dataclass(frozen=True)
+class Run:
+    """One SAE.
+
+    Args:
+        method: of `architectures`.
+        steps: of `Config.batch_size` samples each.
+        learning_rate: falls to nothing over the last quarter.
+        l0_asked: active latents a sample.
+        d_sae: latents.
+        seed: of weights and data.
+    """
+
+    method: str
+    steps: int
+    learning_rate: float
+    l0_asked: float = 25.0
+    d_sae: int = 4096
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the benchmark.
+
+    Args:
+        runs: in their order.
+        n_features: true features.
+        n_roots: of their hierarchy.
+        d_in: dimension of the data.
+        batch_size: samples a step.
+        held_out: samples measured on.
+    """
+
+    runs: tuple[Run, ...] = (
+        Run("gba", 5_000, 1e-2),
+        Run("gba", 20_000, 1e-2),
+        Run("gba", 5_000, 1e-2, l0_asked=20.0),
+        Run("gba", 5_000, 1e-2, l0_asked=30.0),
+        Run("batchtopk", 2_000, 3e-3),
+        Run("matryoshka_batchtopk", 2_000, 3e-3),
+        Run("gba", 2_000, 1e-2),
+        Run("gba", 5_000, 1e-2, d_sae=16_384),
+    )
+    n_features: int = 16_384
+    n_roots: int = 128
+    d_in: int = 768
+    batch_size: int = 1024
+    held_out: int = 20_480
+
+
+def spec_of(run: Run) -> dict[str, Any]:
+    """As `build_sae` takes it; Matryoshka's widths are the board's."""
+    if run.method == "gba":
+        return recommended_gba(run.d_sae, run.l0_asked)
+    widths = [w for w in (128, 512, 2048) if w < run.d_sae] + [run.d_sae]
+    own = {"matryoshka_widths": widths} if run.method == "matryoshka_batchtopk" else {}
+    return of_saelens(run.method, d_sae=run.d_sae, k=run.l0_asked, **own)
+
+
+def run(config: Config) -> Tables:
+    """A row for each run."""
+    sizes = {name: value for name, value in asdict(config).items() if name != "runs"}
+    world = synthsaebench(config.n_features, config.d_in, config.n_roots)
+    model = build_world(world, default_cache_dir() / "synthetic_worlds")
+    sampler, folder = SparseSampler(model), default_cache_dir() / "synthsaebench"
+
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            yield sampler.sample(config.batch_size)
+
+    def row_of(one: Run) -> dict[str, Any]:
+        settings = TrainingSettings(
+            one.steps, config.batch_size, one.learning_rate, decay_steps=one.steps // 4
+        )
+        own = result_folder(folder, {**sizes, **asdict(one)})
+        with resumable_run(own, resume=True):
+            sae = build_sae(spec_of(one), config.d_in, one.seed, one.steps)
+            SAETrainer(trainer_config(settings), sae, batches()).fit()
+            sae.save_inference_model(own / "sae")
+        row = {**asdict(one), **measure(SAE.load_from_disk(own / "sae"), model, config.held_out)}
+        logging.info("%s", row)
+        return row
+
+    return {
+        "rows": [
+            once(folder, {**sizes, **asdict(one)}, partial(row_of, one)) for one in config.runs
+        ]
+    }
+
+
+def main() -> None:
+    """The board's sizes."""
+    quick = {
+        "runs": (Run("gba", 100, 1e-2, l0_asked=6.0, d_sae=128),),
+        "n_features": 512,
+        "n_roots": 8,
+        "d_in": 64,
+        "batch_size": 512,
+        "held_out": 4096,
+    }
+    run_experiments("GBA on SynthSAEBench-16k.", {"synthsaebench": Config()}, run, quick)
+
+
+if __name__ == "__main__":
+    main()
