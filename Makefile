@@ -56,7 +56,7 @@ dist: setup  ## build sdist and wheel into dist/ and check them
 	$(BIN)/twine check --strict dist/*
 
 bench-speed: setup  ## time of a training step against SAELens' architectures
-	$(BIN)/python -m experiments.benchmarks.training_throughput --threads 2
+	$(BIN)/python -m experiments.benchmarks.training_throughput
 	$(BIN)/python -m experiments.benchmarks.plots
 
 bench-gpu: setup  ## the same on a GPU, where there is one
