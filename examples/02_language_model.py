@@ -32,6 +32,7 @@ parser.add_argument("--context", type=int, default=128, help="tokens a sequence"
 args = parser.parse_args()
 
 torch.manual_seed(0)  # the runner's own seed does not reach the weights
+steps = args.tokens // args.batch
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model: Any = TransformerBridge.boot_transformers(args.model, device=device)
 cfg = LanguageModelSAERunnerConfig(
@@ -39,6 +40,7 @@ cfg = LanguageModelSAERunnerConfig(
         d_in=model.cfg.d_model,
         d_sae=args.d_sae,
         target_l0=args.target_l0,
+        l0_warm_up_steps=steps,
         normalize_activations="expected_average_only_in",
         device=device,
     ),
@@ -47,7 +49,7 @@ cfg = LanguageModelSAERunnerConfig(
     exclude_special_tokens=True,  # <s> has many times the norm of other tokens
     training_tokens=args.tokens, train_batch_size_tokens=args.batch,
     n_batches_in_buffer=64, n_batches_for_norm_estimate=5,
-    lr=1e-2, lr_decay_steps=args.tokens // args.batch // 4,
+    lr=1e-2, lr_decay_steps=steps // 4,
     logger=LoggingConfig(log_to_wandb=False),
     device=device, output_path=OUTPUT, checkpoint_path=None,
 )  # fmt: skip

@@ -28,7 +28,7 @@ SMALLER = {
     "d_in=768": f"d_in={D_MODEL}", "d_sae=24_576": "d_sae=64", "d_sae=16_384": "d_sae=64",
     "target_l0=32": "target_l0=4", '"my_sae", 16)': '"my_sae", 2)', "target_l0=16": "target_l0=4",
     "blocks.8": "blocks.0", "training_tokens=20_000_000": "training_tokens=8192, context_size=16,"
-    " train_batch_size_tokens=128", "lr_decay_steps=1_220": "lr_decay_steps=8",
+    " train_batch_size_tokens=128", "20_000_000 // 4096": "8192 // 128",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ _PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
 
 
 def seconds_by_part(step: Callable[[], Any], times: int) -> dict[str, float]:
-    """Mean seconds of each part of ``step``; "statistics, assembly, rest" is what no part claims.
+    """Mean CPU seconds of each part of ``step``; "statistics, assembly, rest" is what no part claims.
 
     What runs inside a part that is listed itself counts there alone.
     """
@@ -37,12 +37,12 @@ def seconds_by_part(step: Callable[[], Any], times: int) -> dict[str, float]:
 
     @contextmanager
     def counted(part: str) -> Iterator[None]:
-        started = time.perf_counter()
+        started = time.process_time()
         inner.append(0.0)
         try:
             yield
         finally:
-            passed = time.perf_counter() - started
+            passed = time.process_time() - started
             spent[part] += passed - inner.pop()
             inner[-1] += passed
 

@@ -1,8 +1,8 @@
 """Time and memory of a training step of each architecture, through SAELens' SAETrainer.
 
-Architectures take turns, step by step, on the same batches in one process, so that whatever else
-the machine does falls on all alike; medians over the steps after warm-up. The floor is one bare
-encoder product. Peak memory is measured in a process of its own for each architecture.
+Architectures take turns, step by step, on the same batches in one process; medians over the steps
+after warm-up, in CPU seconds, which with one thread are those of a machine that does nothing else.
+The floor is one bare encoder product. Peak memory is measured in a process of its own for each architecture.
 
     python -m experiments.benchmarks.training_throughput
     python -m experiments.benchmarks.training_throughput --quick        # minutes less, for a look
@@ -116,7 +116,7 @@ def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
 
 
 def time_case(case: Case, steps: int, wide: int) -> dict[str, dict[str, float]]:
-    """Median seconds of a step of each architecture, in turns, and of the encoder's product."""
+    """Median CPU seconds of a step of each architecture, in turns, and of the encoder's product."""
     data = case.batches(4)
     trainers = {
         name: make_trainer(cfg, case, data[0])
@@ -128,13 +128,13 @@ def time_case(case: Case, steps: int, wide: int) -> dict[str, dict[str, float]]:
     for step in range(steps + WARM_UP):
         x = data[step % len(data)]
         for name, trainer in trainers.items():
-            started = time.perf_counter()
+            started = time.process_time()
             trainer.step(x)
-            seconds[name].append(time.perf_counter() - started)
-        started = time.perf_counter()
+            seconds[name].append(time.process_time() - started)
+        started = time.process_time()
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
             x @ W
-        seconds["encoder product"].append(time.perf_counter() - started)
+        seconds["encoder product"].append(time.process_time() - started)
     medians = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
     return {
         name: {
@@ -176,15 +176,15 @@ def adaptation_share(case: Case, steps: int) -> float:
     original = sae._observe_and_adapt
 
     def timed(hidden_pre: torch.Tensor) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         original(hidden_pre)
-        inside.append(time.perf_counter() - started)
+        inside.append(time.process_time() - started)
 
     sae._observe_and_adapt = timed
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(steps):
         trainer.step(x)
-    return sum(inside) / (time.perf_counter() - started)
+    return sum(inside) / (time.process_time() - started)
 
 
 def parts_of_step(case: Case, steps: int) -> dict[str, float]:
@@ -198,9 +198,9 @@ def parts_of_step(case: Case, steps: int) -> dict[str, float]:
 def supports_bfloat16(d_in: int, limit_seconds: float = 0.1) -> bool:
     """Whether a bf16 product is of use: without hardware for it, it takes minutes."""
     a = torch.randn(256, d_in).bfloat16()
-    started = time.perf_counter()
+    started = time.process_time()
     a @ torch.randn(d_in, 1024).bfloat16()
-    return time.perf_counter() - started < limit_seconds
+    return time.process_time() - started < limit_seconds
 
 
 def run(config: Config) -> Tables:

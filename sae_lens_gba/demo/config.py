@@ -47,6 +47,7 @@ def runner_config(cfg: DemoConfig) -> LanguageModelSAERunnerConfig[GBATrainingSA
             d_in=D_MODEL,
             d_sae=cfg.d_sae,
             target_l0=cfg.target_l0,
+            l0_warm_up_steps=steps,
             normalize_activations="expected_average_only_in",
         ),
         model_name=MODEL_NAME,

@@ -15,7 +15,10 @@ from tests.toolbox import tiny_config
 # settings of the SAE, and what is special about the run
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
-    "a number of latents that ranks do not divide": ({"d_sae": 61}, {}),
+    "latents that ranks do not divide, falling targets": (
+        {"d_sae": 61, "l0_warm_up_steps": 50},
+        {},
+    ),
     "shards of different sizes": ({}, {"uneven": True}),
     "dense on one rank, sparse on another": ({}, {"dense_ranks": [0]}),
     "dense products, fixed steps": ({"sparse_below_density": 0.0, "bias_update": "group_mean"}, {}),
