@@ -52,7 +52,7 @@ def test_training_ends_within_15_percent_of_target_l0(
 
 
 def test_targets_fall_evenly_to_those_asked_for() -> None:
-    sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=100, l0_warm_up_start=3.0))
+    sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=100, l0_warm_up_start=2.0))
     trainer = make_trainer(sae, 160)
     targets = []
     for _ in range(120):
@@ -60,9 +60,9 @@ def test_targets_fall_evenly_to_those_asked_for() -> None:
         targets.append(float(sae.adapter.targets.frequency.sum()))
         if len(targets) == 1:  # the start is measured at the targets of the start
             assert float(step.feature_acts.bool().sum()) / len(step.sae_in) == pytest.approx(
-                12.0, rel=0.1
+                8.0, rel=0.1
             )
-    evenly = [4.0 * (3 - 2 * min(step / 100, 1)) for step in range(120)]
+    evenly = [4.0 * (2 - min(step / 100, 1)) for step in range(120)]
     assert targets == pytest.approx(evenly, rel=1e-4)
     assert sae.adapter.target_l0 == pytest.approx(4.0)
     assert float(sae.adapter.frequency.sum()) == pytest.approx(4.0, rel=0.25)

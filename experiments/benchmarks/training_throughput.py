@@ -2,7 +2,8 @@
 
 Architectures take turns, step by step, on the same batches in one process; medians over the steps
 after warm-up, in CPU seconds, which with one thread are those of a machine that does nothing else.
-The floor is one bare encoder product. Peak memory is measured in a process of its own for each architecture.
+The floor is one bare encoder product. Peak memory is measured in a process of its own for each
+architecture.
 
     python -m experiments.benchmarks.training_throughput
     python -m experiments.benchmarks.training_throughput --quick        # minutes less, for a look
@@ -116,7 +117,7 @@ def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
 
 
 def time_case(case: Case, steps: int, wide: int) -> dict[str, dict[str, float]]:
-    """Median CPU seconds of a step of each architecture, in turns, and of the encoder's product."""
+    """Median CPU seconds of a step of each architecture, and of the encoder's product."""
     data = case.batches(4)
     trainers = {
         name: make_trainer(cfg, case, data[0])
