@@ -59,8 +59,8 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             all latents has 1. Each set's error trains only the latents that the set before it has
             not. More of it recovers more of a hierarchy's general features and reconstructs less.
         l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
-            where they shall end; best is the whole run (``sae-lens-gba train`` sets that). 0 starts
-            with them as they are.
+            where they shall end; best is the whole run, as the command has it. 0 starts with them
+            as they are.
         l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
             least 1.
         bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,

@@ -74,7 +74,7 @@ def test_l0_follows_targets_that_fall() -> None:
     for _ in range(4):
         step = take_steps(trainer, 120)
         assert float(step.losses["l0_over_target"]) == pytest.approx(1.0, abs=0.15)
-    assert sae.adapter.warm_up > 1.3  # far from over: used before its end, it has the L0 asked for
+    assert sae.adapter.warm_up > 1.2  # far from over: used before its end, it has the L0 asked for
     sae.eval()
     x = torch.cat([next(mixture(5)) for _ in range(8)])
     assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(4.0, rel=0.05)

@@ -66,8 +66,8 @@ def test_the_boards_world_is_trained_on_saved_and_measured(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = synthsaebench.Config(
         runs=(
-            synthsaebench.Run("gba", 40, 1e-2, l0_asked=4.0, d_sae=64),
-            synthsaebench.Run("matryoshka_batchtopk", 5, 1e-3, l0_asked=4.0, d_sae=64),
+            synthsaebench.Run("gba", 150, 1e-2, l0_asked=4.0, d_sae=64),
+            synthsaebench.Run("matryoshka_batchtopk", 1, 1e-3, l0_asked=4.0, d_sae=64),
         ),
         n_features=128,
         n_roots=2,
