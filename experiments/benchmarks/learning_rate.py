@@ -23,12 +23,12 @@ from experiments.lab.command_line import run_experiments
 from experiments.lab.hook_point import demo_hook_points
 from experiments.lab.results import Tables, once
 from experiments.lab.training import (
+    Row,
     TrainingSettings,
     build_sae,
     measure_reconstruction,
     train_together,
 )
-from experiments.lab.tuning import Row
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.saved.stock_form import stock_form
 

@@ -13,6 +13,7 @@ from experiments.lab.activations import cached_activations, tokenise
 from experiments.lab.hook_point import HookPoint, hook_points
 from experiments.lab.training import TrainingSettings, train_together
 from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.saved.stock_form import stock_form
 from tests.toolbox import D_MODEL, tiny_config
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_mlp_out")
@@ -59,7 +60,7 @@ def test_a_saved_sae_is_one_of_the_raw_activations(here: HookPoint, tmp_path: Pa
     sae = GBATrainingSAE(tiny_config())
     x = here.train.float()
     train_together([sae], repeat(x[:256] * 3.0), TrainingSettings(steps=20))
-    scaled.save(sae, tmp_path / "sae")
+    scaled.save(stock_form(sae), tmp_path / "sae")
     loaded = SAE.load_from_disk(tmp_path / "sae" / here.name)
     assert loaded.cfg.metadata.hook_name == here.name
     sae.eval()
