@@ -182,7 +182,7 @@ def test_the_bar_says_where_training_is(train: Train, capsys: pytest.CaptureFixt
     line = [t for t in capsys.readouterr().err.split("\r") if "expl. var." in t][-1]
     assert "100%" in line
     assert "1.54k/1.54k" in line
-    assert " of 4, expl. var. " in line
+    assert " (falling to 4), expl. var. " in line
 
 
 def test_the_width_at_a_hook_point(tiny_bridge: Any, tiny_hooked_transformer: Any) -> None:
