@@ -86,7 +86,7 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     n_nested_reconstructions: int = 5
     nested_weight: float = 1.0
     l0_warm_up_steps: int = 0
-    l0_warm_up_start: float = 2.4
+    l0_warm_up_start: float = 1.7
     bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float | None = None
     calibration_samples: int = 32768

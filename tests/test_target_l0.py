@@ -69,7 +69,7 @@ def test_targets_fall_evenly_to_those_asked_for() -> None:
 
 
 def test_l0_follows_targets_that_fall() -> None:
-    sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=600))
+    sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=600, l0_warm_up_start=2.4))
     trainer = make_trainer(sae, 600)
     for _ in range(4):
         step = take_steps(trainer, 120)

@@ -111,7 +111,12 @@ def architectures(config: Config) -> dict[str, Row]:
     saelens: dict[str, Row] = {
         "topk": {"k": round(k)},
         "batchtopk": {"k": k},
-        "jumprelu": {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": k},
+        # SAELens' coefficient of 1 leaves L0 a third above its target
+        "jumprelu": {
+            "jumprelu_sparsity_loss_mode": "quadratic",
+            "target_l0": k,
+            "l0_coefficient": 10.0,
+        },
         "matryoshka_batchtopk": {"k": k, "matryoshka_widths": widths},
     }
     return {

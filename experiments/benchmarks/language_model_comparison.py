@@ -107,7 +107,11 @@ def architectures(config: Config, l0: float) -> dict[str, Row]:
             "matryoshka_batchtopk", d_sae=d_sae, k=l0, matryoshka_widths=widths
         ),
         "jumprelu": of_saelens(
-            "jumprelu", d_sae=d_sae, jumprelu_sparsity_loss_mode="quadratic", target_l0=l0
+            "jumprelu",
+            d_sae=d_sae,
+            jumprelu_sparsity_loss_mode="quadratic",
+            target_l0=l0,
+            l0_coefficient=10.0,  # with SAELens' 1 L0 ends above its target
         ),
         FROZEN: {**of_saelens("batchtopk", d_sae=d_sae, k=l0), FROZEN: True},
         RANDOM: {"d_sae": d_sae, "target_l0": l0},
