@@ -64,7 +64,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def files_written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder in ``folder``, whose files are moved up once the block has ended well.
+    """A new folder in ``folder``, whose content is moved up once the block has ended well.
 
     JSON last: a folder with an SAE's ``cfg.json`` has all that it speaks of. ``folder`` is made
     if need be, and may be where another disk begins.
@@ -78,7 +78,7 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
             partial.mkdir(parents=True)
             yield partial
             files = sorted(partial.iterdir(), key=lambda file: (file.suffix == ".json", file.name))
-            for file in files:
+            for file in partial.rglob("*"):
                 _sync(file)
             for file in files:
                 os.replace(file, folder / file.name)
@@ -102,8 +102,12 @@ def remove_partial_folders(parent: Path) -> None:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, named_by: str | None = None) -> Iterator[None]:
     """A full disk or a folder that can't be written ends in one sentence.
+
+    Args:
+        path: what is written.
+        named_by: what names another folder, where the caller did not choose this one.
 
     Raises:
         StorageError: what torch, safetensors or the system raised for it is its cause.
@@ -120,7 +124,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             remedy = "it is read-only or not yours: name a folder that you may write"
         else:
             raise
-        raise StorageError(f"{path} could not be written, {remedy}.") from error
+        how = "" if named_by is None else f" ({named_by})"
+        raise StorageError(f"{path} could not be written, {remedy}{how}.") from error
 
 
 def _system_error(error: Exception) -> int | None:

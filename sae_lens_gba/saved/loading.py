@@ -57,6 +57,7 @@ def load(
         NewerFormatError: written by a newer sae-lens-gba.
         AccessError: the repo is private or gated, and the token not good for it.
         ConnectionFailedError: the Hub can't be reached, and the cache does not have it.
+        StorageError: the cache can't be written, or its disk is full.
     """
     local = _folder(source)
     if local is not None:
@@ -105,7 +106,7 @@ def list_published(
         revision, token, cache_dir, local_files_only, endpoint: as in `load`.
 
     Raises:
-        MissingFileError, AccessError, ConnectionFailedError: as in `load`.
+        MissingFileError, AccessError, ConnectionFailedError, StorageError: as in `load`.
     """
     folder = _folder(source)
     if folder is None:

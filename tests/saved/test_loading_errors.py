@@ -1,7 +1,9 @@
 """How `load` and `list_published` fail: each fault its own error, in one sentence."""
 
+import errno
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,19 @@ from sae_lens_gba.errors import (
     MissingFileError,
     NewerFormatError,
     NotAGBASAEError,
+    StorageError,
     WrongShapeError,
 )
 from sae_lens_gba.saved.loading import list_published, load
-from tests.hub_fixtures import D_SAE, GROUPS, HUB_BEFORE_1, REPO, WEIGHTS, activations
+from tests.hub_fixtures import (
+    D_SAE,
+    GROUPS,
+    HUB_BEFORE_1,
+    REPO,
+    WEIGHTS,
+    activations,
+    room_for,
+)
 from tests.local_hub import Fault, LocalHub
 
 Damage = Callable[[Path], object]
@@ -253,3 +264,29 @@ def test_offline_without_a_cache_says_so(
 def test_a_cache_folder_of_ones_own_is_used(published: LocalHub, tmp_path: Path) -> None:
     load(REPO, "a/jumprelu", endpoint=published.endpoint, cache_dir=tmp_path / "mine")
     assert list((tmp_path / "mine").rglob(WEIGHTS))
+
+
+@pytest.mark.parametrize("read", [partial(load, sae_id="a/jumprelu"), list_published])
+def test_a_full_cache_is_no_failure_of_the_connection(
+    published: LocalHub, tmp_path: Path, read: Callable[..., Any]
+) -> None:
+    read = partial(read, REPO, endpoint=published.endpoint, cache_dir=tmp_path / "mine")
+    with (
+        room_for(500),
+        pytest.raises(StorageError, match=r"free some space.*\(cache_dir") as caught,
+    ):
+        read()
+    assert "\n" not in str(caught.value)
+    assert read()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_cache_that_may_not_be_written_is_no_failure_of_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "no", str(tmp_path / "mine" / "models--user--repo"))
+
+    monkeypatch.setattr("sae_lens_gba.saved.downloading.snapshot_download", refuse)
+    with pytest.raises(StorageError, match=r"read-only or not yours.*HF_HOME"):
+        load(REPO, cache_dir=tmp_path / "mine")
