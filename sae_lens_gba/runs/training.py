@@ -4,10 +4,11 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunne
 from sae_lens.config import HfDataset
 from sae_lens.load_model import load_model
 
+from sae_lens_gba.atomic_write import files_written_whole
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.runner import LatentParallelRunner, require_gba
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, run_folder
@@ -131,11 +133,18 @@ def train_on_ranks(
 
 
 def _run(runner: Any, folder: Path, charts: bool) -> Any:
+    runner.save_final_sae = partial(_save_whole, runner.save_final_sae)
     if not charts:
         return runner.run()
     from sae_lens_gba.training_record.charts import train_with_charts
 
     return train_with_charts(runner, folder)
+
+
+def _save_whole(save: Callable[..., None], *, output_path: str, **saved: Any) -> None:
+    """The files that SAELens' runner adds to an SAE's appear with them, or none do."""
+    with files_written_whole(Path(output_path)) as new:
+        save(output_path=str(new), **saved)
 
 
 def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
