@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
-from sae_lens_gba.errors import StorageError
+from sae_lens_gba.errors import GBAError, StorageError
 
 _PARTIAL = ".partial"
 
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         StorageError: the disk is full, or the folder can't be written.
     """
     partial = _beside(path)
-    with storage_errors(path):
+    with write_errors(path):
         try:
             write(partial)
             _sync(partial)
@@ -48,7 +48,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
         StorageError: the disk is full, or the folder can't be written.
     """
     partial = _beside(path)
-    with storage_errors(path):
+    with write_errors(path):
         try:
             partial.mkdir(parents=True)
             yield partial
@@ -73,7 +73,7 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
         StorageError: the disk is full, or the folder can't be written; what it held is as before.
     """
     partial = _beside(folder / "files")
-    with storage_errors(folder):
+    with write_errors(folder):
         try:
             partial.mkdir(parents=True)
             yield partial
@@ -95,10 +95,34 @@ def remove_at_once(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_partial_folders(parent: Path) -> None:
+def remove_partial(parent: Path) -> None:
     """Remove what killed processes left of the above; no other may be writing."""
     for partial in parent.glob(f".*{_PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # a file, or a folder that was there
+            partial.unlink()
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """As `storage_errors`, of whatever the system says: for blocks that write, or explain the rest.
+
+    Raises:
+        StorageError: a disk fails, a network's is gone, a file is where a folder should be.
+    """
+    with storage_errors(path):
+        try:
+            yield
+        except GBAError:
+            raise
+        except Exception as error:
+            number = _system_error(error)
+            if number is None or number in _NO_ROOM | _NO_PERMISSION:
+                raise
+            raise StorageError(
+                f"{path} could not be written ({os.strerror(number)}): look at its disk, or name "
+                "another folder."
+            ) from error
 
 
 @contextmanager

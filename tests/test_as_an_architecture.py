@@ -214,7 +214,8 @@ def test_saelens_runner_saves_checkpoints_and_resumes_from_them(
         save_final_checkpoint=True, checkpoint_path=str(tmp_path / "checkpoints"),
     )  # fmt: skip
     first, last = sorted(Path(str(run.checkpoint_path)).iterdir())
-    assert int(TrainingSAE.load_from_disk(first).adapter.n_steps) == 5
+    checkpoint: Any = TrainingSAE.load_from_disk(first)
+    assert int(checkpoint.adapter.n_steps) == 5
     assert last.name == "final_512"
     resumed, _ = fit("resumed", sae=cfg, training_tokens=1024, resume_from_checkpoint=str(last))
     assert (int(part.adapter.n_steps), int(resumed.adapter.n_steps)) == (8, 16)
@@ -254,8 +255,9 @@ def together(
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_trains_beside_others(together: Together, name: str) -> None:
     runner, saes = together
-    assert int(saes[name].adapter.n_steps) == 24
-    is_trained(saes[name], Path(str(runner.cfg.output_path)) / name)
+    sae: Any = saes[name]
+    assert int(sae.adapter.n_steps) == 24
+    is_trained(sae, Path(str(runner.cfg.output_path)) / name)
 
 
 def test_those_beside_it_are_what_they_were(together: Together) -> None:

@@ -6,6 +6,7 @@ or end in an error of our own; anything else is lost.
 
 import json
 import random
+import re
 import resource
 import shutil
 import signal
@@ -14,7 +15,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ _VALUES: list[Any] = [
     None, True, -1, 0, 10**9, 10**15, 10**400, 1e308, float("nan"), "", "x", "\ud800", "a\nb\r# c",
     "\x00", "../../x", "<script>", "x" * 10**6, [], [1], [None], {}, {"a": 1}, {"": ""}, _NESTED,
 ]  # fmt: skip
+_YAML = [
+    *(json.dumps(value) for value in _VALUES), "2024-13-45", "2024-01-01", "!!bool x",
+    "!!timestamp x", "!!int x", "!!binary x", "0b_", "&a [*a]", "[" * 5000, "{[a]: b}", "<<: 3",
+    "!!python/name:os", "@",
+]  # fmt: skip
 Open = Callable[[Path], object]
 
 
@@ -62,7 +67,10 @@ def opened_by(door: str, work: Path, hub: LocalHub) -> tuple[list[Path], Open]:
     """Whole folders, and what is done with them once they are damaged."""
     checkpoint, run = make_folders(work / "saes")
     there: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token}
-    send = partial(publish, repo_id=REPO, license="mit", show_progress=False, **there)
+
+    def send(saes: dict[str, Path]) -> None:
+        publish(saes, REPO, license="mit", show_progress=False, **there)
+
     if door == "load":
         return [checkpoint, run], load
     if door == "list_published":
@@ -103,12 +111,17 @@ def damage(folder: Path, chance: random.Random) -> str:
         cfg = json.loads(content)
         place = cfg
         while True:
-            key = chance.choice(sorted(place))
-            if not (isinstance(place[key], dict) and place[key] and chance.random() < 0.7):
+            key = chance.choice(sorted(place) if isinstance(place, dict) else range(len(place)))
+            if not (isinstance(place[key], dict | list) and place[key] and chance.random() < 0.7):
                 break
             place = place[key]
         place[key] = chance.choice(_VALUES)
         path.write_text(json.dumps(cfg))
+    elif kind == "value" and path.suffix == ".md":  # of its front matter
+        lines = content.decode().split("\n")
+        i = chance.choice([i for i, line in enumerate(lines[:40]) if re.match(r"\w+:", line)])
+        lines[i] = f"{lines[i].partition(':')[0]}: {chance.choice(_YAML)}"
+        path.write_text("\n".join(lines))
     else:  # of the header as a rule: values of weights are anything's
         for _ in range(chance.randint(1, 8)):
             content[chance.randrange(min(len(content), 3000))] = chance.randrange(256)

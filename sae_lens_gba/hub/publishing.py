@@ -21,7 +21,7 @@ from sae_lens_gba.hub.preparation import Sources, prepare
 from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
 from sae_lens_gba.hub.validation import check_license, check_target
 from sae_lens_gba.saved.description import group_rows
-from sae_lens_gba.saved.downloading import check_endpoint, check_repo_id
+from sae_lens_gba.saved.downloading import check_endpoint, check_repo_id, check_token
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
 from sae_lens_gba.saved.saved_sae import own_errors
 
@@ -128,6 +128,7 @@ def publish(
     """
     check_repo_id(repo_id)
     check_endpoint(endpoint)
+    check_token(token)
     check_target(revision, create_pr)
     check_license(license)
     kept = None if folder is None else Path(folder).expanduser()

@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,7 +21,7 @@ from sae_lens.load_model import load_model
 from sae_lens_gba.atomic_write import files_written_whole
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.runner import LatentParallelRunner, require_gba
-from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, run_folder
+from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, resumable_run
 from sae_lens_gba.training_sae import GBATrainingSAE
 
@@ -87,7 +86,7 @@ def train(
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
         sae = _run(runner, folder, charts)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    remove_checkpoints(folder)
     _log.info("%s", _ending(sae, folder))
     return sae
 
@@ -128,7 +127,7 @@ def train_on_ranks(
             with _no_warning_of_a_model():
                 sae = LatentParallelRunner(cfg, ranks, override_model=model).run()
             if is_first:
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                remove_checkpoints(folder)
                 _log.info("%s", _ending(sae, folder))
 
 

@@ -30,6 +30,8 @@ _REPO_ID = re.compile(
     r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII
 )  # the rules of huggingface_hub, with an owner
 
+_TOKEN = re.compile(r"[!-~]+")  # what may stand in a header
+
 
 def check_repo_id(repo_id: str) -> None:
     """Raise InvalidPublicationError unless it is of the form user/name, as the Hub takes it."""
@@ -49,6 +51,15 @@ def check_endpoint(endpoint: str | None) -> None:
         )
 
 
+def check_token(token: str | bool | None) -> None:
+    """Raise InvalidPublicationError for what is no token: the connection's error would show it."""
+    if isinstance(token, str) and not _TOKEN.fullmatch(token):
+        raise InvalidPublicationError(
+            "token has a line break, a space or another character that tokens don't have: take it "
+            "out, or leave token out and use 'hf auth login'."
+        )
+
+
 def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
     """The folder of the cached snapshot, with the files that match ``patterns`` in it.
 
@@ -64,6 +75,7 @@ def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
     """
     check_repo_id(repo_id)
     check_endpoint(options.get("endpoint"))
+    check_token(options.get("token"))
     try:
         options["library_name"] = "sae-lens-gba"
         with cache_errors(options.get("cache_dir")):

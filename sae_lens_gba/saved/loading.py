@@ -61,7 +61,8 @@ def load(
     """
     local = _folder(source)
     if local is not None:
-        folder = local / _choose(local, sae_id, str(source))
+        with own_errors(source):
+            folder = local / _choose(local, sae_id, str(source))
         return read_saved(folder, device, dtype, sae_id=sae_id, source=str(source))
     repo_id = str(source)
     options: dict[str, Any] = {
@@ -119,8 +120,10 @@ def list_published(
             local_files_only=local_files_only,
             endpoint=endpoint,
         )
+    with own_errors(source):
+        ids = _ids(folder)
     listed = []
-    for sae_id in _ids(folder):
+    for sae_id in ids:
         try:
             with own_errors(f"{source}/{sae_id}"):
                 listed.append(describe(sae_id, read_cfg(folder / sae_id)))
@@ -167,9 +170,10 @@ def to_training_sae(
 
 def _folder(source: str | Path) -> Path | None:
     """The folder that ``source`` names, or None of a repo on the Hub."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    with own_errors(source):  # is_dir raises where it may not look, or the name is too long
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return folder
     text = str(source)
     looks_like_a_path = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") != 1
     if isinstance(source, Path) or looks_like_a_path:
