@@ -12,7 +12,6 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.errors import DataEndedError, RunFolderError, StorageError
-from sae_lens_gba.runs import folder as folder_module
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.runs.folder import remove_checkpoints, run_folder
 from tests.toolbox import make_trainer, mixture, tiny_config
@@ -41,14 +40,15 @@ def test_a_lock_whose_file_was_removed_by_the_process_before_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = fcntl.flock
-    removed = []
+    removed: list[bool] = []
 
     def lock_late(file: Any, how: int) -> None:
         if not removed:  # the process before ends between our opening and our locking
-            removed.append((tmp_path / ".lock").unlink())
+            removed.append(True)
+            (tmp_path / ".lock").unlink()
         lock(file, how)
 
-    monkeypatch.setattr(folder_module.fcntl, "flock", lock_late)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
     with held(tmp_path), pytest.raises(RunFolderError, match="another process"), held(tmp_path):
         pass
 
@@ -56,7 +56,7 @@ def test_a_lock_whose_file_was_removed_by_the_process_before_is_none(
 def test_where_nothing_can_be_locked_a_run_goes_on_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(folder_module.fcntl, "flock", fail_with(errno.ENOLCK))
+    monkeypatch.setattr(fcntl, "flock", fail_with(errno.ENOLCK))
     with resumable_run(tmp_path):
         trainer().fit()
     assert "can't be locked" in caplog.text
