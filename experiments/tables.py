@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments.lab.results import RESULTS
+from experiments.torture.run import MODULES
 from sae_lens_gba.atomic_write import write_atomically
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +51,11 @@ def fill(text: str, results: Path = RESULTS) -> str:
         start, name, _, end = match.groups()
         if name not in TABLES:
             raise ValueError(f"table={name!r} is not possible: it must be one of {list(TABLES)}.")
-        file, make = TABLES[name]
-        path = results / file
-        body = make(json.loads(path.read_text())) if path.is_file() else NOT_MEASURED
+        files, make = TABLES[name]
+        paths = [results / file for file in files.split() if (results / file).is_file()]
+        found = [json.loads(path.read_text()) for path in paths]
+        rows = [row for result in found for row in result.get("rows", [])]
+        body = make({**found[0], "rows": rows}) if found else NOT_MEASURED
         return f"{start}\n{body}\n\n{end}"
 
     return _TABLE.sub(replaced, text)
@@ -316,6 +319,7 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+# the results that a table is of, and what makes it of their rows
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "against_batchtopk": ("language_model_comparison.json", against_batchtopk),
     "language_model": ("language_model_comparison.json", language_model),
@@ -329,7 +333,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "step_parts": ("training_throughput.json", step_parts),
     "learning_rate": ("learning_rate.json", learning_rate),
     "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
-    "torture": ("torture.json", torture),
+    "torture": (" ".join(f"torture/{module}.json" for module in MODULES), torture),
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
-from sae_lens_gba.errors import StorageError
+from sae_lens_gba.errors import GBAError, StorageError
 
 _PARTIAL = ".partial"
 
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         StorageError: the disk is full, or the folder can't be written.
     """
     partial = _beside(path)
-    with storage_errors(path):
+    with write_errors(path):
         try:
             write(partial)
             _sync(partial)
@@ -48,7 +48,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
         StorageError: the disk is full, or the folder can't be written.
     """
     partial = _beside(path)
-    with storage_errors(path):
+    with write_errors(path):
         try:
             partial.mkdir(parents=True)
             yield partial
@@ -64,7 +64,7 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def files_written_whole(folder: Path) -> Iterator[Path]:
-    """A new folder in ``folder``, whose files are moved up once the block has ended well.
+    """A new folder in ``folder``, whose content is moved up once the block has ended well.
 
     JSON last: a folder with an SAE's ``cfg.json`` has all that it speaks of. ``folder`` is made
     if need be, and may be where another disk begins.
@@ -73,12 +73,12 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
         StorageError: the disk is full, or the folder can't be written; what it held is as before.
     """
     partial = _beside(folder / "files")
-    with storage_errors(folder):
+    with write_errors(folder):
         try:
             partial.mkdir(parents=True)
             yield partial
             files = sorted(partial.iterdir(), key=lambda file: (file.suffix == ".json", file.name))
-            for file in files:
+            for file in partial.rglob("*"):
                 _sync(file)
             for file in files:
                 os.replace(file, folder / file.name)
@@ -95,15 +95,43 @@ def remove_at_once(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def remove_partial_folders(parent: Path) -> None:
+def remove_partial(parent: Path) -> None:
     """Remove what killed processes left of the above; no other may be writing."""
     for partial in parent.glob(f".*{_PARTIAL}"):
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # a file, or a folder that was there
+            partial.unlink()
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
+    """As `storage_errors`, of whatever the system says: for blocks that write, or explain the rest.
+
+    Raises:
+        StorageError: a disk fails, a network's is gone, a file is where a folder should be.
+    """
+    with storage_errors(path):
+        try:
+            yield
+        except GBAError:
+            raise
+        except Exception as error:
+            number = _system_error(error)
+            if number is None or number in _NO_ROOM | _NO_PERMISSION:
+                raise
+            raise StorageError(
+                f"{path} could not be written ({os.strerror(number)}): look at its disk, or name "
+                "another folder."
+            ) from error
+
+
+@contextmanager
+def storage_errors(path: Path, named_by: str | None = None) -> Iterator[None]:
     """A full disk or a folder that can't be written ends in one sentence.
+
+    Args:
+        path: what is written.
+        named_by: what names another folder, where the caller did not choose this one.
 
     Raises:
         StorageError: what torch, safetensors or the system raised for it is its cause.
@@ -120,7 +148,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             remedy = "it is read-only or not yours: name a folder that you may write"
         else:
             raise
-        raise StorageError(f"{path} could not be written, {remedy}.") from error
+        how = "" if named_by is None else f" ({named_by})"
+        raise StorageError(f"{path} could not be written, {remedy}{how}.") from error
 
 
 def _system_error(error: Exception) -> int | None:

@@ -148,6 +148,12 @@ class BiasAdapter(nn.Module):
         return self.spectrum.group_of_neuron()
 
     @property
+    def steps_taken(self) -> int:
+        """``n_steps`` as it is known on the host, without waiting for the device."""
+        steps: int = self._host_steps(self.n_steps)
+        return steps
+
+    @property
     def targets(self) -> Targets:
         """Those of the moment, while training; `target_frequency` is where they end."""
         frequency = self.target_frequency
@@ -173,11 +179,14 @@ class BiasAdapter(nn.Module):
         batch hardly counts and a lasting change is followed within some hundred steps. Only in
         the first window, when the estimate is that of the first batch, a batch that differs
         from it by more than half replaces it. A norm of 0 says nothing.
+
+        Nothing is read on the host.
         """
         ratio = torch.where(norm > 0, norm / self.input_norm, 1.0).to(self.input_norm.dtype)
         is_odd = (ratio.log().abs() > math.log(1.5)) & (self.n_steps < self.adapt_every_n_steps)
         slow = ratio.clamp(1 / 4, 4.0) ** _NORM_RATE
-        self.input_norm *= torch.where(is_odd, ratio, slow)
+        followed = self.input_norm * torch.where(is_odd, ratio, slow)
+        self.input_norm.copy_(torch.where(self.input_norm > 0, followed, norm))
 
     @torch.no_grad()
     def observe(self, pre_activations: torch.Tensor) -> None:
@@ -215,7 +224,7 @@ class BiasAdapter(nn.Module):
         Returns:
             The new biases, shape (d_sae,), or None when no adaptation is due.
         """
-        steps = self._host_steps(self.n_steps) + 1
+        steps = self.steps_taken + 1
         self.n_steps += 1
         self._host_steps.set(self.n_steps, steps)
         if steps % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:

@@ -6,7 +6,7 @@ It is written last, so that a folder whose files are not all there, or not of on
 import json
 from collections.abc import Collection
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.errors import DamagedFileError
@@ -70,11 +70,17 @@ def check_checksums(folder: Path, names: Collection[str] | None = None) -> None:
 def _listed(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-        if all(isinstance(digest, str) for digest in listed.values()):
+        if all(_is_below(name) and isinstance(digest, str) for name, digest in listed.items()):
             return dict(listed)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         pass
     raise DamagedFileError(f"{path} is damaged: copy the whole folder again, or delete it.")
+
+
+def _is_below(name: str) -> bool:
+    """Not elsewhere on this machine, where a stranger's list may name what has no end."""
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def file_digest(path: Path) -> str:

@@ -1,5 +1,13 @@
 """What can go wrong, each with its own class and one sentence."""
 
+_LONGEST = 200  # characters of what a file says
+
+
+def brief(text: str) -> str:
+    """What a stranger's file says, on one line of a message, however long it is."""
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
 
 class GBAError(Exception):
     """Base of all errors of this package that are foreseen."""
@@ -54,7 +62,7 @@ class NewerFormatError(GBAError, ValueError):
 
 
 class AccessError(GBAError, PermissionError):
-    """The Hub does not let this token (or no token) do that."""
+    """The Hub does not let this token (or no token) do that, or the system this user."""
 
 
 class ConnectionFailedError(GBAError, ConnectionError):

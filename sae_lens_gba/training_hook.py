@@ -110,13 +110,11 @@ class BiasAdaptationHook:
     def _on_input(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
         if not self.sae.training:
             return
-        require_usable(tensor, step=int(self.adapter.n_steps))
+        require_usable(tensor, step=self.adapter.steps_taken)
         x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
-        norm = typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
-        if float(self.adapter.input_norm) > 0:
-            self.adapter.follow_norm(norm)
-        else:
-            self.adapter.input_norm.copy_(norm)
+        self.adapter.follow_norm(
+            typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
+        )
 
     @torch.no_grad()
     def _on_hidden_pre(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:

@@ -13,10 +13,20 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import PreTrainedTokenizerFast
+from sae_lens import LanguageModelSAETrainingRunner
+from transformer_lens import HookedTransformer
 
-from tests.toolbox import D_MODEL, WORDS, boot, save_tiny_llama
+from tests.toolbox import (
+    D_MODEL,
+    VOCABULARY,
+    Fit,
+    boot,
+    hooked_transformer,
+    language_model_config,
+    random_texts,
+    save_tiny_llama,
+    tiny_config,
+)
 
 torch.set_num_threads(1)
 
@@ -30,7 +40,7 @@ def _seeded() -> None:
 def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a word tokenizer, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("tiny-llm")
-    save_tiny_llama(folder, ["<s>", "<unk>", *WORDS])
+    save_tiny_llama(folder, VOCABULARY)
     return folder
 
 
@@ -41,17 +51,25 @@ def tiny_bridge(tiny_llm_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_hooked_transformer(tiny_llm_folder: Path) -> HookedTransformer:
-    torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=4, n_heads=4, d_mlp=32,
-        d_vocab=len(WORDS) + 2, act_fn="relu", seed=0,
-    )  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_folder)
-    return HookedTransformer(cfg, tokenizer=tokenizer)
+    return hooked_transformer(tiny_llm_folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_texts() -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
-    return Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
+    return random_texts()
+
+
+@pytest.fixture
+def fit(tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any) -> Fit:
+    """Trains by SAELens' runner into a folder of this name; the SAE, and the run's config."""
+
+    def fit(name: str, model: Any = tiny_hooked_transformer, **settings: Any) -> Any:
+        cfg = language_model_config(
+            tmp_path / name, **{"sae": tiny_config(d_in=D_MODEL), **settings}
+        )
+        runner = LanguageModelSAETrainingRunner(
+            cfg, override_model=model, override_dataset=tiny_texts
+        )
+        return runner.run(), cfg
+
+    return fit

@@ -4,6 +4,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def publish_to(hub: LocalHub, saes: Any, repo_id: str = REPO, **options: Any) ->
     """`publish` on the local Hub."""
     options = {"license": "mit", "show_progress": False, "token": hub.token, **options}
     return publish(saes, repo_id, endpoint=hub.endpoint, **options)
+
+
+@contextmanager
+def room_for(n_bytes: int) -> Iterator[None]:
+    """No file that is written here grows larger: the nearest thing to a full disk for a test."""
+    resource: Any = pytest.importorskip("resource", reason="Windows limits no file's size")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,29 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE, TrainingSAE, TrainingSAEConfig
-from sae_lens.evals import get_featurewise_weight_based_metrics
+from datasets import Dataset
+from sae_lens import SAE, TopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
+from sae_lens.evals import (
+    get_eval_everything_config,
+    get_featurewise_weight_based_metrics,
+    run_evals,
+)
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.synthetic import FeatureDictionary, init_sae_to_match_feature_dict
+from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
-from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
+from tests.toolbox import (
+    D_MODEL,
+    HOOK,
+    TINY_RUN,
+    Fit,
+    make_trainer,
+    mixture,
+    randomise,
+    take_steps,
+    tiny_config,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -169,3 +186,99 @@ def test_it_trains_and_goes_on_from_a_checkpoint_of_saelens_trainer(
     take_steps(second, 5)
     for name, value in whole.sae.state_dict().items():
         assert torch.equal(second.sae.state_dict()[name], value), name
+
+
+def is_trained(sae: TrainingSAE[Any], folder: Path) -> None:
+    """And saved as it is."""
+    assert type(sae) is GBATrainingSAE
+    assert int(sae.adapter.n_steps) > 0 and float(sae.bias.sum()) < 0
+    loaded = SAE.load_from_disk(folder)
+    x = torch.randn(10, D_MODEL).to(sae.dtype)
+    # SAELens' training SAEs take heads side by side
+    as_hooked = x.view(10, 4, -1) if sae.cfg.reshape_activations == "hook_z" else x
+    assert loaded(as_hooked).shape == as_hooked.shape
+    close(sae, loaded(as_hooked).view_as(x), sae(x))
+    metadata = loaded.cfg.metadata
+    if sae.cfg.calibration_samples:
+        assert metadata.gba["l0"]["n_samples"] > 0
+        assert metadata.l0 == pytest.approx(metadata.gba["l0"]["target"], rel=0.02)
+
+
+def test_saelens_runner_saves_checkpoints_and_resumes_from_them(
+    cfg: GBATrainingSAEConfig, fit: Fit, tmp_path: Path
+) -> None:
+    # bit-equality is shown with SAETrainer, above: the runner's activation buffer is not part of
+    # SAELens' checkpoints, so its data go on in another order
+    part, run = fit(
+        "part", sae=copy.deepcopy(cfg), training_tokens=512, n_checkpoints=1,
+        save_final_checkpoint=True, checkpoint_path=str(tmp_path / "checkpoints"),
+    )  # fmt: skip
+    first, last = sorted(Path(str(run.checkpoint_path)).iterdir())
+    checkpoint: Any = TrainingSAE.load_from_disk(first)
+    assert int(checkpoint.adapter.n_steps) == 5
+    assert last.name == "final_512"
+    resumed, _ = fit("resumed", sae=cfg, training_tokens=1024, resume_from_checkpoint=str(last))
+    assert (int(part.adapter.n_steps), int(resumed.adapter.n_steps)) == (8, 16)
+    is_trained(resumed, tmp_path / "resumed")
+
+
+ON_HEADS = "blocks.0.attn.hook_z"
+TRAINED = {
+    **{name: (HOOK, tiny_config(**settings)) for name, settings in VARIANTS.items()},
+    **{
+        f"{name} on heads": (ON_HEADS, tiny_config(**settings, reshape_activations="hook_z"))
+        for name, settings in VARIANTS.items()
+    },
+}
+Together = tuple[MultiSAETrainingRunner, dict[str, TrainingSAE[Any]]]
+
+
+@pytest.fixture(scope="module")
+def together(
+    tmp_path_factory: pytest.TempPathFactory, tiny_texts: Dataset, tiny_hooked_transformer: Any
+) -> Together:
+    """All of them and a TopK SAE, trained at once on one model."""
+    torch.manual_seed(0)
+    topk = TopKTrainingSAEConfig(D_MODEL, 64, k=4)
+    cfg = MultiSAETrainingRunnerConfig(
+        **TINY_RUN,
+        saes={**{name: cfg for name, (_, cfg) in TRAINED.items()}, "topk": topk},
+        hook_names={**{name: hook for name, (hook, _) in TRAINED.items()}, "topk": HOOK},
+        output_path=str(tmp_path_factory.mktemp("together")),
+    )
+    runner = MultiSAETrainingRunner(
+        cfg, override_model=tiny_hooked_transformer, override_dataset=tiny_texts
+    )
+    return runner, runner.run()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_it_trains_beside_others(together: Together, name: str) -> None:
+    runner, saes = together
+    sae: Any = saes[name]
+    assert int(sae.adapter.n_steps) == 24
+    is_trained(sae, Path(str(runner.cfg.output_path)) / name)
+
+
+def test_those_beside_it_are_what_they_were(together: Together) -> None:
+    folder = Path(str(together[0].cfg.output_path)) / "topk"
+    assert type(SAE.load_from_disk(folder)).__name__ == "TopKSAE"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_saelens_evaluates_it(together: Together, name: str) -> None:
+    runner, saes = together
+    stock: SAE[Any] = SAE.load_from_disk(Path(str(runner.cfg.output_path)) / name)
+    measured = [
+        run_evals(
+            sae, runner.activations_store, runner.model, ActivationScaler(),
+            get_eval_everything_config(n_eval_reconstruction_batches=1),
+            exclude_special_tokens=False,
+        )
+        for sae in (saes[name].eval(), stock)
+    ]  # fmt: skip
+    for metrics, of_latents in measured:
+        assert 1 < metrics["sparsity"]["l0"] < 16
+        numbers = [value for group in metrics.values() for value in group.values()]
+        assert all(math.isfinite(value) for value in numbers)
+        assert all(len(values) == 64 for values in of_latents.values())

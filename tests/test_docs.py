@@ -107,8 +107,10 @@ def test_a_result_that_is_not_there_yet_is_said_to_be_missing(tmp_path: Path) ->
     text = "<!-- table: torture -->\n<!-- end of table -->"
     assert tables.NOT_MEASURED in tables.fill(text, tmp_path)
     rows = [{"fault": "killed", "tried": 3, "survived": 2, "lost": 1, "what_was_lost": ["all"]}]
-    (tmp_path / "torture.json").write_text(json.dumps({"rows": rows}))
-    assert "| killed | 3 | 2 | 1 |" in tables.fill(text, tmp_path)
+    (tmp_path / "torture").mkdir()
+    for module in ("storage", "soak"):
+        (tmp_path / "torture" / f"{module}.json").write_text(json.dumps({"rows": rows}))
+    assert tables.fill(text, tmp_path).count("| killed | 3 | 2 | 1 |") == 2
 
 
 def test_the_readmes_sentence_on_l0_is_what_was_measured() -> None:

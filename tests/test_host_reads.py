@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import (
+    JumpReLUTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE
 from sae_lens_gba.host_copy import HostCopy
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
@@ -83,7 +89,7 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def reads_of_step(sae: GBATrainingSAE, at: int) -> list[str]:
+def reads_of_step(sae: TrainingSAE[Any], at: int) -> list[str]:
     trainer = make_trainer(sae, 20)
     take_steps(trainer, at)
     with HostReads() as reads:
@@ -117,15 +123,26 @@ def test_an_adapting_step_waits_at_most_two_more_times() -> None:
     assert len(reads) <= 6, "\n".join(reads)
 
 
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        StandardTrainingSAEConfig(16, 64, l1_coefficient=0.0),
+        JumpReLUTrainingSAEConfig(16, 64, l0_coefficient=0.0),
+    ],
+    ids=lambda cfg: cfg.architecture(),
+)
+def test_the_hook_waits_once_a_step(cfg: TrainingSAEConfig) -> None:
+    """For whether the batch is usable."""
+    sae = TrainingSAE.from_dict(cfg.to_dict())
+    BiasAdaptationHook.attach(sae, target_l0=4.0, n_groups=4, adapt_every_n_steps=5)
+    reads = [read for read in reads_of_step(sae, at=7) if "sae_lens_gba/" in read]
+    assert len(reads) == 1, "\n".join(reads)
+
+
 def test_the_culprit_is_named() -> None:
     with HostReads() as reads:
         GBATrainingSAE(tiny_config())._has_started()  # reads the scale of the inputs
     assert any("_local_scalar_dense" in read and "input_norm" in read for read in reads.found)
-
-
-def steps_of(adapter: Any) -> int:
-    value: int = adapter._host_steps(adapter.n_steps)
-    return value
 
 
 def test_the_steps_known_on_the_host_are_those_of_the_state() -> None:
@@ -133,18 +150,18 @@ def test_the_steps_known_on_the_host_are_those_of_the_state() -> None:
     trainer = make_trainer(sae, 20)
     take_steps(trainer, 7)
     stored = copy.deepcopy(sae.state_dict())
-    assert steps_of(sae.adapter) == 7
+    assert sae.adapter.steps_taken == 7
     twin = copy.deepcopy(sae)
     take_steps(trainer, 2)
-    assert (steps_of(sae.adapter), steps_of(twin.adapter)) == (9, 7)
+    assert (sae.adapter.steps_taken, twin.adapter.steps_taken) == (9, 7)
     sae.load_state_dict(stored)
-    assert steps_of(sae.adapter) == 7
+    assert sae.adapter.steps_taken == 7
     sae.adapter.n_steps.fill_(3)
-    assert steps_of(sae.adapter) == 3
+    assert sae.adapter.steps_taken == 3
     sae.adapter.n_steps = torch.tensor(5)
-    assert steps_of(sae.adapter) == 5
+    assert sae.adapter.steps_taken == 5
     sae.to(torch.float64)
-    assert steps_of(sae.adapter) == 5
+    assert sae.adapter.steps_taken == 5
 
 
 def test_a_host_copy_reads_once_until_the_tensor_is_written() -> None:

@@ -1,21 +1,42 @@
 """Tiny settings, data, models and training runs that the tests share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 
 D_MODEL = 16
 WORDS = [f"w{i}" for i in range(60)]
+VOCABULARY = ["<s>", "<unk>", *WORDS]
+HOOK = "blocks.0.hook_resid_post"
+# of every run on a language model
+TINY_RUN: dict[str, Any] = {
+    "model_name": "tiny/random",
+    "model_from_pretrained_kwargs": {},
+    "dataset_path": "tiny/texts",
+    "streaming": False,
+    "context_size": 16,
+    "training_tokens": 1536,
+    "train_batch_size_tokens": 64,
+    "store_batch_size_prompts": 4,
+    "n_batches_in_buffer": 16,
+    "logger": LoggingConfig(log_to_wandb=False),
+    "checkpoint_path": None,
+}
+
+Fit = Callable[..., tuple[Any, LanguageModelSAERunnerConfig[Any]]]
 
 
 def mixture(
@@ -80,6 +101,21 @@ def synthetic_runner_config(
     )
 
 
+def language_model_config(folder: Path, **settings: Any) -> LanguageModelSAERunnerConfig[Any]:
+    """Of LanguageModelSAETrainingRunner on the tiny model and texts, into ``folder``."""
+    defaults: dict[str, Any] = {
+        **TINY_RUN,
+        "hook_name": HOOK,
+        "is_dataset_tokenized": False,
+        "n_batches_for_norm_estimate": 2,
+        "n_eval_batches": 1,
+        "lr": 1e-3,
+        "device": "cpu",
+        "output_path": str(folder),
+    }
+    return LanguageModelSAERunnerConfig(**{**defaults, **settings})
+
+
 def take_steps(trainer: SAETrainer[Any, Any], n: int) -> Any:
     output = None
     for _ in range(n):
@@ -102,20 +138,25 @@ def randomise(sae: GBATrainingSAE) -> GBATrainingSAE:
     return sae
 
 
-def save_tiny_llama(folder: Path, vocabulary: list[str], **settings: Any) -> LlamaForCausalLM:
-    """A random Llama whose tokens are words, as a Hugging Face folder.
-
-    Args:
-        folder: to be written.
-        vocabulary: the words; "<s>" and "<unk>" first.
-        settings: of `LlamaConfig`; by default two layers of D_MODEL dimensions.
-    """
+def save_tokenizer(folder: Path, vocabulary: list[str]) -> None:
+    """A tokenizer whose tokens are words, "<s>" and "<unk>" first, as Hugging Face saves it."""
     words = models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
     tokenizer = Tokenizer(words)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
     ).save_pretrained(folder)
+
+
+def save_tiny_llama(folder: Path, vocabulary: list[str], **settings: Any) -> LlamaForCausalLM:
+    """A random Llama whose tokens are words, as a Hugging Face folder.
+
+    Args:
+        folder: to be written.
+        vocabulary: of `save_tokenizer`.
+        settings: of `LlamaConfig`; by default two layers of D_MODEL dimensions.
+    """
+    save_tokenizer(folder, vocabulary)
     defaults = {
         "vocab_size": len(vocabulary),
         "hidden_size": D_MODEL,
@@ -140,3 +181,21 @@ def boot(folder: Path) -> Any:
         "transformer_lens.model_bridge", reason=reason, exc_type=ImportError
     )
     return bridge.TransformerBridge.boot_transformers(str(folder), device="cpu")
+
+
+def hooked_transformer(folder: Path) -> HookedTransformer:
+    """A random model of TransformerLens with the tokenizer in ``folder``."""
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=4, n_heads=4, d_mlp=32,
+        d_vocab=len(VOCABULARY), act_fn="relu", seed=0,
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return HookedTransformer(cfg, tokenizer=tokenizer)
+
+
+def random_texts(n: int = 300) -> Dataset:
+    """Texts of 40 words."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(WORDS), (n, 40), generator=generator).tolist()
+    return Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})

@@ -1,7 +1,8 @@
 """Training runs that are killed at random moments, and go on until they have ended.
 
 Lost is a run whose SAE is not, bit for bit, that of a run nobody disturbed, that cannot go on, or
-one of whose checkpoints is damaged.
+one of whose checkpoints is damaged. A language model's activations come in another order after a
+kill, so that the SAE is another one: there it must be whole, with the L0 asked for.
 """
 
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 from experiments.torture.training import (
     KINDS,
+    LIVE,
     Files,
     begin,
     moments,
@@ -68,8 +70,26 @@ def damage_of(folder: Path) -> str | None:
     return None
 
 
+def fault_of(folder: Path, expected: Files | None) -> str | None:
+    """What is wrong with the SAE that a run has left in ``folder``.
+
+    Args:
+        expected: its files; None where any good SAE will do.
+    """
+    try:
+        l0 = load(folder).cfg["metadata"]["gba"]["l0"]
+    except GBAError as error:
+        return str(error)
+    if expected is None:
+        off = abs(l0["measured"] / l0["target"] - 1)
+        return f"L0 is off by {off:.0%}" if off > 0.02 else None
+    found = weights(folder)
+    differ = [name for name, content in expected.items() if found.get(name) != content]
+    return f"another {' and '.join(differ)}" if differ else None
+
+
 def one_run(
-    work: Path, args: tuple[Any, ...], expected: Files, number: signal.Signals, when: When,
+    work: Path, args: tuple[Any, ...], expected: Files | None, number: signal.Signals, when: When,
     chance: random.Random, seconds: float, ends: Counter[str],
 ) -> str | None:  # fmt: skip
     """What is lost of a run that gets `KILLS` signals; what they met is counted in ``ends``."""
@@ -91,9 +111,7 @@ def one_run(
     rank.wait(120)
     if rank.exit_code:
         return f"the run did not go on: {rank.said.strip().splitlines()[-1]}"
-    found = weights(folder)
-    differ = [name for name, content in expected.items() if found.get(name) != content]
-    return f"another {' and '.join(differ)}, or none" if differ else None
+    return fault_of(folder, expected)
 
 
 def _end_of(rank: Rank, number: int) -> str:
@@ -120,18 +138,19 @@ def rows(scale: float) -> list[dict[str, Any]]:
     steps = round(STEPS * min(1.0, max(0.25, 10 * scale)))
     with work_folder() as work:
         whole = {k: uninterrupted(work / k, k, steps, CHECKPOINT_SECONDS, {}) for k in KINDS}
-        for number, when, every, full_size in faults:
+        for first, (number, when, every, full_size) in enumerate(faults):
             tried, lost, ends = max(1, round(full_size * scale)), [], Counter[str]()
             name = f"{number.name} {when.__name__.replace('_', ' ')}, up to {KILLS} in a run"
             if not every and number == signal.SIGKILL:
                 name += " without a checkpoint"
             chance = moments(number)
             for i in range(tried):
-                kind = KINDS[i % len(KINDS)]
+                kind = KINDS[(first + i) % len(KINDS)]  # all of them in the smallest size too
                 expected, seconds = whole[kind]
                 place = work / f"{number.name}-{when.__name__}-{every}-{i}"
                 args: tuple[Any, ...] = (kind, steps, every, {})
-                loss = one_run(place, args, expected, number, when, chance, seconds, ends)
+                wanted = None if kind == LIVE else expected
+                loss = one_run(place, args, wanted, number, when, chance, seconds, ends)
                 if loss is not None:
                     lost.append(f"{kind}: {loss}")
             table.append(row(name, tried, lost, signals_met=dict(ends)))

@@ -8,8 +8,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from experiments.torture.training import config, row, work_folder
-from sae_lens_gba import GBATrainingSAE
+from experiments.torture.training import publishable_sae, row, work_folder
 from sae_lens_gba.hub.publishing import publish
 from tests.distributed.several import start
 from tests.local_hub import LocalHub
@@ -33,9 +32,7 @@ def rows(scale: float) -> list[dict[str, Any]]:
     n, publishers = max(1, round(20 * scale)), 2
     lost = []
     with work_folder() as work, LocalHub() as hub:
-        sae = GBATrainingSAE(config())
-        sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = "user/model", "blocks.0"
-        sae.save_inference_model(work / "sae")
+        publishable_sae().save_inference_model(work / "sae")
         ranks = start(publish_some, publishers, work / "ranks", hub.endpoint, hub.token, work, n)
         for process in ranks:
             process.wait(600)

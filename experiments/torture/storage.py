@@ -1,7 +1,7 @@
 """A full disk, folders that can't be written, and two processes that save into one folder.
 
-Lost is a save that ends in anything but one sentence, leaves a half file or harms the SAE that
-was there, and a run that ends for want of a checkpoint.
+Lost is a save, publication or download that ends in anything but one sentence, leaves a half file
+or harms the SAE that was there, and a run that ends for want of a checkpoint.
 """
 
 import errno
@@ -10,21 +10,41 @@ import os
 import resource
 import signal
 import subprocess
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 
-from experiments.torture.training import config, moments, row, train, weights, work_folder
+from experiments.torture.training import (
+    config,
+    moments,
+    publishable_sae,
+    row,
+    train,
+    weights,
+    work_folder,
+)
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.errors import GBAError, StorageError
+from sae_lens_gba.hub.publishing import publish
 from sae_lens_gba.saved.loading import load
 from tests.distributed.several import start
+from tests.local_hub import LocalHub
 
-KIB, STEPS = 1024, 60
+KIB, STEPS, REPO = 1024, 60, "user/saes"
+# what the disk is full for, in the words of the table, and how often
+FULL_DISKS = {
+    "run": ("a run's checkpoints", 30),
+    "save_model": ("save_model over another SAE", 60),
+    "save_inference_model": ("save_inference_model over another SAE", 60),
+    "publish": ("the files to publish", 30),
+    "download": ("the cache of downloads", 30),
+}
 
 
 def an_sae(seed: int) -> GBATrainingSAE:
@@ -73,6 +93,42 @@ def loss_of_run(folder: Path) -> str | None:
     return f"left behind: {left}" if left else None
 
 
+def loss_of_transfer(folder: Path, work: Path, what: str, forbid: Callable[[], None]) -> str | None:
+    """What is lost when an SAE can't be published or downloaded for want of ``folder``.
+
+    Args:
+        folder: for the temporary files of publishing, or for downloads.
+        work: where all else is.
+        what: "publish" or "download".
+        forbid: from when on nothing can be written to ``folder``.
+    """
+    constants.HF_HUB_OFFLINE = False
+    publishable_sae().save_inference_model(work / "sae")
+    with LocalHub() as hub:
+        there: dict[str, Any] = {"endpoint": hub.endpoint, "token": hub.token}
+        if what == "download":
+            constants.HF_HUB_CACHE = str(work / "cache")
+            publish({"sae": work / "sae"}, REPO, license="mit", show_progress=False, **there)
+        forbid()
+        try:
+            if what == "download":
+                load(REPO, cache_dir=folder, **there)
+            else:
+                tempfile.tempdir = str(folder)
+                publish({"sae": work / "sae"}, REPO, license="mit", show_progress=False, **there)
+        except StorageError as error:
+            if "\n" in str(error):
+                return "an error of several lines"
+        except Exception as error:
+            return f"{type(error).__name__}({str(error)[:80]!r})"
+        else:
+            return None  # there was room
+        if what == "publish" and REPO in hub.repos and len(hub.repos[REPO].files()) > 1:
+            return "half of it was published"
+    left = [path.name for path in folder.rglob("sae-lens-gba-*")]
+    return f"left behind: {left}" if left else None
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[str]:
     """A file system of its own at ``folder`` where that may be made; gives what fills it."""
@@ -110,6 +166,8 @@ def on_a_full_disk(_rank: int, work: Path, what: str, room: int) -> tuple[str, s
         if what == "run":
             leave(folder, room, how)
             lost = loss_of_run(folder / "run")
+        elif what in ("publish", "download"):
+            lost = loss_of_transfer(folder, work, what, lambda: leave(folder, room, how))
         else:
             (folder / "sae").mkdir()
             save(an_sae(1), folder / "sae", what == "save_inference_model")
@@ -124,16 +182,22 @@ def without_permission(_rank: int, work: Path, what: str) -> str | None:
     """What is lost in a folder that somebody else owns, and nobody may write."""
     folder = work / "theirs"
     folder.mkdir()
-    if what != "run":
-        save(an_sae(1), folder, what == "save_inference_model")
-    for file in folder.iterdir():
-        file.chmod(0o444)
-    work.chmod(0o755)
-    folder.chmod(0o555)
     root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
+
+    def forbid() -> None:
+        for file in folder.iterdir():
+            file.chmod(0o444)
+        work.chmod(0o755)
+        folder.chmod(0o555)
+        if root:
+            os.seteuid(65534)
+
     try:
+        if what in ("publish", "download"):
+            return loss_of_transfer(folder, work, what, forbid)
+        if what != "run":
+            save(an_sae(1), folder, what == "save_inference_model")
+        forbid()
         if what == "run":
             return loss_of_run(folder / "run")
         return loss_of_save(folder, what == "save_inference_model")
@@ -187,7 +251,7 @@ def rows(scale: float) -> list[dict[str, Any]]:
     """Rows of the table; see `experiments.torture.run`."""
     chance = moments(3)
     table = []
-    for what, full_size in (("run", 30), ("save_model", 60), ("save_inference_model", 60)):
+    for what, (words, full_size) in FULL_DISKS.items():
         lost, hows, tried = [], Counter[str](), max(1, round(full_size * scale))
         for _ in range(tried):
             with work_folder() as work:
@@ -198,16 +262,15 @@ def rows(scale: float) -> list[dict[str, Any]]:
                 hows[how] += 1
                 if loss:
                     lost.append(f"{room} bytes left: {loss}")
-        verb = "a run's checkpoints" if what == "run" else f"{what} over another SAE"
-        table.append(row(f"full disk: {verb}", tried, lost, made_by=dict(hows)))
+        table.append(row(f"full disk: {words}", tried, lost, made_by=dict(hows)))
     lost = []
-    for what in ("run", "save_model", "save_inference_model"):
+    for what in FULL_DISKS:
         with work_folder() as work:
             (rank,) = start(without_permission, 1, work / "rank", work, what)
             rank.wait(120)
             if rank.exit_code or rank.result:
                 lost.append(f"{what}: {rank.result or rank.said[-300:]}")
-    table.append(row("a folder that may not be written", 3, lost))
+    table.append(row("a folder that may not be written", len(FULL_DISKS), lost))
     n = max(5, round(200 * scale))
     with work_folder() as work:
         lost, end = two_writers(work, n)

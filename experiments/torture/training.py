@@ -10,22 +10,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Array2D, Dataset, Features
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.synthetic import SyntheticSAERunner
 
+import sae_lens_gba
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig, resumable_run
+from sae_lens_gba.atomic_write import folder_written_whole
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME
 from sae_lens_gba.runs.folder import has_ended
 from tests.distributed.several import Rank, start
-from tests.toolbox import make_trainer, mixture, synthetic_runner_config
+from tests.toolbox import (
+    HOOK,
+    VOCABULARY,
+    hooked_transformer,
+    language_model_config,
+    make_trainer,
+    mixture,
+    random_texts,
+    save_tokenizer,
+    synthetic_runner_config,
+)
 
-BATCH = 64
-KINDS = ("SyntheticSAERunner", "SAETrainer")
+BATCH, CONTEXT = 64, 16
+LIVE = "a language model"
+# LanguageModelSAETrainingRunner does both of the last, driven by `sae_lens_gba.train`
+KINDS = ("SyntheticSAERunner", "SAETrainer", "cached activations", LIVE)
 Files = dict[str, bytes]
 
 
 def config(**settings: Any) -> GBATrainingSAEConfig:
     return GBATrainingSAEConfig(16, 64, n_groups=4, target_l0=4.0, **settings)
+
+
+def publishable_sae() -> GBATrainingSAE:
+    """That says of what model it is."""
+    sae = GBATrainingSAE(config())
+    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = "user/model", "blocks.0"
+    return sae
 
 
 def train(
@@ -41,16 +63,52 @@ def train(
     logging.basicConfig(level=logging.INFO)  # in a process of its own
     if has_ended(folder):
         return
+    sae_cfg = config(calibration_samples=1024, **settings)
+    if kind not in ("SyntheticSAERunner", "SAETrainer"):
+        _train_on_activations(folder, sae_cfg, steps, seconds / 60, live=kind == LIVE)
+        return
     with resumable_run(folder, resume=True, checkpoint_minutes=seconds / 60):
         torch.manual_seed(0)
         if kind == "SAETrainer":
-            sae = GBATrainingSAE(config(calibration_samples=1024, **settings))
+            sae = GBATrainingSAE(sae_cfg)
             trained = make_trainer(sae, steps, mixture(1, BATCH), BATCH).fit()
             trained.save_inference_model(folder)
             return
-        sae_cfg = config(calibration_samples=1024, **settings)
-        cfg = synthetic_runner_config(sae_cfg, steps, BATCH, folder)
-        SyntheticSAERunner(cfg).run()
+        SyntheticSAERunner(synthetic_runner_config(sae_cfg, steps, BATCH, folder)).run()
+
+
+def _train_on_activations(
+    folder: Path, sae: GBATrainingSAEConfig, steps: int, minutes: float, live: bool
+) -> None:
+    """Of the tiny language model, more than an epoch; what it needs is put beside ``folder``."""
+    tokenizer, activations = folder.parent / "tokenizer", folder.parent / "activations"
+    save_tokenizer(tokenizer, VOCABULARY)
+    settings: dict[str, Any] = {}
+    if not live:
+        if not activations.is_dir():
+            with folder_written_whole(activations) as new:
+                _save_activations(new, steps // 8)
+        settings = {
+            "use_cached_activations": True,
+            "cached_activations_path": str(activations),
+        }
+    cfg = language_model_config(
+        folder, sae=sae, training_tokens=steps * BATCH, train_batch_size_tokens=BATCH, **settings
+    )
+    sae_lens_gba.train(
+        cfg,
+        model=hooked_transformer(tokenizer),
+        dataset=random_texts(),
+        resume=True,
+        checkpoint_minutes=minutes,
+    )
+
+
+def _save_activations(folder: Path, batches: int) -> None:
+    """As SAELens' CacheActivationsRunner leaves them."""
+    rows = next(mixture(1, batches * BATCH)).view(-1, CONTEXT, 16)
+    features = Features({HOOK: Array2D(rows.shape[1:], "float32")})
+    Dataset.from_dict({HOOK: rows.numpy()}, features=features).save_to_disk(folder)
 
 
 def begin(work: Path, folder: Path, *args: Any) -> Rank:

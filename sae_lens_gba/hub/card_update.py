@@ -6,12 +6,16 @@ from typing import Any
 
 import yaml
 
-from sae_lens_gba.errors import InvalidPublicationError
+from sae_lens_gba.errors import InvalidPublicationError, brief
 
 BEGIN = "<!-- sae-lens-gba: begin of the generated section; write above or below it -->"
 END = "<!-- sae-lens-gba: end of the generated section -->"
 
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(?:(.*?)\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+# what PyYAML raises besides its own errors, on "!!bool x", "!!timestamp x", 2024-13-45, [[[...
+_OF_BROKEN_YAML = (
+    yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+)  # fmt: skip
 _LISTS = ("tags", "datasets", "base_model")
 
 
@@ -57,8 +61,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
         return {}, card
     try:
         known = yaml.safe_load(match.group(1) or "") or {}
-    except yaml.YAMLError as error:
-        first_line = str(error).splitlines()[0]
+    except _OF_BROKEN_YAML as error:
+        first_line = brief((str(error) or type(error).__name__).splitlines()[0])
         raise InvalidPublicationError(
             f"the front matter of the README.md on the Hub is no valid YAML ({first_line}): "
             "mend it there, then publish again."
@@ -75,7 +79,8 @@ def _merge(known: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
     merged = {**generated, **known}
     for name in _LISTS:
         if known.get(name) and generated.get(name):
-            both = list(dict.fromkeys(_as_list(known[name]) + _as_list(generated[name])))
+            own = _as_list(known[name])
+            both = own + [value for value in _as_list(generated[name]) if value not in own]
             merged[name] = both[0] if len(both) == 1 and name == "base_model" else both
     return merged
 

@@ -1,6 +1,7 @@
 """From what the user passed to a folder that is laid out as the repo will be, checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +16,13 @@ from sae_lens_gba.errors import (
     InvalidPublicationError,
     MissingFileError,
     WrongShapeError,
+    brief,
 )
 from sae_lens_gba.hub.frequency_plot import save_frequency_plot
 from sae_lens_gba.hub.model_card import CardEntry
 from sae_lens_gba.hub.validation import (
     check_no_private_values,
+    check_plain,
     check_publishable,
     check_sae_id,
 )
@@ -52,6 +55,11 @@ def prepare(
 ) -> list[CardEntry]:
     """Write the SAEs into ``work``, each into a folder named by its id; see `publish`."""
     entries: dict[str, CardEntry] = {}
+    check_plain(metadata, "metadata")
+    check_plain(metadata.get("gba", {}), "metadata['gba']")
+    check_plain(evaluations, "evaluations")
+    for name, content in evaluations.items():
+        check_plain(content, f"evaluations[{name!r}]")
     sources = _with_ids(saes)
     for given_id, source in tqdm(sources, desc="Preparing SAEs", disable=not show_progress):
         saved = _saved(source, given_id)
@@ -63,14 +71,15 @@ def prepare(
                 "such as {'seed_0': ..., 'seed_1': ...}."
             )
         named = {"neuronpedia_id": neuronpedia_ids[sae_id]} if sae_id in neuronpedia_ids else {}
-        evaluation = evaluations.get(sae_id) or _evaluation_beside(source)
-        saved = _annotated(saved, {**metadata, **named}, evaluation)
+        measured = evaluations.get(sae_id) or _evaluation_beside(source)
+        saved = _annotated(saved, {**metadata, **named}, measured)
         check_publishable(saved, sae_id)
         saved.save(work / sae_id)
-        _check_that_saelens_loads(work / sae_id, sae_id)
         plot = f"{sae_id}/{PLOT_FILENAME}"
         drawn = save_frequency_plot(_groups(saved), work / plot, sae_id)
-        entries[sae_id] = CardEntry.from_cfg(sae_id, saved.cfg, plot if drawn else None)
+        with _as_readers_will(sae_id):
+            SAE.load_from_disk(work / sae_id)
+            entries[sae_id] = CardEntry.from_cfg(sae_id, saved.cfg, plot if drawn else None)
     for name, by_id in (("evaluations", evaluations), ("neuronpedia_ids", neuronpedia_ids)):
         unknown = [sae_id for sae_id in by_id if sae_id not in entries]
         if unknown:
@@ -102,12 +111,13 @@ def _saved(source: Source, sae_id: str | None) -> SavedSAE:
                 f"a {type(source).__name__} can't be published: pass a GBATrainingSAE, the output "
                 "folder of a run, or a training checkpoint."
             )
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            raise MissingFileError(
-                f"{folder} is not a folder: pass the output folder of a GBA run."
-            )
-        _check_links(folder)
+        with own_errors(source):
+            folder = Path(source).expanduser()
+            if not folder.is_dir():
+                raise MissingFileError(
+                    f"{folder} is not a folder: pass the output folder of a GBA run."
+                )
+            _check_links(folder)
         return read_saved(folder)
     except (DamagedFileError, WrongShapeError) as error:
         name = "an SAE" if sae_id is None else f"SAE {sae_id!r}"
@@ -125,14 +135,15 @@ def _check_links(folder: Path) -> None:
             )
 
 
-def _check_that_saelens_loads(folder: Path, sae_id: str) -> None:
+@contextmanager
+def _as_readers_will(sae_id: str) -> Iterator[None]:
     try:
-        with own_errors(folder):
-            SAE.load_from_disk(folder)
+        with own_errors(sae_id):
+            yield
     except GBAError as error:
         raise InvalidPublicationError(
-            f"SAE {sae_id!r} could not be loaded by anyone ({error.__cause__}): mend its cfg.json "
-            "or metadata."
+            f"SAE {sae_id!r} could not be loaded by anyone ({brief(str(error.__cause__))}): mend "
+            "its cfg.json or metadata."
         ) from error
 
 

@@ -3,7 +3,8 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.constants import REPOCARD_NAME
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_gba.errors import GBAError, InvalidPublicationError
+from sae_lens_gba.atomic_write import files_written_whole, storage_errors
+from sae_lens_gba.errors import GBAError, InvalidPublicationError, StorageError
 from sae_lens_gba.hub.card_update import split_front_matter, update_card
 from sae_lens_gba.hub.model_card import CardEntry, card_body, front_matter, release_entry
 from sae_lens_gba.hub.preparation import Sources, prepare
 from sae_lens_gba.hub.remote import Operation, Remote, RemoteState
 from sae_lens_gba.hub.validation import check_license, check_target
 from sae_lens_gba.saved.description import group_rows
-from sae_lens_gba.saved.downloading import check_endpoint, check_repo_id
+from sae_lens_gba.saved.downloading import check_endpoint, check_repo_id, check_token
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME, read_cfg
 from sae_lens_gba.saved.saved_sae import own_errors
 
@@ -121,53 +123,76 @@ def publish(
         InvalidPublicationError: something must not be published as it is, or is damaged.
         MissingFileError, NotAGBASAEError, NewerFormatError: a source can't be read.
         AccessError: the token is refused or may not write there.
+        StorageError: there is no room for the files on this machine, or no permission.
         PublishError: the upload failed otherwise; the message says what to do.
     """
     check_repo_id(repo_id)
     check_endpoint(endpoint)
+    check_token(token)
     check_target(revision, create_pr)
     check_license(license)
-    if folder is not None:
-        _require_empty(Path(folder).expanduser())
-    with tempfile.TemporaryDirectory(prefix="sae-lens-gba-") as work:
+    kept = None if folder is None else Path(folder).expanduser()
+    with _kept_in(kept) if kept is not None else _temporary(dry_run) as work:
         entries = prepare(
-            saes,
-            Path(work),
-            metadata or {},
-            evaluations or {},
-            neuronpedia_ids or {},
-            show_progress,
+            saes, work, metadata or {}, evaluations or {}, neuronpedia_ids or {}, show_progress
         )
-        contents = _Contents(repo_id, entries, Path(work), license, base_model)
+        contents = _Contents(repo_id, entries, work, license, base_model)
+        contents.write_card(RemoteState())  # what is wrong with it is known before a repo is made
         if dry_run:
-            contents.write_card(RemoteState())
-            publication = contents.publication()
-        else:
-            if license is None:
-                logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
-            api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
-            remote = Remote(api, repo_id, revision, create_pr, private)
-            what = entries[0].sae_id if len(entries) == 1 else f"{len(entries)} SAEs"
-            info = remote.commit(contents.operations, commit_message or f"Publish {what}")
-            publication = replace(
-                contents.publication(),
-                commit_oid=info.oid,
-                commit_url=info.commit_url,
-                pull_request_url=info.pr_url,
-                changed=info.oid != remote.first_sha,
-            )
-        if dry_run or folder is not None:
-            kept = Path(folder or tempfile.mkdtemp(prefix="sae-lens-gba-")).expanduser()
-            shutil.copytree(work, kept, dirs_exist_ok=True)
-            publication = replace(publication, folder=kept)
-        return publication
+            return replace(contents.publication(), folder=kept or work)
+        if license is None:
+            logger.warning("%s: no license is stated; pass license='mit' or another.", repo_id)
+        api = HfApi(endpoint=endpoint, token=token, library_name="sae-lens-gba")
+        remote = Remote(api, repo_id, revision, create_pr, private)
+        what = entries[0].sae_id if len(entries) == 1 else f"{len(entries)} SAEs"
+        info = remote.commit(contents.operations, commit_message or f"Publish {what}")
+        return replace(
+            contents.publication(),
+            folder=kept,
+            commit_oid=info.oid,
+            commit_url=info.commit_url,
+            pull_request_url=info.pr_url,
+            changed=info.oid != remote.first_sha,
+        )
 
 
-def _require_empty(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[Path]:
+    """Where files are laid out as in the repo; they are in ``folder`` once the block ends well."""
+    existed = folder.exists()
+    if existed and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidPublicationError(
             f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
         )
+    try:
+        with files_written_whole(folder) as work:
+            yield work
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _temporary(stays: bool) -> Iterator[Path]:
+    """The same in a folder of the system's; ``stays`` if the block ends well, else it goes."""
+    try:
+        place = Path(tempfile.gettempdir()) / "sae-lens-gba"
+    except FileNotFoundError as error:  # none of the places that it tries takes a file
+        raise StorageError(
+            "there is no folder for temporary files: free some space, or name one (TMPDIR)."
+        ) from error
+    with storage_errors(place, "TMPDIR"):
+        work = Path(tempfile.mkdtemp(prefix=f"{place.name}-"))
+        try:
+            yield work
+        except BaseException:
+            stays = False
+            raise
+        finally:
+            if not stays:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,12 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import AccessError, GBAError, PublishError
-from sae_lens_gba.saved.downloading import http_status, is_answer, is_connection_failure
+from sae_lens_gba.saved.downloading import (
+    cache_errors,
+    http_status,
+    is_answer,
+    is_connection_failure,
+)
 
 MAX_ATTEMPTS = 5
 
@@ -93,6 +98,7 @@ class Remote:
 
         Raises:
             AccessError: the token is refused, or may not write there.
+            StorageError: the cache of huggingface_hub can't be written, or its disk is full.
             PublishError: all else; in one sentence what to do.
         """
         try:
@@ -160,7 +166,10 @@ class Remote:
                 "settings on the Hub, or choose another repo_id."
             )
         wanted = [REPOCARD_NAME, SAE_CFG_FILENAME, f"*/{SAE_CFG_FILENAME}"]
-        folder = self.api.snapshot_download(self.repo_id, revision=info.sha, allow_patterns=wanted)
+        with cache_errors():
+            folder = self.api.snapshot_download(
+                self.repo_id, revision=info.sha, allow_patterns=wanted
+            )
         files = frozenset(sibling.rfilename for sibling in info.siblings or [])
         return RemoteState(info.sha, files, Path(folder))
 

@@ -1,5 +1,6 @@
 """What must hold before anything is sent to the Hub. Nothing here touches the network."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any, TypeGuard
 
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
-from sae_lens_gba.errors import InvalidPublicationError
+from sae_lens_gba.errors import InvalidPublicationError, brief
 from sae_lens_gba.saved.saved_sae import SavedSAE
 
 MAX_FILE_BYTES = 50 * 1000**3  # the Hub's own limit for one file
@@ -67,8 +68,8 @@ def check_sae_id(sae_id: str) -> None:
     parts = sae_id.split("/")
     if not all(_ID_PART.fullmatch(part) for part in parts) or len(sae_id) > 200:
         raise InvalidPublicationError(
-            f"SAE id {sae_id!r} is not possible: use letters, digits and . _ - (at most 200), in "
-            "parts separated by single slashes, each beginning with a letter or digit."
+            f"SAE id {brief(repr(sae_id))} is not possible: use letters, digits and . _ - (at most "
+            "200), in parts separated by single slashes, each beginning with a letter or digit."
         )
 
 
@@ -92,7 +93,7 @@ def check_license(license: str | None) -> None:
     meant = get_close_matches(str(license).lower(), _LICENSES, n=1)
     hint = f"did you mean {meant[0]!r}?" if meant else "'other' says that it is another one."
     raise InvalidPublicationError(
-        f"license={license!r} is none that the Hub knows by this name: {hint}"
+        f"license={brief(repr(license))} is none that the Hub knows by this name: {hint}"
     )
 
 
@@ -127,8 +128,8 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
     normalisation = cfg.get("normalize_activations")
     if not is_hub_name(model) or (Path(model) / "config.json").is_file():
         fault = (
-            f"model_name={model!r}, which is a local path or no name at all: pass its name on the "
-            "Hub, metadata={'model_name': 'user/model'}."
+            f"model_name={brief(repr(model))}, which is a local path or no name at all: pass its "
+            "name on the Hub, metadata={'model_name': 'user/model'}."
         )
     elif isinstance(dataset, str) and Path(dataset).exists():
         fault = (
@@ -142,12 +143,25 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
         )
     elif not (neuronpedia_id is None or _NEURONPEDIA_ID.fullmatch(str(neuronpedia_id))):
         fault = (
-            f"neuronpedia_id={neuronpedia_id!r}: Neuronpedia's ids look like "
+            f"neuronpedia_id={brief(repr(neuronpedia_id))}: Neuronpedia's ids look like "
             "'gemma-2-2b/12-gemmascope-res-16k' (model/layer-source)."
         )
     else:
         return
     raise InvalidPublicationError(f"SAE {sae_id!r} has {fault}")
+
+
+def check_plain(content: object, name: str) -> None:
+    """Raise InvalidPublicationError for what is no JSON object, or can't be written as one."""
+    try:
+        json.dumps(content)
+        fault = None if isinstance(content, Mapping) else f"is a {type(content).__name__}"
+    except (RecursionError, TypeError, ValueError) as error:
+        fault = f"can't be written as JSON ({brief(str(error))})"
+    if fault is not None:
+        raise InvalidPublicationError(
+            f"{name} {fault}: pass a dict of texts, numbers, lists and dicts."
+        )
 
 
 def check_no_private_values(content: object, name: str) -> None:

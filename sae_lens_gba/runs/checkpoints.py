@@ -51,8 +51,7 @@ def parts_of(trainer: AnyTrainer) -> dict[str, SAETrainer[Any, Any]]:
 
 def newest_whole(folder: Path) -> Path | None:
     """The checkpoint with most samples whose files are all there and as they were saved."""
-    numbered = (path for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
-    for path in sorted(numbered, key=lambda p: int(p.name), reverse=True):
+    for path in reversed(_numbered(folder)):
         try:
             check_checksums(path)
         except DamagedFileError as error:
@@ -61,6 +60,12 @@ def newest_whole(folder: Path) -> Path | None:
         if has_checksums(path):
             return path
     return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Checkpoints by their samples, the fewest first."""
+    numbered = (p for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
+    return sorted(numbered, key=lambda p: int(p.name))
 
 
 class Checkpoints:
@@ -128,13 +133,9 @@ class Checkpoints:
                 if trainer.save_checkpoint_fn is not None:
                     trainer.save_checkpoint_fn(checkpoint_path=partial)
                 write_checksums(partial)
-        for old in self._all()[: -self.keep]:
+        for old in _numbered(self.folder)[: -self.keep]:
             remove_at_once(old)
         return path
-
-    def _all(self) -> list[Path]:
-        numbered = [p for p in self.folder.glob("*") if p.name.isdigit()]
-        return sorted(numbered, key=lambda p: int(p.name))
 
 
 def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:

@@ -1,13 +1,17 @@
 """The folder of a run: one run's, and held by one process at a time."""
 
+import errno
+import logging
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_gba.atomic_write import remove_partial_folders, storage_errors
+from sae_lens_gba.atomic_write import remove_partial, storage_errors, write_errors
 from sae_lens_gba.checksums import CHECKSUMS_FILENAME
 from sae_lens_gba.errors import RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
@@ -20,6 +24,9 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
 
 CHECKPOINTS = "resume"
 _LOCK = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # as on some network file systems
+
+_log = logging.getLogger(__name__)
 
 
 def has_ended(folder: Path) -> bool:
@@ -42,10 +49,11 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     """
     checkpoints = folder / CHECKPOINTS
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / _LOCK):
-            remove_partial_folders(folder)
-            remove_partial_folders(checkpoints)
+            remove_partial(folder)
+            remove_partial(checkpoints)
             if overwrite and not resume:
                 _remove_run(folder)
             resume_from = newest_whole(checkpoints) if resume else None
@@ -54,8 +62,16 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
             yield resume_from
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Those of the run in ``folder``; where they are on another disk, the link to it stays."""
+    for checkpoint in (folder / CHECKPOINTS).glob("*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    with suppress(OSError):
+        (folder / CHECKPOINTS).rmdir()
+
+
 def _remove_run(folder: Path) -> None:
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    remove_checkpoints(folder)
     for name in (*ALL_FILES, CHECKSUMS_FILENAME):
         (folder / name).unlink(missing_ok=True)
 
@@ -80,16 +96,36 @@ def _has_sae(folder: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """The system's own lock, which ends with the process, however that ends."""
-    with path.open("w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"another process trains into {path.parent}: name another folder, or wait for "
-                    "its end."
-                ) from None
+    with _lock(path):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> TextIO:
+    while True:
+        file = path.open("a")  # not "w": a link may lead to a file that is worth something
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise RunFolderError(
+                f"another process trains into {path.parent}: name another folder, or wait for its "
+                "end."
+            ) from None
+        except FileNotFoundError:
+            pass  # a process that ended in between has removed it: once more
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            _log.warning(
+                "%s can't be locked (%s): see to it that no other process trains into it.",
+                path.parent,
+                error.strerror,
+            )
+            return file
+        file.close()

@@ -11,7 +11,7 @@ from typing import Any
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_gba.errors import DataEndedError, RunFolderError, StorageError
+from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import AnyTrainer, Checkpoints, parts_of
 from sae_lens_gba.runs.folder import CHECKPOINTS, run_folder
 from sae_lens_gba.runs.interruption import Interruption, TrainingInterrupted
@@ -60,7 +60,7 @@ def resumable_run(
         TrainingInterrupted: a signal came.
         DataEndedError: the data ended before training did.
     """
-    if checkpoint_minutes < 0:
+    if not checkpoint_minutes >= 0:  # NaN as well
         raise ValueError(
             f"checkpoint_minutes={checkpoint_minutes} is not possible: it must be at least 0."
         )
@@ -131,7 +131,7 @@ class _Keeper:
         elif self.seconds and time.monotonic() - self.saved_at >= self.seconds:
             try:
                 self._save()
-            except StorageError as error:  # better a run without checkpoints than none
+            except OSError as error:  # better a run without checkpoints than none
                 _log.warning("no checkpoint this time: %s", error)
             self.saved_at = time.monotonic()
 
@@ -140,7 +140,12 @@ class _Keeper:
         if self.progress is not None:
             self.progress.close()
         samples, total = trainer.n_training_samples, trainer.cfg.total_training_samples
-        saved = f"; saved in {self._save()}" if self.interruption.can_save else ""
+        saved = ""
+        if self.interruption.can_save:
+            try:
+                saved = f"; saved in {self._save()}"
+            except OSError as error:
+                saved = f", and what was trained is lost ({error})"
         return DataEndedError(
             f"the data ended after {samples} of {total} training samples{saved}: provide more, or "
             "train on fewer samples."
@@ -155,7 +160,7 @@ class _Keeper:
             self.progress.close()
         try:
             checkpoint = self._save()
-        except StorageError as error:
+        except OSError as error:
             _log.error("interrupted, and the checkpoint is lost: %s", error)
             raise TrainingInterrupted(signal_number) from error
         assert self.trainer is not None

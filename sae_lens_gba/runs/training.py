@@ -3,11 +3,11 @@
 import logging
 import os
 import shlex
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunne
 from sae_lens.config import HfDataset
 from sae_lens.load_model import load_model
 
+from sae_lens_gba.atomic_write import files_written_whole
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.runner import LatentParallelRunner, require_gba
-from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, run_folder
+from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, resumable_run
 from sae_lens_gba.training_sae import GBATrainingSAE
 
@@ -85,7 +86,7 @@ def train(
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
         sae = _run(runner, folder, charts)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    remove_checkpoints(folder)
     _log.info("%s", _ending(sae, folder))
     return sae
 
@@ -126,16 +127,23 @@ def train_on_ranks(
             with _no_warning_of_a_model():
                 sae = LatentParallelRunner(cfg, ranks, override_model=model).run()
             if is_first:
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                remove_checkpoints(folder)
                 _log.info("%s", _ending(sae, folder))
 
 
 def _run(runner: Any, folder: Path, charts: bool) -> Any:
+    runner.save_final_sae = partial(_save_whole, runner.save_final_sae)
     if not charts:
         return runner.run()
     from sae_lens_gba.training_record.charts import train_with_charts
 
     return train_with_charts(runner, folder)
+
+
+def _save_whole(save: Callable[..., None], *, output_path: str, **saved: Any) -> None:
+    """The files that SAELens' runner adds to an SAE's appear with them, or none do."""
+    with files_written_whole(Path(output_path)) as new:
+        save(output_path=str(new), **saved)
 
 
 def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:

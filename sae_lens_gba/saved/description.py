@@ -7,6 +7,10 @@ from typing import Any
 # the same figure under the names of SAELens' evaluations
 _ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_recovered", "ce_loss_score")}
 
+_TEXTS = (
+    "model_name", "hook_name", "dataset_path", "neuronpedia_id", "sae_lens_training_version"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PublishedSAE:
@@ -33,12 +37,14 @@ def describe(sae_id: str, cfg: Mapping[str, Any]) -> PublishedSAE:
     """The SAE whose cfg.json has the content ``cfg``.
 
     Raises:
-        TypeError: a name is no text, or a size no integer.
+        TypeError, OverflowError: a name is no text, a size no integer, a number too large.
     """
     metadata = cfg.get("metadata") or {}
     for name, value, kind in (
-        *((name, metadata.get(name), str) for name in ("model_name", "hook_name", "dataset_path")),
+        *((name, metadata.get(name), str) for name in _TEXTS),
+        *((name, cfg.get(name), str) for name in ("architecture", "dtype")),
         *((name, cfg.get(name), int) for name in ("d_in", "d_sae")),
+        ("version", (metadata.get("gba") or {}).get("version"), str),
     ):
         if not isinstance(value, kind | None):
             raise TypeError(f"{name} is a {type(value).__name__}")
@@ -60,13 +66,14 @@ def group_rows(metadata: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     Zeros of an SAE whose biases were never adapted are no measurement: None.
 
     Raises:
-        TypeError: they hold something else than numbers.
+        TypeError, OverflowError: they hold something else than numbers, or too large ones.
     """
     rows = (metadata.get("gba") or {}).get("groups")
     for row in rows or []:
         for name in ("group", "size", "target_frequency", "measured_frequency"):
             if not isinstance(row[name], int | float):
                 raise TypeError(f"{name} of a group is a {type(row[name]).__name__}")
+            float(row[name])  # of an integer of hundreds of digits there is none
     if rows is None or any(row["measured_frequency"] > 0 for row in rows):
         return None if rows is None else [dict(row) for row in rows]
     return [{**row, "measured_frequency": None} for row in rows]
@@ -94,12 +101,17 @@ def find_metric(evaluation: Mapping[str, Any], name: str) -> float | None:
 
 
 def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number in nested mappings, by its path with slashes."""
+    """Every number in nested mappings, by its path with slashes.
+
+    Raises:
+        OverflowError: an integer is too large for a float.
+    """
     numbers: dict[str, float] = {}
     for key, value in content.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
             numbers.update(flat_numbers(value, f"{path}/"))
         elif isinstance(value, int | float) and not isinstance(value, bool):
+            float(value)
             numbers[path] = value
     return numbers

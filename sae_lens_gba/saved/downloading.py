@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from sae_lens_gba.atomic_write import storage_errors
 from sae_lens_gba.errors import (
     AccessError,
     ConnectionFailedError,
@@ -15,6 +17,7 @@ from sae_lens_gba.errors import (
     GBAError,
     InvalidPublicationError,
     MissingFileError,
+    StorageError,
 )
 
 # of httpx or httpx2, as the version of huggingface_hub has it; before 1 of requests, whose
@@ -26,6 +29,8 @@ HTTP_LIBRARY_ERROR: type[Exception] = (
 _REPO_ID = re.compile(
     r"(?!.*(--|\.\.|\.git$))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII
 )  # the rules of huggingface_hub, with an owner
+
+_TOKEN = re.compile(r"[!-~]+")  # what may stand in a header
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -46,6 +51,15 @@ def check_endpoint(endpoint: str | None) -> None:
         )
 
 
+def check_token(token: str | bool | None) -> None:
+    """Raise InvalidPublicationError for what is no token: the connection's error would show it."""
+    if isinstance(token, str) and not _TOKEN.fullmatch(token):
+        raise InvalidPublicationError(
+            "token has a line break, a space or another character that tokens don't have: take it "
+            "out, or leave token out and use 'hf auth login'."
+        )
+
+
 def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
     """The folder of the cached snapshot, with the files that match ``patterns`` in it.
 
@@ -57,17 +71,27 @@ def download(repo_id: str, patterns: list[str], **options: Any) -> Path:
         AccessError: the repo is private or gated, and the token not good for it.
         DamagedFileError: a file arrived truncated.
         ConnectionFailedError: the Hub can't be reached, and the cache does not have it all.
+        StorageError: the cache can't be written, or its disk is full.
     """
     check_repo_id(repo_id)
     check_endpoint(options.get("endpoint"))
+    check_token(options.get("token"))
     try:
         options["library_name"] = "sae-lens-gba"
-        return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
+        with cache_errors(options.get("cache_dir")):
+            return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
+    except StorageError:
+        raise
     except Exception as error:
         explained = _explain(error, repo_id, options.get("revision"))
         if explained is None:
             raise
         raise explained from error
+
+
+def cache_errors(cache_dir: str | Path | None = None) -> AbstractContextManager[None]:
+    """`storage_errors` of the cache of huggingface_hub; None is its own."""
+    return storage_errors(Path(cache_dir or constants.HF_HUB_CACHE), "cache_dir or HF_HOME")
 
 
 def _explain(error: Exception, repo_id: str, revision: str | None) -> GBAError | None:

@@ -33,6 +33,7 @@ from sae_lens_gba.errors import (
     MissingFileError,
     NotAGBASAEError,
     WrongShapeError,
+    brief,
 )
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME
 
@@ -50,6 +51,7 @@ LOADED_FILES = frozenset(
     {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
 )
 
+_LARGEST_JSON = 64 << 20  # bytes; a stranger's file must not fill the memory
 _DAMAGED = "copy or download it again (force_download=True)"
 
 
@@ -58,9 +60,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: there is no such file.
-        DamagedFileError: it does not hold a JSON object.
+        DamagedFileError: it does not hold a JSON object, or is too large for one.
     """
     _require(path)
+    if path.stat().st_size > _LARGEST_JSON:
+        raise DamagedFileError(
+            f"{path} has more than {_LARGEST_JSON >> 20} MiB, which none of its kind needs: "
+            f"{_DAMAGED}."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         json.dumps(content, ensure_ascii=False).encode()  # half a character can't be written
@@ -85,7 +92,9 @@ def read_cfg(folder: Path) -> dict[str, Any]:
     gba = metadata.get("gba") if isinstance(metadata, dict) else None
     for name, value in (("metadata", metadata), ("metadata.gba", gba or {})):
         if not isinstance(value, dict):
-            raise DamagedFileError(f"{path} has {name}={value!r}, not an object: {_DAMAGED}.")
+            raise DamagedFileError(
+                f"{path} has {name}={brief(repr(value))}, not an object: {_DAMAGED}."
+            )
     return cfg
 
 
@@ -132,7 +141,9 @@ def _dimensions(cfg: Mapping[str, Any]) -> tuple[int, int]:
     for name in ("d_in", "d_sae"):
         value = cfg.get(name)
         if not isinstance(value, int) or value < 1:
-            raise DamagedFileError(f"cfg.json has {name}={value!r}: a positive integer is needed.")
+            raise DamagedFileError(
+                f"cfg.json has {name}={brief(repr(value))}: a positive integer is needed."
+            )
     return cfg["d_in"], cfg["d_sae"]
 
 
@@ -162,8 +173,9 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
     architecture = cfg.get("architecture")
     if architecture not in ("jumprelu", "standard"):
         raise NotAGBASAEError(
-            f"cfg.json has architecture={architecture!r}, a GBA SAE is saved as 'jumprelu' or "
-            "'standard': load it with SAELens itself, SAE.from_pretrained or SAE.load_from_disk."
+            f"cfg.json has architecture={brief(repr(architecture))}, a GBA SAE is saved as "
+            "'jumprelu' or 'standard': load it with SAELens itself, SAE.from_pretrained or "
+            "SAE.load_from_disk."
         )
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),

@@ -57,10 +57,12 @@ def load(
         NewerFormatError: written by a newer sae-lens-gba.
         AccessError: the repo is private or gated, and the token not good for it.
         ConnectionFailedError: the Hub can't be reached, and the cache does not have it.
+        StorageError: the cache can't be written, or its disk is full.
     """
     local = _folder(source)
     if local is not None:
-        folder = local / _choose(local, sae_id, str(source))
+        with own_errors(source):
+            folder = local / _choose(local, sae_id, str(source))
         return read_saved(folder, device, dtype, sae_id=sae_id, source=str(source))
     repo_id = str(source)
     options: dict[str, Any] = {
@@ -105,7 +107,7 @@ def list_published(
         revision, token, cache_dir, local_files_only, endpoint: as in `load`.
 
     Raises:
-        MissingFileError, AccessError, ConnectionFailedError: as in `load`.
+        MissingFileError, AccessError, ConnectionFailedError, StorageError: as in `load`.
     """
     folder = _folder(source)
     if folder is None:
@@ -118,8 +120,10 @@ def list_published(
             local_files_only=local_files_only,
             endpoint=endpoint,
         )
+    with own_errors(source):
+        ids = _ids(folder)
     listed = []
-    for sae_id in _ids(folder):
+    for sae_id in ids:
         try:
             with own_errors(f"{source}/{sae_id}"):
                 listed.append(describe(sae_id, read_cfg(folder / sae_id)))
@@ -166,9 +170,10 @@ def to_training_sae(
 
 def _folder(source: str | Path) -> Path | None:
     """The folder that ``source`` names, or None of a repo on the Hub."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    with own_errors(source):  # is_dir raises where it may not look, or the name is too long
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return folder
     text = str(source)
     looks_like_a_path = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") != 1
     if isinstance(source, Path) or looks_like_a_path:

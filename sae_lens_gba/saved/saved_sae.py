@@ -23,10 +23,12 @@ from safetensors.torch import save_file
 from sae_lens_gba.checksums import check_checksums
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import (
+    AccessError,
     DamagedFileError,
     GBAError,
     MissingFileError,
     NotAGBASAEError,
+    brief,
 )
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME, NeuronGroups
 from sae_lens_gba.saved.files import (
@@ -167,8 +169,8 @@ def read_saved(
         MissingFileError, NotAGBASAEError, DamagedFileError, WrongShapeError, NewerFormatError:
             see `load`.
     """
-    cfg = read_cfg(folder)
     with own_errors(folder):
+        cfg = read_cfg(folder)
         if cfg.get("architecture") == "gba":
             check_size(folder, cfg)
             training_config(cfg)  # a newer version's is refused by name
@@ -178,18 +180,20 @@ def read_saved(
         # last: what is wrong with a single file is better said of that file
         check_checksums(folder, LOADED_FILES)
         log_sparsity = read_sparsity(folder, saved.d_sae)
+        path = folder / RUNNER_CFG_FILENAME
+        runner_cfg = read_json(path) if path.is_file() else None
     saved.sae.to(device=device, dtype=str_to_dtype(dtype or saved.sae.cfg.dtype))
-    runner_cfg = folder / RUNNER_CFG_FILENAME
     return replace(
         saved,
         log_sparsity=saved.log_sparsity if log_sparsity is None else log_sparsity,
-        runner_cfg=read_json(runner_cfg) if runner_cfg.is_file() else None,
+        runner_cfg=runner_cfg,
         **{"source": str(folder), "label": folder.resolve().name, **origin},
     )
 
 
 _OF_UNREADABLE_FILES = (
-    AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError
+    ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SafetensorError,
+    TypeError, ValueError,
 )  # fmt: skip
 
 
@@ -202,8 +206,12 @@ def own_errors(source: object) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise MissingFileError(f"{source} is not a whole SAE: {error}.") from error
+    except PermissionError as error:
+        raise AccessError(
+            f"{source} can't be read ({error}): it is not yours, ask for permission."
+        ) from error
     except _OF_UNREADABLE_FILES as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = brief(f"{type(error).__name__}: {error}")
         raise DamagedFileError(
             f"the SAE in {source} can't be loaded ({reason}): copy or download it again."
         ) from error

@@ -247,10 +247,15 @@ def test_a_license_that_is_asked_for_replaces_the_one_there() -> None:
     assert split_front_matter(new)[0]["license"] == "mit"
 
 
+# what PyYAML meets with errors that are none of its own
+ODD_YAML = ["2024-13-45", "!!bool x", "!!timestamp x", "!!int x", "[" * 5000]
+
+
 @pytest.mark.parametrize(
     ("existing", "message"),
     [
         ("---\n: [\n---\n", "no valid YAML"),
+        *((f"---\na: {odd}\n---\n", "no valid YAML") for odd in ODD_YAML),
         ("---\n- a\n---\n", "no list of 'field: value'"),
         (f"{BEGIN}\n", "1 begin and 0 end markers"),
         (f"{END}\n{BEGIN}\n", "1 begin and 1 end markers"),
@@ -394,3 +399,8 @@ def test_the_plot_is_a_png_that_depends_on_the_groups_alone(tmp_path: Path) -> N
 
 if __name__ == "__main__":
     GOLDEN.write_text(card(), encoding="utf-8")
+
+
+def test_what_stands_in_a_list_of_the_card_may_be_anything() -> None:
+    card = update_card("---\ndatasets:\n- {name: x}\n---\n", {"datasets": ["a/b"]}, "x")
+    assert split_front_matter(card)[0]["datasets"] == [{"name": "x"}, "a/b"]

@@ -1,14 +1,15 @@
 """After every fault the remote has its files as before or as wanted, and a second run works."""
 
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sae_lens_gba.errors import AccessError, PublishError
+from sae_lens_gba.errors import AccessError, PublishError, StorageError
 from sae_lens_gba.hub.publishing import Publication
-from tests.hub_fixtures import REPO, contents
+from tests.hub_fixtures import REPO, contents, room_for
 from tests.hub_fixtures import publish_to as publish_any
 from tests.local_hub import Fault, LocalHub
 
@@ -252,3 +253,47 @@ def test_two_publishers_at_once_both_get_their_sae_and_one_card_with_both(
     card = files["README.md"].decode()
     assert "| `sae` |" in card
     assert "| `other` |" in card
+
+
+@pytest.mark.parametrize("place", ["temporary", "kept"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_full_disk_here_is_one_sentence_before_anything_is_sent(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, place: str, dry_run: bool
+) -> None:
+    before = contents(tmp_path)
+    options: dict[str, Any] = {"dry_run": dry_run}
+    if place == "kept":
+        options["folder"] = tmp_path / "out"
+    advice = r"free some space, or name a folder on another disk( \(TMPDIR\))?\.$"
+    with room_for(2000), pytest.raises(StorageError, match=advice) as caught:
+        publish_any(hub, {"sae": sae_folder}, **options)
+    assert ("TMPDIR" in str(caught.value)) == (place == "temporary")
+    assert "\n" not in str(caught.value)
+    assert hub.requests == []
+    assert contents(tmp_path) == before
+    assert not list(tmp_path.glob("sae-lens-gba-*")) and not (tmp_path / "out").exists()
+    publish_any(hub, {"sae": sae_folder}, **options)
+    assert is_published(hub) != dry_run
+
+
+def test_a_cache_without_room_for_the_card_leaves_the_files_as_they_were(
+    hub: LocalHub, sae_folder: Path, waits: list[float]
+) -> None:
+    hub.create(REPO).commit("main", {"README.md": b"# Mine\n" * 5000}, "mine")
+    remote = hub.snapshot()
+    with room_for(20_000), pytest.raises(StorageError, match=r"free some space.*HF_HOME"):
+        publish_to(hub, sae_folder)
+    assert (hub.snapshot(), waits) == (remote, [])
+    publish_to(hub, sae_folder)
+    assert is_published(hub)
+
+
+def test_no_place_for_temporary_files_is_one_sentence(
+    hub: LocalHub, sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(StorageError, match=r"TMPDIR"):
+        publish_to(hub, sae_folder)
+    publish_any(hub, {"sae": sae_folder}, folder=tmp_path / "out")
+    assert is_published(hub)

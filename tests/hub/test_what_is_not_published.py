@@ -234,3 +234,25 @@ def test_options_for_an_sae_that_is_not_there_are_refused(hub: LocalHub, sae_fol
     with pytest.raises(InvalidPublicationError, match="is not empty: name a new one"):
         publish_to(hub, {"sae": sae_folder}, folder=sae_folder)
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metadata": {"x": {1, 2}}},
+        {"metadata": {"gba": True}},
+        {"metadata": {"sae_lens_training_version": {}}},
+        {"evaluations": {"sae": True}},
+        {"evaluations": {"sae": {"l0": 10**400}}},
+        {"evaluations": "x"},
+        {"token": "valid\n"},
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_refused(
+    hub: LocalHub, sae_folder: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidPublicationError) as caught:
+        publish_to(hub, {"sae": sae_folder}, **options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    assert hub.requests == []

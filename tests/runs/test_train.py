@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
+from sae_lens_gba.saved.loading import load
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import D_MODEL
 
@@ -93,6 +94,21 @@ def test_an_interrupted_run_goes_on(
     sae = SAE.load_from_disk(tmp_path / "run")
     assert sae.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
     assert not (tmp_path / "run" / "resume").exists()
+
+
+def test_the_files_of_a_finished_run_appear_together(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # of SAELens' own files, after those of the SAE
+        patch.setattr("sae_lens.llm_sae_training_runner.save_file", be_killed)
+        assert train() == 130
+    assert not any((tmp_path / "run").iterdir())
+    assert train("--resume") == 0
+    assert load(tmp_path / "run").runner_cfg
 
 
 def test_on_cached_activations_it_goes_on_bit_equal(

@@ -1,5 +1,6 @@
 """Folders whose files do not belong together are refused, and why."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -102,3 +103,12 @@ def test_folders_of_plain_saelens_load_as_before(tmp_path: Path) -> None:
     assert not (tmp_path / CHECKSUMS_FILENAME).exists()
     load_saes([tmp_path])
     assert type(SAE.load_from_disk(saved(tmp_path / "ours", 0, "stock"))).__name__ == "JumpReLUSAE"
+
+
+@pytest.mark.parametrize("name", ["../other", "/proc/kcore", "a/../../other"])
+def test_a_list_that_names_files_elsewhere_is_damaged(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "other").touch()
+    (tmp_path / "sae" / CHECKSUMS_FILENAME).write_text(json.dumps({"sha256": {name: "0"}}))
+    with pytest.raises(DamagedFileError, match="is damaged"):
+        check_checksums(tmp_path / "sae")

@@ -1,7 +1,10 @@
 """How `load` and `list_published` fail: each fault its own error, in one sentence."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,19 @@ from sae_lens_gba.errors import (
     MissingFileError,
     NewerFormatError,
     NotAGBASAEError,
+    StorageError,
     WrongShapeError,
 )
 from sae_lens_gba.saved.loading import list_published, load
-from tests.hub_fixtures import D_SAE, GROUPS, HUB_BEFORE_1, REPO, WEIGHTS, activations
+from tests.hub_fixtures import (
+    D_SAE,
+    GROUPS,
+    HUB_BEFORE_1,
+    REPO,
+    WEIGHTS,
+    activations,
+    room_for,
+)
 from tests.local_hub import Fault, LocalHub
 
 Damage = Callable[[Path], object]
@@ -154,7 +166,15 @@ def test_a_damaged_checkpoint_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "broken", ["{", '{"metadata": 3}', '{"metadata": {"gba": {"groups": [{"size": 3}]}}}']
+    "broken",
+    [
+        "{",
+        '{"metadata": 3}',
+        '{"metadata": {"gba": {"groups": [{"size": 3}]}}}',
+        f'{{"metadata": {{"l0": 1{"0" * 400}}}}}',
+        '{"architecture": {"a": 1}}',
+        '{"metadata": {"sae_lens_training_version": {}}}',
+    ],
 )
 def test_a_broken_entry_does_not_hide_the_others(
     sae_folder: Path, caplog: pytest.LogCaptureFixture, broken: str
@@ -253,3 +273,71 @@ def test_offline_without_a_cache_says_so(
 def test_a_cache_folder_of_ones_own_is_used(published: LocalHub, tmp_path: Path) -> None:
     load(REPO, "a/jumprelu", endpoint=published.endpoint, cache_dir=tmp_path / "mine")
     assert list((tmp_path / "mine").rglob(WEIGHTS))
+
+
+@pytest.mark.parametrize("read", [partial(load, sae_id="a/jumprelu"), list_published])
+def test_a_full_cache_is_no_failure_of_the_connection(
+    published: LocalHub, tmp_path: Path, read: Callable[..., Any]
+) -> None:
+    read = partial(read, REPO, endpoint=published.endpoint, cache_dir=tmp_path / "mine")
+    with (
+        room_for(500),
+        pytest.raises(StorageError, match=r"free some space.*\(cache_dir") as caught,
+    ):
+        read()
+    assert "\n" not in str(caught.value)
+    assert read()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_cache_that_may_not_be_written_is_no_failure_of_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "no", str(tmp_path / "mine" / "models--user--repo"))
+
+    monkeypatch.setattr("sae_lens_gba.saved.downloading.snapshot_download", refuse)
+    with pytest.raises(StorageError, match=r"read-only or not yours.*HF_HOME"):
+        load(REPO, cache_dir=tmp_path / "mine")
+
+
+def test_a_message_is_short_whatever_the_file_says(sae_folder: Path) -> None:
+    cfg(architecture="x" * 10**6)(sae_folder)
+    with pytest.raises(NotAGBASAEError) as caught:
+        load(sae_folder)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_json_file_larger_than_any_is_not_read(sae_folder: Path) -> None:
+    os.truncate(sae_folder / "cfg.json", 10**12)  # has holes: takes no room
+    with pytest.raises(DamagedFileError, match="more than 64 MiB"):
+        load(sae_folder)
+    assert list_published(sae_folder) == []
+
+
+@pytest.mark.parametrize("source", ["a" * 300 + "/b", "./" + "a" * 300])
+def test_a_name_that_no_file_can_have_is_one_sentence(source: str) -> None:
+    for read in (load, list_published):
+        with pytest.raises(GBAError) as caught:
+            read(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_somebody_else_is_an_access_error(
+    sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(sae_folder))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(AccessError, match="it is not yours"):
+        load(sae_folder)
+
+
+@pytest.mark.parametrize("token", ["valid\n", " valid", "vali\N{LATIN SMALL LETTER D WITH CARON}"])
+def test_a_token_that_can_be_none_is_not_shown(published: LocalHub, token: str) -> None:
+    published.requests.clear()
+    with pytest.raises(InvalidPublicationError, match="token has a line break") as caught:
+        load(REPO, endpoint=published.endpoint, token=token)
+    assert "vali" not in str(caught.value)
+    assert published.requests == []
