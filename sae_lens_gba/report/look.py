@@ -220,15 +220,6 @@ def _page(saved: SavedSAE, report: SaeResult | None) -> str:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add = parser.add_argument
-    add("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
-    add("--model", help="hub name or folder; the SAE's own if not given")
-    add("--port", type=int, default=8123, help=f"of {HOST}; 0 takes a free one")
-    add("--device", default="cpu", help="cpu, cuda, mps ...")
-
-
 def run_from_arguments(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
     server = make_server(arguments.sae_dir, arguments.model, arguments.device, arguments.port)
