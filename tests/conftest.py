@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import PreTrainedTokenizerFast
+from transformer_lens import HookedTransformer
 
-from tests.toolbox import D_MODEL, WORDS, boot, save_tiny_llama
+from tests.toolbox import WORDS, boot, hooked_transformer, save_tiny_llama
 
 torch.set_num_threads(1)
 
@@ -41,13 +40,7 @@ def tiny_bridge(tiny_llm_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_hooked_transformer(tiny_llm_folder: Path) -> HookedTransformer:
-    torch.manual_seed(0)
-    cfg = HookedTransformerConfig(
-        n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=4, n_heads=4, d_mlp=32,
-        d_vocab=len(WORDS) + 2, act_fn="relu", seed=0,
-    )  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_llm_folder)
-    return HookedTransformer(cfg, tokenizer=tokenizer)
+    return hooked_transformer(tiny_llm_folder)
 
 
 @pytest.fixture(scope="session")

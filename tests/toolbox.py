@@ -10,6 +10,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
@@ -131,6 +132,17 @@ def save_tiny_llama(folder: Path, vocabulary: list[str], **settings: Any) -> Lla
     model = LlamaForCausalLM(LlamaConfig(**{**defaults, **settings}))
     model.save_pretrained(folder)
     return model
+
+
+def hooked_transformer(folder: Path) -> HookedTransformer:
+    """A random model of TransformerLens, 2 and 3, with the tokenizer of `save_tiny_llama`."""
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=4, n_heads=4, d_mlp=32,
+        d_vocab=len(WORDS) + 2, act_fn="relu", seed=0,
+    )  # fmt: skip
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return HookedTransformer(cfg, tokenizer=tokenizer)
 
 
 def boot(folder: Path) -> Any:
