@@ -90,9 +90,15 @@ class Reader:
         """What the SAE does on a text, of which it reads at most its context size."""
         prepend_bos = bool(self._saved.sae.cfg.metadata.prepend_bos)
         with self._lock:
-            ids = self._model.to_tokens(text, prepend_bos=prepend_bos)
+            # as SAELens' store asks: models of transformers take no other way
+            ids = self._model.to_tokens(
+                text, prepend_bos=False, truncate=False, move_to_device=False
+            )
+            if prepend_bos:
+                bos = torch.full((1, 1), self._model.tokenizer.bos_token_id)
+                ids = torch.cat([bos, ids.long()], dim=1)
             n_left_out = max(0, ids.shape[1] - self._store.context_size)
-            ids = ids[:, : self._store.context_size]
+            ids = ids[:, : self._store.context_size].to(self._store.device)
             sae = self._saved.sae
             acts = sae.encode(activations_on(self._store, ids)[0].to(sae.dtype))
         acts = (acts.to_dense() if acts.is_sparse else acts).float().cpu()
