@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup browser demo test test-matrix check docs dist bench-l0 bench-speed bench-gpu bench-quality torture paper-quick paper clean
+.PHONY: help setup browser demo test test-matrix check audit docs dist bench-l0 bench-speed bench-gpu bench-quality torture paper-quick paper clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,6 +45,12 @@ check: setup  ## formatter, linter, type checker, arrows between modules, declar
 	$(BIN)/deptry .
 	git ls-files -z -- ':!experiments/results' ':!tests/hub/test_what_is_not_published.py' | \
 	  xargs -0 $(BIN)/detect-secrets-hook
+
+# not a part of check, which works offline; --strict: a package that PyPI does not tell of is an error
+audit: setup  ## known vulnerabilities of what .venv has (needs uv and PyPI's JSON API)
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' | \
+	  uvx --quiet pip-audit --strict --progress-spinner off --disable-pip --no-deps -r /dev/stdin || \
+	  { echo 'audit: failed; unless packages are listed above, the database was not reached'; exit 1; }
 
 docs: setup  ## build the site into output/site, tables from experiments/results
 	$(BIN)/python -m experiments.tables

@@ -158,7 +158,7 @@ def _system_error(error: Exception) -> int | None:
     text = str(error)
     if any(part in text for part in _TORCH_HAD_NO_ROOM):
         return errno.ENOSPC  # torch.save does not say what the system said
-    found = re.search(r"\(os error (\d+)\)", text)  # of safetensors
+    found = re.search(r"\b(?:os error|code:) (\d+)", text)  # of safetensors, new and before 0.5
     return int(found.group(1)) if found else None
 
 

@@ -15,24 +15,27 @@ from typing import Any
 import sae_lens.llm_sae_training_runner as saelens
 
 from sae_lens_gba.errors import GBAError
-from sae_lens_gba_command import main, train_flags
-from sae_lens_gba_command.parsers import COMMANDS, Parser, is_given
+from sae_lens_gba_command import COMMANDS, main, train_flags
+from sae_lens_gba_command.parsers import is_given
 
 __all__ = ["main", "run", "train"]
 
 
-def run(arguments: list[str]) -> int:
-    """Run a command by its flags as they are declared; the exit code."""
-    command, *rest = arguments
+def run(command: str, arguments: list[str], flags: argparse.Namespace) -> int:
+    """Run a command; the exit code.
+
+    Args:
+        command: one of `COMMANDS`.
+        arguments: its flags as they are declared, which `train` hands on to SAELens.
+        flags: the same, parsed.
+    """
     with _messages_on_the_console():
         if command == "train":
-            return _report_failure(lambda: train(rest))
-        text, module_name = COMMANDS[command]
-        assert module_name is not None
-        module = import_module(module_name)
-        parser = Parser(prog=f"sae-lens-gba {command}", description=text)
-        module.add_arguments(parser)
-        return _report_failure(lambda: module.run_from_arguments(parser.parse_args(rest)))
+            return _report_failure(lambda: train(arguments))
+        module = COMMANDS[command].module
+        assert module is not None
+        run_from_arguments = import_module(module).run_from_arguments
+        return _report_failure(lambda: run_from_arguments(flags))
 
 
 def train(arguments: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     above,
     density_that_pays,
     find_active,
+    squared_error,
 )
 from sae_lens_gba.training_metrics import Curves, histograms, l0_over_target, training_metrics
 
@@ -109,6 +110,10 @@ class GBATrainingSAE(CalibratedBiases):
 
     _step: _Step | None = None  # while one is in progress
     _curves = cached_property(lambda _: Curves())  # for wandb, if anybody logs
+
+    def __init__(self, cfg: Any, use_error_term: bool = False):
+        super().__init__(cfg, use_error_term)
+        self.mse_loss_fn = squared_error
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,17 +6,6 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-# name -> (help, module with add_arguments and run_from_arguments); train and completion have none
-COMMANDS: dict[str, tuple[str, str | None]] = {
-    "train": ("train an SAE of a language model", None),
-    "publish": ("put trained SAEs on the Hugging Face Hub", "sae_lens_gba.hub.command_line"),
-    "report": ("make a page that shows what an SAE learned", "sae_lens_gba.report.command"),
-    "look": ("try your own text on an SAE, in the browser", "sae_lens_gba.report.look"),
-    "plan": ("what training on several devices takes", "sae_lens_gba.distributed.plan"),
-    "demo": ("train, save, reload and show an SAE of a small model", "sae_lens_gba.demo.run"),
-    "completion": ("print a script that completes this command's flags in your shell", None),
-}
-
 
 def flags_as_declared(arguments: list[str]) -> list[str]:
     """``--target-l0`` is ``--target_l0``: train has SAELens' underscores, the others dashes."""
@@ -55,15 +44,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and what was meant, in one line instead of a usage of hundred."""
         wrong = re.findall(r"--[\w.-]+|(?<=invalid choice: ')[\w-]+", message)
-        known = [*self._flags(), *COMMANDS]
+        known = self._known()
         near = [m for w in wrong if w not in known for m in get_close_matches(w, known, n=1)]
         hint = f"; did you mean {' and '.join(near)}?" if near else f"; see {self.prog} --help."
         sys.stderr.write(f"{self.prog}: {message}{hint}\n")
         raise SystemExit(2)
 
-    def _flags(self) -> list[str]:
-        flags = list(self._option_string_actions)
+    def _known(self) -> list[str]:
+        """Flags and commands, those of commands included."""
+        known = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                flags += [f for p in action.choices.values() for f in p._option_string_actions]
-        return flags
+                known += action.choices
+                known += [f for p in action.choices.values() for f in p._option_string_actions]
+        return known

@@ -99,6 +99,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
             template = template.replace(constants.ENDPOINT, server.endpoint)
             monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
             monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+            # a thread's session there stays offline if it was made so, by another test
+            vars(file_download)["reset_sessions"]()
         yield server
 
 

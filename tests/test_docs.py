@@ -2,7 +2,6 @@
 
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from nbclient import NotebookClient
 from experiments import tables
 from experiments.lab.results import RESULTS
 from sae_lens_gba import GBATrainingSAE, cli
-from sae_lens_gba_command import train_flags
-from sae_lens_gba_command.parsers import COMMANDS, Parser, flags_as_declared
+from sae_lens_gba_command import COMMANDS, train_flags
+from sae_lens_gba_command.parsers import Parser, flags_as_declared
 from tests.toolbox import D_MODEL, make_trainer, tiny_config
 
 ROOT = Path(__file__).parent.parent
@@ -80,10 +79,8 @@ def test_every_command_of_readme_and_docs_is_one_that_there_is() -> None:
             cfg = cli._config(declared[1:], is_gba=True)
             assert cfg.sae.d_sae
         else:
-            module_name = COMMANDS[name][1]
-            assert module_name is not None
             parser = Parser()
-            import_module(module_name).add_arguments(parser)
+            COMMANDS[name].add_arguments(parser)
             parser.parse_args(declared[1:])
 
 

@@ -4,6 +4,7 @@ import ast
 import logging
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,10 @@ import pytest
 import simple_parsing
 
 from sae_lens_gba.cli import _messages_on_the_console
-from sae_lens_gba_command import main
+from sae_lens_gba.demo.config import DemoConfig
+from sae_lens_gba.distributed.plan import Plan
+from sae_lens_gba.report.collect import ReportConfig
+from sae_lens_gba_command import COMMANDS, main
 from sae_lens_gba_command.parsers import Parser, flags_as_declared
 from sae_lens_gba_command.train_flags import DEFAULTS, add_arguments
 
@@ -43,6 +47,16 @@ def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple
         (["train", *NEEDED], 2, "--target_l0 is needed: how many latents"),
         (["train", "--target_l0", "3", *NEEDED[2:]], 2, "--model_name is needed, such as gpt2"),
         (["train", "--target_l0", "3", *NEEDED[:4]], 2, "--dataset_path is needed"),
+        (["publish", "--help"], 0, "write the files, show them, send nothing"),
+        (["report", "--help"], 0, "of text to read (default: 100000)"),
+        (["look", "--help"], 0, "of this machine; 0 takes a free one (default: 8123)"),
+        (["plan", "--help"], 0, "--nested NESTED"),
+        (["demo", "--help"], 0, "(default: demo_output)"),
+        (["publish"], 2, "required: repo_id, [ID=]FOLDER"),
+        (["report", "my_sae", "--token", "9"], 2, "sae-lens-gba report: unrecognized arguments"),
+        (["report", "my_sae", "--token", "9"], 2, "did you mean --tokens?"),
+        (["look", "my_sae", "--port", "http"], 2, "--port: invalid int value: 'http'"),
+        (["plan", "--d-in", "8"], 2, "required: --d-sae, --batch"),
         (["completion", "fish"], 2, "invalid choice: 'fish'"),
     ],
 )
@@ -101,6 +115,21 @@ def test_the_flags_are_those_that_saelens_would_take(monkeypatch: pytest.MonkeyP
             continue
         if "version" not in flag and action.default is not None:
             assert str(action.default) == str(theirs[flag].default), flag
+
+
+def test_defaults_are_those_of_the_configurations() -> None:
+    def given(command: str, *arguments: str) -> dict[str, Any]:
+        parser = Parser()
+        COMMANDS[command].add_arguments(parser)
+        return vars(parser.parse_args(arguments))
+
+    report = given("report", "my_sae")
+    names = {field.name for field in fields(ReportConfig)}
+    assert ReportConfig(**{name: report[name] for name in names}) == ReportConfig()
+    assert DemoConfig(**given("demo")) == DemoConfig()
+    needed = {"d_in": 8, "d_sae": 16, "batch": 4}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in needed.items()]
+    assert Plan(**given("plan", *flags)) == Plan(**needed, devices=8)
 
 
 def test_dashes_and_underscores_are_one() -> None:

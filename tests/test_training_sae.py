@@ -438,7 +438,7 @@ def test_wandb_offline_logs_a_run(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     logger = LoggingConfig(log_to_wandb=True, log_weights_to_wandb=False, wandb_log_frequency=2,
                            eval_every_n_wandb_logs=1)  # fmt: skip
-    wandb.init(project="test", mode="offline", dir=tmp_path)
+    wandb.init(project="test", mode="offline", dir=str(tmp_path))
     logged: dict[str, Any] = {}
     real_log = wandb.log
     monkeypatch.setattr(wandb, "log", lambda d, **kw: (logged.update(d), real_log(d, **kw)))

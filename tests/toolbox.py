@@ -184,7 +184,7 @@ def boot(folder: Path) -> Any:
 
 
 def hooked_transformer(folder: Path) -> HookedTransformer:
-    """A random model of TransformerLens with the tokenizer in ``folder``."""
+    """A random model of TransformerLens, 2 and 3, with the tokenizer of `save_tiny_llama`."""
     torch.manual_seed(0)
     cfg = HookedTransformerConfig(
         n_layers=2, d_model=D_MODEL, n_ctx=64, d_head=4, n_heads=4, d_mlp=32,

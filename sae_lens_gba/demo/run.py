@@ -26,18 +26,6 @@ MIN_FREE_BYTES = 2 * 1024**3
 _log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = DemoConfig()
-    parser.add_argument("--output", type=Path, default=default.output)
-    parser.add_argument("--cache", type=Path, default=default.cache, help="for the model's copy")
-    parser.add_argument("--hook-name", default=default.hook_name)
-    parser.add_argument("--d-sae", type=int, default=default.d_sae)
-    parser.add_argument("--target-l0", type=float, default=default.target_l0)
-    parser.add_argument("--training-tokens", type=int, default=default.training_tokens)
-    parser.add_argument("--snippets-tokens", type=int, default=default.snippets_tokens)
-    parser.add_argument("--seed", type=int, default=default.seed)
-
-
 def run_from_arguments(arguments: argparse.Namespace) -> None:
     names = DemoConfig.__dataclass_fields__
     run_demo(DemoConfig(**{name: getattr(arguments, name) for name in names}))

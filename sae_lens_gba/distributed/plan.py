@@ -161,24 +161,6 @@ _POSSIBLE: dict[str, Check] = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``sae-lens-gba plan``."""
-    add = parser.add_argument
-    add("--d-in", type=int, required=True, help="dimensions of the input")
-    add("--d-sae", type=int, required=True, help="latents")
-    add("--batch", type=int, required=True, help="samples a step, of all devices together")
-    add("--devices", type=int, default=8)
-    add("--l0", type=float, default=Plan.l0, help="active latents a sample")
-    add("--nested", type=int, default=Plan.nested, help="n_nested_reconstructions")
-    add("--memory-gb", type=float, default=Plan.memory_gb, help="of a device")
-    add(
-        "--link-gb-s",
-        type=float,
-        default=Plan.link_gb_s,
-        help="GB a second between devices: 370 over NVLink, 40 over a fast network",
-    )
-
-
 def run_from_arguments(arguments: argparse.Namespace) -> None:
     """Say what it takes."""
     names = _POSSIBLE

@@ -20,42 +20,6 @@ HTML_NAME = "report.html"
 _log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    default, add = ReportConfig(), parser.add_argument
-    add("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
-    add("--compare", type=Path, nargs="+", default=[], metavar="OTHER", help="more SAE folders")
-    add("--model", help="hub name or folder; the SAE's own if not given")
-    add(
-        "--dataset",
-        help="text file, csv, json(l), parquet, saved data set or hub name; what the SAE was "
-        "trained on if not given, of which a validation or test split if there is one",
-    )
-    add("--output", type=Path, help=f"HTML file to write, SAE_DIR/{HTML_NAME} if not given")
-    add("--tokens", dest="n_tokens", type=int, default=default.n_tokens, help="of text to read")
-    add("--context-size", type=int, help="tokens per sequence; the SAE's own if not given")
-    add("--ce-tokens", type=int, default=default.ce_tokens, help="for the CE loss; 0 leaves it out")
-    add(
-        "--sample",
-        dest="n_latents",
-        type=int,
-        default=default.n_latents,
-        help="latents to show in detail; all if not given",
-    )
-    add("--latents", type=int, nargs="+", default=(), help="latents to show whatever happens")
-    add(
-        "--explanations",
-        type=Path,
-        metavar="PATH",
-        help="of latents, to show: delphi's folder, Neuronpedia's jsonl, or json by latent",
-    )
-    add("--delphi", type=Path, metavar="FOLDER", help="write activations for delphi to explain")
-    add("--random-baseline", action="store_true", help="compare with random directions as well")
-    add("--seed", type=int, default=default.seed, help="of the samples")
-    add("--device", default="cpu", help="cpu, cuda, mps ...")
-    add("--autocast", action="store_true", help="run the model in bfloat16")
-
-
 def run_from_arguments(arguments: argparse.Namespace) -> None:
     """Run the command.
 

@@ -90,9 +90,15 @@ class Reader:
         """What the SAE does on a text, of which it reads at most its context size."""
         prepend_bos = bool(self._saved.sae.cfg.metadata.prepend_bos)
         with self._lock:
-            ids = self._model.to_tokens(text, prepend_bos=prepend_bos)
+            # as SAELens' store asks: models of transformers take no other way
+            ids = self._model.to_tokens(
+                text, prepend_bos=False, truncate=False, move_to_device=False
+            )
+            if prepend_bos:
+                bos = torch.full((1, 1), self._model.tokenizer.bos_token_id)
+                ids = torch.cat([bos, ids.long()], dim=1)
             n_left_out = max(0, ids.shape[1] - self._store.context_size)
-            ids = ids[:, : self._store.context_size]
+            ids = ids[:, : self._store.context_size].to(self._store.device)
             sae = self._saved.sae
             acts = sae.encode(activations_on(self._store, ids)[0].to(sae.dtype))
         acts = (acts.to_dense() if acts.is_sparse else acts).float().cpu()
@@ -218,15 +224,6 @@ def _page(saved: SavedSAE, report: SaeResult | None) -> str:
             data={"names": names, "report": None if report is None else HTML_NAME},
         )
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add = parser.add_argument
-    add("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
-    add("--model", help="hub name or folder; the SAE's own if not given")
-    add("--port", type=int, default=8123, help=f"of {HOST}; 0 takes a free one")
-    add("--device", default="cpu", help="cpu, cuda, mps ...")
 
 
 def run_from_arguments(arguments: argparse.Namespace) -> None:

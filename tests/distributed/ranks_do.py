@@ -28,7 +28,7 @@ from sae_lens_gba.runs import training
 from sae_lens_gba.training_metrics import Curves, training_metrics
 from tests.toolbox import (
     WORDS,
-    boot,
+    hooked_transformer,
     make_trainer,
     mixture,
     synthetic_runner_config,
@@ -252,7 +252,7 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
     texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
-    vars(training)["load_model"] = lambda *_, **__: boot(llm)
+    vars(training)["load_model"] = lambda *_, **__: hooked_transformer(llm)
     vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
     raise SystemExit(cli.main(["train", *flags]))
 

@@ -11,16 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.errors import InvalidPublicationError
-from sae_lens_gba.hub.command_line import add_arguments, run_from_arguments
+from sae_lens_gba.hub.command_line import run_from_arguments
 from sae_lens_gba.hub.publishing import Publication
 from sae_lens_gba.saved.evaluation import Evaluation, Metrics, Provenance, weights_sha256
+from sae_lens_gba_command.flags import add_publish
 from tests.hub_fixtures import D_SAE, HOOK, REPO, WEIGHTS
 from tests.local_hub import LocalHub
 
 
 def run(*arguments: str | Path) -> Publication:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_publish(parser)
     return run_from_arguments(parser.parse_args([str(argument) for argument in arguments]))
 
 

@@ -14,15 +14,16 @@ import sae_lens_gba
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.report import Report
-from sae_lens_gba.report.command import add_arguments, run_from_arguments
+from sae_lens_gba.report.command import run_from_arguments
 from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, json_schema, read_evaluation
 from sae_lens_gba.sources import load_text
+from sae_lens_gba_command.flags import add_report
 from tests.one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
 
 def run(*arguments: str) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    add_report(parser)
     run_from_arguments(parser.parse_args(arguments))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.by import By
 
-from sae_lens_gba.report.look import HOST, MAX_BYTES, make_server
+from sae_lens_gba.report.look import HOST, MAX_BYTES, Reader, make_server
+from sae_lens_gba.sources import load_model_of, load_saes
 from tests.one_latent_a_word import CONTEXT_SIZE, save_sae
 from tests.report.test_browser import eventually
 from tests.report.test_command import run
@@ -65,6 +66,16 @@ def test_the_latents_of_the_words_fire_on_them(port: int) -> None:
     assert found == {
         7: pytest.approx([0, 1, 0, 1], abs=1e-3), 9: pytest.approx([0, 0, 1, 0], abs=1e-3)
     }  # fmt: skip
+
+
+def test_an_sae_of_a_model_that_transformers_loaded(
+    model: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    names = {"hook_name": "model.embed_tokens", "model_class_name": "AutoModelForCausalLM"}
+    (saved,) = load_saes([save_sae(tmp_path / "sae", model.W_E.detach().float(), **names)])
+    answer = Reader(load_model_of(saved.sae, str(model_folder)), saved).read(WORDS)
+    assert answer.tokens == ["<s>", "word5", "word7", "word5"]
+    assert (answer.l0, sorted(found.latent for found in answer.latents)) == (1.0, [7, 9])
 
 
 def test_a_long_text_is_cut_and_it_is_said(port: int) -> None:

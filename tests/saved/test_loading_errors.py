@@ -110,7 +110,7 @@ NEWER_SETTING = {
         (tensors(WEIGHTS, threshold=None), WrongShapeError, "lacks threshold"),
         (tensors(WEIGHTS, extra=full(0.0)), WrongShapeError, "extra of .* should be absent"),
         (tensors(WEIGHTS, b_enc=full(torch.nan)), DamagedFileError, "NaN or Inf in b_enc"),
-        (tensors(WEIGHTS, b_enc=full(0, torch.complex64)), DamagedFileError, "complex64 in b_enc"),
+        (tensors(WEIGHTS, b_enc=full(0, torch.int32)), DamagedFileError, "int32 in b_enc"),
         (tensors(WEIGHTS, b_enc=full(0, torch.float8_e4m3fn)), DamagedFileError, "can't be load"),
         # groups
         (missing(GROUPS), NotAGBASAEError, "SAELens itself loads it"),
