@@ -6,6 +6,7 @@ import torch
 
 _FEWEST_ABOVE = 4  # samples of a batch that must lie above a threshold to say where it is
 _TOO_LARGE = 1e8  # times a typical norm: float32 overflows in the gradient's squared norm
+_NORM_RATE = 0.01  # share of the way to a batch's norm that an estimate goes, in logarithms
 
 
 def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:
@@ -15,6 +16,25 @@ def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:
         centred_input: shape (n, d_in).
     """
     return centred_input.norm(dim=-1).float().median()
+
+
+def followed_norm(
+    estimate: torch.Tensor, norm: torch.Tensor, is_first_window: torch.Tensor
+) -> torch.Tensor:
+    """An estimated typical norm after one more batch, whose own is given; all shape ().
+
+    The estimate moves by a hundredth of the difference, in logarithms, so that a strange batch
+    hardly counts and a lasting change is followed within some hundred steps. Only in the first
+    window, when the estimate is that of the first batch, a batch that differs from it by more
+    than half replaces it. A norm of 0 says nothing; an estimate of 0 is none.
+
+    Nothing is read on the host.
+    """
+    ratio = torch.where(norm > 0, norm / estimate, 1.0).to(estimate.dtype)
+    is_odd = (ratio.log().abs() > math.log(1.5)) & is_first_window
+    slow = ratio.clamp(1 / 4, 4.0) ** _NORM_RATE
+    followed = estimate * torch.where(is_odd, ratio, slow)
+    return torch.where(estimate > 0, followed, norm)
 
 
 def quantile_bias(

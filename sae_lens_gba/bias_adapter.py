@@ -1,13 +1,13 @@
 """The state of bias adaptation between steps: what is counted, and when biases move."""
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from sae_lens_gba.batch_statistics import followed_norm
 from sae_lens_gba.bias_adaptation import (
     UPDATE_RULES,
     AdaptationRates,
@@ -24,7 +24,6 @@ from sae_lens_gba.precision import apply_keeping_float32
 logger = logging.getLogger(__name__)
 
 _MOST_IN_WARM_UP = 0.6  # share of samples that no target is raised above
-_NORM_RATE = 0.01  # share of the way to a batch's norm that the estimate goes, in logarithms
 
 
 class BiasAdapter(nn.Module):
@@ -55,7 +54,7 @@ class BiasAdapter(nn.Module):
             ``band`` of its threshold.
         band: in pre-activation units; 0 before the first adaptation.
         input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
-            the data slowly, see `follow_norm`.
+            the data slowly, see `followed_norm`.
         warm_up: what the targets are multiplied by for now; 1 once they have come down.
         share: of the SAE's latents, what is counted here: all, or one process' part of them.
             ``spectrum`` is that of all.
@@ -173,20 +172,13 @@ class BiasAdapter(nn.Module):
 
     @torch.no_grad()
     def follow_norm(self, norm: torch.Tensor) -> None:
-        """Take in the typical norm of one more batch of centred inputs, shape ().
+        """Take in the typical norm of one more batch of centred inputs, shape ()."""
+        self.input_norm.copy_(followed_norm(self.input_norm, norm, self.is_first_window))
 
-        The estimate moves by a hundredth of the difference, in logarithms, so that a strange
-        batch hardly counts and a lasting change is followed within some hundred steps. Only in
-        the first window, when the estimate is that of the first batch, a batch that differs
-        from it by more than half replaces it. A norm of 0 says nothing.
-
-        Nothing is read on the host.
-        """
-        ratio = torch.where(norm > 0, norm / self.input_norm, 1.0).to(self.input_norm.dtype)
-        is_odd = (ratio.log().abs() > math.log(1.5)) & (self.n_steps < self.adapt_every_n_steps)
-        slow = ratio.clamp(1 / 4, 4.0) ** _NORM_RATE
-        followed = self.input_norm * torch.where(is_odd, ratio, slow)
-        self.input_norm.copy_(torch.where(self.input_norm > 0, followed, norm))
+    @property
+    def is_first_window(self) -> torch.Tensor:
+        """Whether no adaptation was due so far, shape ()."""
+        return self.n_steps < self.adapt_every_n_steps
 
     @torch.no_grad()
     def observe(self, pre_activations: torch.Tensor) -> None:

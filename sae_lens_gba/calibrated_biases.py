@@ -148,7 +148,8 @@ class CalibratedBiases(GBAParameters):
         W_enc = self._encoder()
         for batch in reversed(self.recent_samples.batches):
             for rows in batch[:n_samples].split(CHUNK_ROWS):
-                yield (self.process_sae_in(rows) @ W_enc).to(self.state_dtype) / self.input_scale
+                h = self._centred(self._uncentred(rows)) @ W_enc
+                yield h.to(self.state_dtype) / self.input_scale
             n_samples -= min(n_samples, len(batch))
             if n_samples == 0:
                 return

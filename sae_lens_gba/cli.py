@@ -39,7 +39,7 @@ def run(command: str, arguments: list[str], flags: argparse.Namespace) -> int:
 
 
 def train(arguments: Sequence[str]) -> None:
-    """SAELens' command line, with "gba" among (and the default of) its architectures.
+    """SAELens' command line, with ours among its architectures, and "gba" the default.
 
     See `sae_lens_gba.train` for what is added to a run, `train_flags` for the flags. Started by
     torchrun, it trains on all of its processes together.
@@ -50,8 +50,7 @@ def train(arguments: Sequence[str]) -> None:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     train_flags.add_own_arguments(own)
     options, rest = own.parse_known_args(list(arguments))
-    is_gba = train_flags.architecture_of(rest) == "gba"
-    cfg = _config(rest, is_gba)
+    cfg = _config(rest, train_flags.is_ours(train_flags.architecture_of(rest)))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun
         if options.report:
             raise ValueError("--report is not possible on several ranks: leave it out.")
@@ -74,9 +73,9 @@ def train(arguments: Sequence[str]) -> None:
     )
 
 
-def _config(arguments: list[str], is_gba: bool) -> Any:
+def _config(arguments: list[str], is_ours: bool) -> Any:
     defaults: dict[str, str] = {}
-    if is_gba:
+    if is_ours:
         defaults = {
             name: value
             for name, value in train_flags.DEFAULTS.items()

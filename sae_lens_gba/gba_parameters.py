@@ -32,6 +32,8 @@ class GBAParameters(EncoderFollowsDecoder):
     output_scale: nn.Parameter
     adapter: BiasAdapter
     _started = False
+    # at least float32, whatever the weights are
+    _PRECISE: tuple[str, ...] = ("b_enc", "threshold", "output_scale")
 
     @override
     def initialize_weights(self) -> None:
@@ -98,13 +100,40 @@ class GBAParameters(EncoderFollowsDecoder):
         """``b_dec``, ``b_enc`` or ``threshold`` in units of the input."""
         return self.input_scale * parameter
 
+    @property
+    def target_scale(self) -> torch.Tensor:
+        """`input_scale` of what the output is compared with: the unit of ``b_dec`` and loss, ()."""
+        return self.input_scale
+
+    @property
+    def _centre(self) -> nn.Parameter | None:
+        """What the encoder's inputs are relative to, in units of `input_scale`, (d_in,)."""
+        return self.b_dec if self.cfg.apply_b_dec_to_input else None
+
+    def _decoder_scale(self) -> torch.Tensor:
+        """By what the rows of ``W_dec`` are multiplied, (d_sae,)."""
+        return self.output_scale
+
+    def _stock_b_enc(self) -> torch.Tensor:
+        """``b_enc`` of the stock SAE, for inputs as `process_sae_in` gives them, (d_sae,)."""
+        return self.in_input_units(self.b_enc)
+
+    def _stock_b_dec(self) -> torch.Tensor:
+        """``b_dec`` of the stock SAE, (d_in,)."""
+        return self.target_scale * self.b_dec
+
     @override
     def process_sae_in(self, sae_in: torch.Tensor) -> torch.Tensor:
         # as SAELens', but for the unit of b_dec (test_upstream_contract.py)
+        return self._centred(self._uncentred(sae_in))
+
+    def _uncentred(self, sae_in: torch.Tensor) -> torch.Tensor:
         x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         self._require_d_in(x)
-        x = self.normalised(x)
-        return x - self.in_input_units(self.b_dec) if self.cfg.apply_b_dec_to_input else x
+        return self.normalised(x)
+
+    def _centred(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._centre is None else x - self.in_input_units(self._centre)
 
     def _require_d_in(self, x: torch.Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.cfg.d_in:
@@ -139,7 +168,7 @@ class GBAParameters(EncoderFollowsDecoder):
         return self.cfg.activation == "jumprelu"
 
     def _scaled_W_dec(self) -> torch.Tensor:
-        return self.W_dec * self.output_scale.to(self.dtype).unsqueeze(1)
+        return self.W_dec * self._decoder_scale().to(self.dtype).unsqueeze(1)
 
     def _move_row_norms_to_output_scale(self) -> None:
         self.output_scale.data.mul_(self.W_dec.norm(dim=1))
@@ -239,22 +268,25 @@ class GBAParameters(EncoderFollowsDecoder):
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         """Leave exactly the parameters of the stock architecture."""
         self._warn_of_other_norms()
-        weights = {
-            "W_enc": self._encoder(),
-            "b_enc": self.in_input_units(self.b_enc),
-            "W_dec": self._scaled_W_dec(),
-            "b_dec": self.in_input_units(self.b_dec),
-        }
-        if self._is_jumprelu:
-            weights["threshold"] = self.in_input_units(self.threshold)
+        weights = self._stock_weights()
         state_dict.clear()
         for name, weight in weights.items():
             state_dict[name] = weight.detach().to(self.dtype).contiguous()
 
+    def _stock_weights(self) -> dict[str, torch.Tensor]:
+        weights = {
+            "W_enc": self._encoder(),
+            "b_enc": self._stock_b_enc(),
+            "W_dec": self._scaled_W_dec(),
+            "b_dec": self._stock_b_dec(),
+        }
+        if self._is_jumprelu:
+            weights["threshold"] = self.in_input_units(self.threshold)
+        return weights
+
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "GBAParameters":
-        names = ("b_enc", "threshold", "output_scale")
-        kept = {name: p.data for name, p in self.named_parameters() if name in names}
+        kept = {name: p.data for name, p in self.named_parameters() if name in self._PRECISE}
         apply_keeping_float32(
             kept, lambda: super(GBAParameters, self)._apply(*args, **kwargs), self.get_parameter
         )

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens.load_model import load_model
 
+from sae_lens_gba.at_target import is_transcoder
 from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
 
 TextDataset: TypeAlias = Dataset | IterableDataset
@@ -50,15 +51,15 @@ def _load_sae(folder: Path, label: str, device: str) -> SavedSAE:
         )
     saved = read_saved(folder, device, groups_required=False, label=label)
     sae = saved.sae
-    if hasattr(sae.cfg, "d_out"):
-        raise ValueError(
-            f"{folder} is a transcoder ({sae.cfg.architecture()}): give an SAE, which reads and "
-            "writes the same hook."
-        )
     if not sae.cfg.metadata.hook_name:
         raise ValueError(
             f"{folder} does not say where its activations come from: set metadata.hook_name in "
             "its cfg.json, e.g. to 'blocks.8.hook_resid_post'."
+        )
+    if is_transcoder(sae) and not sae.cfg.metadata.hook_name_out:
+        raise ValueError(
+            f"{folder} is a transcoder and does not say what it predicts: set "
+            "metadata.hook_name_out in its cfg.json, e.g. to 'blocks.8.hook_mlp_out'."
         )
     if sae.cfg.normalize_activations == "expected_average_only_in":
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -39,23 +39,28 @@ def outside_compilation(function: _F) -> _F:
 
 
 @dataclass
-class _Step:
+class Step:
     """What a training step has found out so far, for its later parts.
 
     Attributes:
-        sae_in: the batch, as SAELens passes it around, (batch, d_in).
-        normalised: the same, as the SAE sees it.
+        sae_in: the inputs, as the trainer gives them, (batch, d_in).
+        target: what SAELens passes around, and compares the output with; ``sae_in`` itself,
+            except of a transcoder.
+        normalised: the inputs, as the SAE sees them.
         feature_acts: the activations, as SAELens passes them on, (batch, d_sae).
         sparse: where the step runs sparsely, the active ones, (nnz,), and which they are:
             values() would cost their gradient a detour.
         parts: what each band of latents adds to the output, (n_bands, batch, d_in).
+        skipped: what a transcoder's skip connection adds to it, (batch, d_out).
     """
 
     sae_in: torch.Tensor
+    target: torch.Tensor
     normalised: torch.Tensor
     feature_acts: torch.Tensor | None = None
     sparse: tuple[torch.Tensor, ActiveSet] | None = None
     parts: torch.Tensor | None = None
+    skipped: torch.Tensor | None = None
 
 
 class GBATrainingSAE(CalibratedBiases):
@@ -108,7 +113,7 @@ class GBATrainingSAE(CalibratedBiases):
     - SAELens' loss has no factor 1/2: Adam does not see it.
     """
 
-    _step: _Step | None = None  # while one is in progress
+    _step: Step | None = None  # while one is in progress
     _curves = cached_property(lambda _: Curves())  # for wandb, if anybody logs
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
@@ -119,7 +124,8 @@ class GBATrainingSAE(CalibratedBiases):
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         # laid out in memory as in a loaded SAE: with another layout, products may differ in
         # the last bit
-        return self._encode_dense(self.process_sae_in(x), self._encoder().contiguous())[0]
+        W_enc = self._encoder().contiguous()
+        return self._encode_dense(self.process_sae_in(x), W_enc, self._stock_b_enc())[0]
 
     @override
     @outside_compilation  # its shapes depend on the data
@@ -131,14 +137,17 @@ class GBATrainingSAE(CalibratedBiases):
         ``sparse_below_density=0``: for code of one's own that compares them (``acts > 0``), which
         torch's sparse tensors don't allow.
         """
+        if self._step is not None:  # SAELens gives what it compares the output with
+            x = self._step.sae_in
         # no gradient to b_dec from here: it would move b_dec to undo the feedback on the
         # biases, since w.(x - b_dec) + b rises as well by -w.b_dec as by b
-        sae_in = self.process_sae_in(x).detach()
+        sae_in = self._centred(self._uncentred(x)).detach()
         W_enc = self._encoder()
         found = self._find_active(sae_in, W_enc)
         sparse = None
         if found is None:
-            feature_acts, hidden_pre = self._encode_dense(sae_in, W_enc)
+            b_enc = self.in_input_units(self.b_enc)
+            feature_acts, hidden_pre = self._encode_dense(sae_in, W_enc, b_enc)
         else:
             active, values = found
             acts = SparseEncode.apply(sae_in, W_enc, values.to(self.dtype), active)
@@ -165,24 +174,23 @@ class GBATrainingSAE(CalibratedBiases):
             recons = self._decode_step(step, feature_acts)
         else:
             recons = self.adapter.share.sum(feature_acts @ self._scaled_W_dec())
-        recons = self.hook_sae_recons(recons + self.in_input_units(self.b_dec))
+        recons = self.hook_sae_recons(recons + self._stock_b_dec())
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     @outside_compilation
-    def _decode_step(self, step: _Step, feature_acts: torch.Tensor) -> torch.Tensor:
+    def _decode_step(self, step: Step, feature_acts: torch.Tensor) -> torch.Tensor:
         bands, group = self._bands, self.adapter.group
         if step.sparse is None:
             own_parts = bands.dense_parts(feature_acts, self._scaled_W_dec(), group)
         else:
-            own_parts = bands.sparse_parts(*step.sparse, self.W_dec, self.output_scale, group)
+            own_parts = bands.sparse_parts(*step.sparse, self.W_dec, self._decoder_scale(), group)
         step.parts = self.adapter.share.sum(own_parts)
         return step.parts.sum(dim=0)
 
     def _encode_dense(
-        self, sae_in: torch.Tensor, W_enc: torch.Tensor
+        self, sae_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        b_enc = self.in_input_units(self.b_enc).to(self.dtype)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ W_enc + b_enc)
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ W_enc + b_enc.to(self.dtype))
         threshold = self._limit().to(self.dtype)
         acts = torch.where(hidden_pre > threshold, hidden_pre, 0.0)
         return self.hook_sae_acts_post(acts), hidden_pre
@@ -215,20 +223,20 @@ class GBATrainingSAE(CalibratedBiases):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        self._require_d_in(step_input.sae_in)
+        sae_in, target = self._input_and_target(step_input.sae_in)
         require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
             attend_optimizer_of(self.W_dec)
             self.adapter.warm_up = self._warm_up(step_input.coefficients)
-        x = self.normalised(step_input.sae_in.to(self.dtype))
+        step = Step(sae_in, target, self.normalised(sae_in.to(self.dtype)))
         if self.training:
-            self._take_in(step_input.sae_in, x, step_input.n_training_steps)
-        self._step = _Step(step_input.sae_in, x)
+            self._take_in(step, step_input.n_training_steps)
+        self._step = step
         try:
-            output = super().training_forward_pass(step_input)
+            output = super().training_forward_pass(replace(step_input, sae_in=target))
         finally:
             self._step = None
-        weight = self._loss_weight(step_input.sae_in, x)
+        weight = self._loss_weight(step)
         output.loss = output.loss * weight
         output.losses = {name: loss * weight for name, loss in output.losses.items()}
         # no loss, but SAELens' progress line and wandb show what stands here
@@ -239,23 +247,28 @@ class GBATrainingSAE(CalibratedBiases):
             output.metrics.update(training_metrics(self.adapter, self.bias, self._curves))
         return output
 
+    def _input_and_target(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What of a trainer's batch is encoded, and what the output is compared with."""
+        self._require_d_in(batch)
+        return batch, batch
+
     @torch.no_grad()
-    def _take_in(self, batch: torch.Tensor, x: torch.Tensor, n_steps: int) -> None:
+    def _take_in(self, step: Step, n_steps: int) -> None:
         """What a batch says before it is trained on: the scale of the inputs, a start.
 
         Args:
-            batch: as it came, shape (batch, d_in).
-            x: the same, normalised.
+            step: about to be taken.
             n_steps: taken so far.
         """
+        x = step.normalised
         mean = x.mean(dim=0)
-        norm = typical_norm(x - mean if self.cfg.apply_b_dec_to_input else x)
+        norm = typical_norm(x if self._centre is None else x - mean)
         if self._has_started():
             self.adapter.follow_norm(norm)
-            self._keep_for_calibration(batch)
+            self._keep_for_calibration(step.sae_in)
         # a batch of zeros, of one row or of equal rows (but for rounding) says nothing
         elif float(typical_norm(x - mean)) > 1e-5 * float(mean.norm()):
-            self._start(x, norm)
+            self._start(step, norm)
         elif n_steps == _PATIENCE:
             logger.warning(
                 "no batch of %d had two different rows: nothing is learnt from such; give batches "
@@ -263,17 +276,17 @@ class GBATrainingSAE(CalibratedBiases):
                 n_steps,
             )
 
-    def _start(self, x: torch.Tensor, norm: torch.Tensor) -> None:
+    def _start(self, step: Step, norm: torch.Tensor) -> None:
         """The scale of the inputs is known; of a new SAE, b_dec and biases start as well."""
         self.adapter.input_norm.copy_(norm)
         if int(self.adapter.n_steps) > 0:
             for parameter in (self.b_dec, *self._encoder_biases()):
                 parameter.data.div_(self.input_scale)
             return
-        sae_in = x / self.input_scale
-        if self.cfg.apply_b_dec_to_input:
-            self.b_dec.data.copy_(sae_in.mean(dim=0))
-            sae_in = sae_in - self.b_dec
+        sae_in = step.normalised / self.input_scale
+        if self._centre is not None:
+            self._centre.data.copy_(sae_in.mean(dim=0))
+            sae_in = sae_in - self._centre
         if self.cfg.bias_init == "quantile":
             self.set_bias(
                 quantile_bias(
@@ -281,13 +294,13 @@ class GBATrainingSAE(CalibratedBiases):
                 )
             )
 
-    def _loss_weight(self, sae_in: torch.Tensor, normalised: torch.Tensor) -> torch.Tensor:
-        """Makes the squared error that of inputs of the unit's scale."""
+    def _loss_weight(self, step: Step) -> torch.Tensor:
+        """Makes the squared error that of targets of the unit's scale."""
         if self.training and not self._has_started():
             return self.input_scale * 0
-        weight = self.input_scale**-2
+        weight = self.target_scale**-2
         if self.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
-            weight = weight * normalised.square().sum() / sae_in.square().sum()
+            weight = weight * step.normalised.square().sum() / step.sae_in.square().sum()
         return weight
 
     @outside_compilation
@@ -319,9 +332,12 @@ class GBATrainingSAE(CalibratedBiases):
         step = self._step
         if self._bands.n_bands == 1 or step is None or step.parts is None:
             return {}
-        target = step.normalised - self.in_input_units(self.b_dec)
-        error = NestedSquaredError.apply(step.parts, target)
+        error = NestedSquaredError.apply(step.parts, self._left_to_latents(step))
         return {"nested_mse_loss": self.cfg.nested_weight * error}
+
+    def _left_to_latents(self, step: Step) -> torch.Tensor:
+        """What the latents' parts of the output should add up to, (batch, d_in)."""
+        return step.normalised - self._stock_b_dec()
 
     @override
     @torch.no_grad()

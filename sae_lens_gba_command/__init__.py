@@ -70,8 +70,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:  # help, version or a mistake
         _parser().parse_args([command])
     # flags of other architectures are known to SAELens alone
-    is_theirs = command == "train" and train_flags.architecture_of(rest) != "gba"
-    given = Namespace() if is_theirs else _command_parser(command).parse_args(rest)
+    architecture = train_flags.architecture_of(rest)
+    is_theirs = command == "train" and not train_flags.is_ours(architecture)
+    given = Namespace() if is_theirs else _command_parser(command, architecture).parse_args(rest)
     if command == "completion":
         return _completion(given.shell)
     if command == "train" and not is_theirs:
@@ -96,10 +97,13 @@ def _parser(with_flags: bool = False) -> Parser:
     return parser
 
 
-def _command_parser(name: str) -> Parser:
+def _command_parser(name: str, architecture: str) -> Parser:
     command = COMMANDS[name]
     parser = Parser(prog=f"sae-lens-gba {name}", description=command.help)
-    command.add_arguments(parser)
+    if name == "train":
+        train_flags.add_arguments(parser, architecture)
+    else:
+        command.add_arguments(parser)
     return parser
 
 

@@ -29,6 +29,12 @@ NEEDED = {
     "hook_name": "blocks.8.hook_resid_pre",
     "dataset_path": "NeelNanda/pile-10k",
 }
+# file and class that declare an architecture's settings; all of ours have those of the first
+_SAE_CLASSES = {
+    "gba": ("sae_lens_gba/config.py", "GBATrainingSAEConfig"),
+    "gba_transcoder": ("sae_lens_gba/transcoder_config.py", "GBATrainingTranscoderConfig"),
+    "gba_skip_transcoder": ("sae_lens_gba/transcoder_config.py", "GBATrainingTranscoderConfig"),
+}
 _FIRST = (
     "model_name", "hook_name", "dataset_path", "d_sae", "target_l0", "training_tokens",
     "output_path", "lr", "train_batch_size_tokens", "device", "log_to_wandb",
@@ -43,6 +49,11 @@ def architecture_of(arguments: list[str]) -> str:
         if flag in ("--architecture", "--sae"):
             return value if equals else "".join(arguments[i + 1 : i + 2])
     return "gba"
+
+
+def is_ours(architecture: str) -> bool:
+    """Whether an architecture has groups of latents, and defaults of ours."""
+    return architecture in _SAE_CLASSES
 
 
 def add_own_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,13 +72,13 @@ def add_own_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", action="store_true", help="leave charts of the run (needs matplotlib)")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags of the command for a GBA SAE, the most used ones and ours first."""
+def add_arguments(parser: argparse.ArgumentParser, architecture: str = "gba") -> None:
+    """All flags of the command for an architecture of ours, the most used ones and ours first."""
     parser.usage = (
         "%(prog)s --model_name NAME --hook_name HOOK --dataset_path DATASET --target_l0 L0 "
         "[--d_sae N] [--output_path FOLDER] [more flags]"
     )
-    sae, model, wandb = _sae_fields(), _runner_fields(), _logger_fields()
+    sae, model, wandb = _sae_fields(architecture), _runner_fields(), _logger_fields()
     by_name = {field.name: field for field in [*sae, *model, *wandb]}
     first = parser.add_argument_group("what most runs set")
     for name in _FIRST:
@@ -84,26 +95,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 _add(group, field)
 
 
-def _sae_fields() -> list[Field]:
+def _sae_fields(architecture: str) -> list[Field]:
+    base, own = _SAE_CLASSES["gba"], _SAE_CLASSES[architecture]
     helps = {
         name: text.replace(" Inherited from SAEConfig.", "")
-        for name, text in helps_of("sae_lens_gba/config.py", "GBATrainingSAEConfig").items()
+        for name, text in {**helps_of(*base), **helps_of(*own)}.items()
     }
     taken = {field.name for field in _runner_fields()}
-    return [
+    fields = [
         Field("d_sae", "int", "1024", helps["d_sae"]),
         Field("d_in", "int", None, "Input dimension; the model's, unless given."),
         *fields_of("sae_lens_gba/adaptation_settings.py", "AdaptationSettings"),
-        *fields_of("sae_lens_gba/config.py", "GBATrainingSAEConfig"),
+        *fields_of(*base),
         *(
-            replace(
-                field,
-                name=f"sae.{field.name}" if field.name in taken else field.name,
-                help=helps.get(field.name, ""),
-            )
+            field
             for field in fields_of("sae_lens/saes/sae.py", "SAEConfig")
             if field.name not in ("d_in", "d_sae")
         ),
+    ]
+    by_name = {field.name: field for field in [*fields, *fields_of(*own)]}
+    return [
+        replace(
+            field,
+            name=f"sae.{name}" if name in taken else name,
+            help=helps.get(name, field.help),
+        )
+        for name, field in by_name.items()
     ]
 
 
@@ -162,7 +179,10 @@ def check(arguments: list[str]) -> None:
             "--target_l0 is needed: how many latents should be active on a token, 32 to 64 for "
             "most language models"
         )
-    for name, example in NEEDED.items():
+    needed = dict(NEEDED)
+    if architecture_of(arguments) != "gba":
+        needed["hook_name_out"] = "blocks.8.hook_mlp_out, where the transcoder's target is"
+    for name, example in needed.items():
         is_cached = name == "dataset_path" and any("cached_activations" in a for a in arguments)
         if not is_given(arguments, f"--{name}") and not is_cached:
             error(f"--{name} is needed, such as {example}")

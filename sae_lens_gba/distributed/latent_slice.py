@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens import TrainingSAEConfig
 from typing_extensions import override
 
 from sae_lens_gba.config import GBATrainingSAEConfig
@@ -57,8 +58,10 @@ class LatentSlice(GBATrainingSAE):
             ranks: all that are to train it.
 
         Raises:
-            ValueError: there are fewer latents than ranks.
+            ValueError: there are fewer latents than ranks, or it is a transcoder.
         """
+        if whole is not None:
+            require_gba(whole.cfg)
         said = None if whole is None else (_settings(whole.cfg), whole.adapter.group.cpu())
         cfg, group = ranks.from_rank(0, said)
         if len(group) < ranks.world:
@@ -138,6 +141,14 @@ class LatentSlice(GBATrainingSAE):
             whole.to_empty(device="cpu")
             whole.load_weights_from_checkpoint(checkpoint_path)
         self.fill(whole)
+
+
+def require_gba(cfg: TrainingSAEConfig) -> None:
+    if cfg.architecture() != GBATrainingSAEConfig.architecture():
+        raise ValueError(
+            f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in "
+            "one process, or take 'gba'."
+        )
 
 
 def _settings(cfg: GBATrainingSAEConfig) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from sae_lens import (
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     TrainingSAE,
-    TrainingSAEConfig,
 )
 from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
@@ -26,8 +25,7 @@ from sae_lens.training.types import DataProvider
 from safetensors.torch import load_file, save_file
 from typing_extensions import override
 
-from sae_lens_gba.config import GBATrainingSAEConfig
-from sae_lens_gba.distributed.latent_slice import LatentSlice
+from sae_lens_gba.distributed.latent_slice import LatentSlice, require_gba
 from sae_lens_gba.distributed.ranks import Ranks, join
 from sae_lens_gba.distributed.trainer import LatentParallelTrainer, replaced
 from sae_lens_gba.provenance import package_versions
@@ -184,14 +182,6 @@ class _TrainerOnSyntheticData(LatentParallelTrainer):
     @override
     def fit(self) -> GBATrainingSAE | LatentSlice:
         return super().fit().to(self.ranks.device)
-
-
-def require_gba(cfg: TrainingSAEConfig) -> None:
-    if not isinstance(cfg, GBATrainingSAEConfig):
-        raise ValueError(
-            f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in "
-            "one process, or take 'gba'."
-        )
 
 
 def _be_quiet_beside_rank_0(ranks: Ranks) -> None:

@@ -152,7 +152,7 @@ def _model_index(repo_id: str, entry: CardEntry) -> list[dict[str, Any]]:
     results = [
         EvalResult(
             task_type="feature-extraction",
-            task_name="sparse autoencoder",
+            task_name="transcoder" if entry.hook_name_out else "sparse autoencoder",
             dataset_type=_dataset_type(entry),
             dataset_name=one_line(entry.measured_on or entry.dataset or "training data"),
             metric_type=name,

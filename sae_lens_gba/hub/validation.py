@@ -117,7 +117,10 @@ def check_publishable(saved: SavedSAE, sae_id: str) -> None:
 
 def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
     metadata = cfg.get("metadata") or {}
-    for name, example in (("model_name", "google/gemma-2-2b"), ("hook_name", "blocks.8.hook_out")):
+    needed = {"model_name": "google/gemma-2-2b", "hook_name": "blocks.8.hook_out"}
+    if "d_out" in cfg:
+        needed["hook_name_out"] = "blocks.8.hook_mlp_out"
+    for name, example in needed.items():
         if not metadata.get(name):
             raise InvalidPublicationError(
                 f"SAE {sae_id!r} has no {name} in its metadata, so nobody could use it: pass "

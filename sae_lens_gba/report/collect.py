@@ -10,6 +10,7 @@ import torch
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 
+from sae_lens_gba.at_target import is_transcoder
 from sae_lens_gba.provenance import package_versions, utc_now
 from sae_lens_gba.report.compare import compare
 from sae_lens_gba.report.details import build_details
@@ -135,23 +136,30 @@ def _read(
     """
     stores: dict[str, ActivationsStore] = {}
     for reading in readings:
-        if reading.saved.hook_name not in stores:
+        for hook, width in reading.saved.widths.items():
+            if hook in stores:
+                continue
             store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
+            store.hook_name, store.d_in = hook, width
             # tokens and positions are the first SAE's, whatever the others were trained on
             store.seqpos_slice = next(iter(stores.values()), store).seqpos_slice
-            stores[reading.saved.hook_name] = store
+            stores[hook] = store
     first = stores[readings[0].saved.hook_name]
     special = torch.tensor(get_special_token_ids(model.tokenizer))
     d_sae = max(reading.saved.d_sae for reading in readings)
     text: list[torch.Tensor] = []
     n_read = 0
     for tokens in token_batches(first, cfg.n_tokens, d_sae):
-        inputs = {hook: activations_on(store, tokens) for hook, store in stores.items()}
+        seen = {hook: activations_on(store, tokens) for hook, store in stores.items()}
         text.append(tokens[:, slice(*first.seqpos_slice)].cpu())
         places = torch.isin(text[-1], special, invert=True).flatten().nonzero().squeeze(1)
         for reading in readings:
-            x = inputs[reading.saved.hook_name].flatten(0, 1)
-            reading.update(x[places.to(x.device)], n_read + places)
+            saved = reading.saved
+            x, target = (
+                seen[hook].flatten(0, 1)[places.to(seen[hook].device)]
+                for hook in (saved.hook_name, saved.hook_name_out)
+            )
+            reading.update(x, target, n_read + places)
         n_read += text[-1].numel()
     if readings[0].selectivity.n_samples == 0:
         raise ValueError(
@@ -176,14 +184,22 @@ def _random_baseline(
 
 def _check(saes: Sequence[SavedSAE], cfg: ReportConfig) -> None:
     first, *others = saes
+    if cfg.random_baseline and is_transcoder(first.sae):
+        raise ValueError("random_baseline is not possible for a transcoder: leave it out.")
     for latent in cfg.latents:
         if not 0 <= latent < first.d_sae:
             raise ValueError(
                 f"latents={latent} is not possible: the SAE has {first.d_sae}, numbered from 0."
             )
     for other in others:
-        if other.sae.cfg.d_in != first.sae.cfg.d_in:
+        theirs, ours = tuple(other.widths.values()), tuple(first.widths.values())
+        if theirs[0] != ours[0]:
             raise ValueError(
-                f"{other.label} has d_in={other.sae.cfg.d_in}, {first.label} has "
-                f"{first.sae.cfg.d_in}: compare SAEs whose inputs have the same dimension."
+                f"{other.label} has d_in={theirs[0]}, {first.label} has {ours[0]}: compare SAEs "
+                "whose inputs have the same dimension."
+            )
+        if theirs[-1] != ours[-1]:
+            raise ValueError(
+                f"{other.label} has d_out={theirs[-1]}, {first.label} has {ours[-1]}: compare "
+                "those whose outputs have the same dimension."
             )

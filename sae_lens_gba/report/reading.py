@@ -8,6 +8,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.evals import ExplainedVarianceCalculator
 
+from sae_lens_gba.at_target import decoded
 from sae_lens_gba.metrics import SelectivityMeter
 from sae_lens_gba.saved.saved_sae import SavedSAE
 
@@ -74,18 +75,20 @@ class Reading:
         self._room = MAX_FIRINGS
 
     @torch.no_grad()
-    def update(self, x: torch.Tensor, places: torch.Tensor) -> None:
+    def update(self, x: torch.Tensor, target: torch.Tensor, places: torch.Tensor) -> None:
         """Take in a batch.
 
         Args:
-            x: model activations, shape (n_tokens, d_in).
+            x: model activations that the SAE reads, shape (n_tokens, d_in).
+            target: those that its output is compared with: x, or a transcoder's target.
             places: of the tokens in the text, shape (n_tokens,), on the CPU.
         """
         if not len(x):
             return
         sae = self.saved.sae
-        acts, pre_activations = _encode(sae, x.to(sae.dtype))
-        self.variance.add_batch(sae.decode(acts).float(), x)
+        x = x.to(sae.dtype)
+        acts, pre_activations = _encode(sae, x)
+        self.variance.add_batch(decoded(sae, acts, x).float(), target)
         acts = (acts.to_dense() if acts.is_sparse else acts).float()
         active = acts > 0
         self.selectivity.add(acts if pre_activations is None else pre_activations, active)

@@ -9,6 +9,7 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
+from sae_lens_gba.at_target import at_its_target
 from sae_lens_gba.metrics import BestMatch, best_match
 from sae_lens_gba.report.details import significant
 from sae_lens_gba.report.reading import Reading
@@ -40,7 +41,7 @@ def build_result(
         label=saved.label,
         architecture=trained_architecture(saved.sae),
         model_name=str(saved.sae.cfg.metadata.model_name),
-        hook_name=saved.hook_name,
+        hook_name=" to ".join(saved.widths),
         d_in=int(saved.sae.cfg.d_in),
         d_sae=saved.d_sae,
         metrics=_metrics(reading, ce_loss),
@@ -59,17 +60,13 @@ def measure_ce_loss(
         return {}
     n_sequences = max(1, ce_tokens // store.context_size)
     batch = min(CE_BATCH_SEQUENCES, n_sequences)
-    found, _ = run_evals(
-        saved.sae,
-        store,
-        model,
-        ActivationScaler(),
-        EvalConfig(
-            batch_size_prompts=batch,
-            n_eval_reconstruction_batches=max(1, n_sequences // batch),
-            compute_ce_loss=True,
-        ),
+    cfg = EvalConfig(
+        batch_size_prompts=batch,
+        n_eval_reconstruction_batches=max(1, n_sequences // batch),
+        compute_ce_loss=True,
     )
+    with at_its_target(saved.sae, model) as sae:
+        found, _ = run_evals(sae, store, model, ActivationScaler(), cfg)
     values = found["model_performance_preservation"]
     return {name: significant(float(value)) for name, value in values.items()}
 

@@ -19,11 +19,15 @@ from sae_lens.config import HfDataset
 from sae_lens.load_model import load_model
 
 from sae_lens_gba.atomic_write import files_written_whole
+from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed import join
-from sae_lens_gba.distributed.runner import LatentParallelRunner, require_gba
+from sae_lens_gba.distributed.latent_slice import require_gba
+from sae_lens_gba.distributed.runner import LatentParallelRunner
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, resumable_run
+from sae_lens_gba.runs.transcoders import TranscoderTrainingRunner, require_target
 from sae_lens_gba.training_sae import GBATrainingSAE
+from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
 _log = logging.getLogger(__name__)
 
@@ -42,14 +46,17 @@ def train(
 ) -> TrainingSAE[Any] | None:
     """Train by SAELens' runner, into ``cfg.output_path``, so that no interrupt loses it.
 
-    See `resumable_run` for checkpoints, signals and the folder. ``cfg.seed`` is that of the SAE's
+    A transcoder is trained on pairs of activations, by `TranscoderTrainingRunner`. See
+    `resumable_run` for checkpoints, signals and the folder. ``cfg.seed`` is that of the SAE's
     weights as well.
 
     Args:
-        cfg: of any architecture.
+        cfg: of any architecture. Cached activations of a transcoder are of both its hooks, see
+            `join_cached_activations`.
         model: of TransformerLens; None loads the one that ``cfg`` names.
         dataset: with a column ``text`` or ``tokens``; None loads the one that ``cfg`` names.
-        d_in_of_model: take the SAE's d_in from the model, whatever ``cfg`` says.
+        d_in_of_model: take the SAE's d_in, and a transcoder's d_out, from the model, whatever
+            ``cfg`` says.
         charts: leave a record of the run and charts in the folder (GBA only).
 
     Returns:
@@ -79,9 +86,7 @@ def train(
             model = _model_of(cfg)
         cfg = _fitted_to(model, cfg, d_in_of_model)
         with nullcontext() if given else _no_warning_of_a_model():
-            runner = LanguageModelSAETrainingRunner(
-                cfg, override_model=model, override_dataset=dataset
-            )
+            runner = _runner_class(cfg)(cfg, override_model=model, override_dataset=dataset)
         if resume_from is not None and not cfg.use_cached_activations:
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
@@ -148,7 +153,9 @@ def _save_whole(save: Callable[..., None], *, output_path: str, **saved: Any) ->
 
 def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
     """What else would fail late, or in many lines."""
-    if charts and cfg.sae.architecture() != "gba":
+    if isinstance(cfg.sae, GBATrainingTranscoderConfig):
+        require_target(cfg.sae, cfg.hook_head_index)
+    if charts and not isinstance(cfg.sae, GBATrainingSAEConfig):
         raise ValueError(
             f"architecture={cfg.sae.architecture()!r} is not possible with --report, which charts "
             "the groups of a GBA SAE: leave --report out."
@@ -182,8 +189,19 @@ def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
         cfg.model_name,
         device=cfg.llm_device,
         model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
-        hook_names=[cfg.hook_name],
+        hook_names=[cfg.hook_name, *filter(None, [_target_of(cfg)])],
     )
+
+
+def _runner_class(
+    cfg: LanguageModelSAERunnerConfig[Any],
+) -> type[LanguageModelSAETrainingRunner]:
+    return LanguageModelSAETrainingRunner if _target_of(cfg) is None else TranscoderTrainingRunner
+
+
+def _target_of(cfg: LanguageModelSAERunnerConfig[Any]) -> str | None:
+    """Hook of a transcoder's target; None of an SAE."""
+    return cfg.sae.hook_name_out if isinstance(cfg.sae, GBATrainingTranscoderConfig) else None
 
 
 @contextmanager
@@ -203,14 +221,19 @@ def _no_warning_of_a_model() -> Iterator[None]:
 def _fitted_to(
     model: Any, cfg: LanguageModelSAERunnerConfig[Any], d_in_of_model: bool
 ) -> LanguageModelSAERunnerConfig[Any]:
-    d_in = width_at(model, cfg.hook_name, cfg.hook_head_index)
-    if d_in != cfg.sae.d_in:
+    found = {"d_in": (cfg.hook_name, width_at(model, cfg.hook_name, cfg.hook_head_index))}
+    target = _target_of(cfg)
+    if target is not None:
+        found["d_out"] = (target, width_at(model, target))
+    other = {name: at for name, at in found.items() if getattr(cfg.sae, name) != at[1]}
+    for name, (hook, width) in other.items():
         if not d_in_of_model:
             raise ValueError(
-                f"d_in={cfg.sae.d_in} is not possible: activations at {cfg.hook_name} of "
-                f"{cfg.model_name} have {d_in} dimensions; leave --d_in out, or pass {d_in}."
+                f"{name}={getattr(cfg.sae, name)} is not possible: activations at {hook} of "
+                f"{cfg.model_name} have {width} dimensions; leave --{name} out, or pass {width}."
             )
-        cfg.sae = replace(cfg.sae, d_in=d_in)
+    if other:
+        cfg.sae = replace(cfg.sae, **{name: width for name, (_, width) in other.items()})
     return cfg
 
 
@@ -219,16 +242,22 @@ def width_at(model: Any, hook_name: str, head: int | None = None) -> int:
     """Dimensions of a model's activations at a hook point, those of all heads together.
 
     Raises:
-        ValueError: the model has no such hook point; names the nearest.
+        ValueError: the model has no such hook point, and the nearest is named; or what is there
+            has no row for each token.
     """
     known = list(getattr(model, "hook_dict", {}))
     if known and hook_name not in known:
         near = get_close_matches(hook_name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "look at model.hook_dict."
         raise ValueError(f"hook_name={hook_name!r} is not a hook point of the model: {hint}")
-    tokens = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    tokens = torch.zeros(1, 3, dtype=torch.long, device=next(model.parameters()).device)
     _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
     shape = cache[hook_name].shape
+    if shape[:2] != tokens.shape:
+        raise ValueError(
+            f"hook_name={hook_name!r} is not possible: what is there has no row for each token, "
+            f"its shape is {tuple(shape)} on {tuple(tokens.shape)} tokens."
+        )
     return int(shape[-1] if head is not None else prod(shape[2:]))
 
 

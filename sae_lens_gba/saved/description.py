@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sae_lens_gba.registration import CLASSES
+
+_TEXTS = ("model_name", "hook_name", "hook_name_out", "dataset_path")
 # the same figure under the names of SAELens' evaluations
 _ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_recovered", "ce_loss_score")}
 
@@ -18,7 +21,8 @@ class PublishedSAE:
 
     Attributes:
         sae_id: its id in the repo.
-        hook_name: where it reads and writes.
+        hook_name: where it reads and writes, or, of a transcoder, reads.
+        hook_name_out: where a transcoder writes; None of an SAE.
         l0: mean number of active latents a token, as measured; None was not.
         is_gba: whether `load` loads it; SAELens loads the others.
     """
@@ -27,6 +31,7 @@ class PublishedSAE:
     architecture: str
     model_name: str | None
     hook_name: str | None
+    hook_name_out: str | None
     d_in: int
     d_sae: int
     l0: float | None
@@ -53,10 +58,11 @@ def describe(sae_id: str, cfg: Mapping[str, Any]) -> PublishedSAE:
         architecture=cfg.get("architecture", "standard"),
         model_name=metadata.get("model_name"),
         hook_name=metadata.get("hook_name"),
+        hook_name_out=metadata.get("hook_name_out"),
         d_in=cfg.get("d_in", 0),
         d_sae=cfg.get("d_sae", 0),
         l0=measured_l0(metadata),
-        is_gba=group_rows(metadata) is not None or cfg.get("architecture") == "gba",
+        is_gba=group_rows(metadata) is not None or cfg.get("architecture") in CLASSES,
     )
 
 

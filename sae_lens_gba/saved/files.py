@@ -46,6 +46,15 @@ ALL_FILES = (
     RUNNER_CFG_FILENAME,
     PLOT_FILENAME,
 )
+# what SAEs and transcoders of this package are saved as
+STOCK_ARCHITECTURES = (
+    "jumprelu",
+    "standard",
+    "jumprelu_transcoder",
+    "transcoder",
+    "jumprelu_skip_transcoder",
+    "skip_transcoder",
+)
 # a training checkpoint has a normalisation that is not folded in yet
 LOADED_FILES = frozenset(
     {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
@@ -137,14 +146,16 @@ def _check_shapes(
         )
 
 
-def _dimensions(cfg: Mapping[str, Any]) -> tuple[int, int]:
-    for name in ("d_in", "d_sae"):
-        value = cfg.get(name)
+def _dimensions(cfg: Mapping[str, Any]) -> tuple[int, int, int]:
+    """d_in, d_sae and d_out, which is d_in of an SAE."""
+    sizes = {"d_out": cfg.get("d_in"), **cfg}
+    for name in ("d_in", "d_sae", "d_out"):
+        value = sizes.get(name)
         if not isinstance(value, int) or value < 1:
             raise DamagedFileError(
                 f"cfg.json has {name}={brief(repr(value))}: a positive integer is needed."
             )
-    return cfg["d_in"], cfg["d_sae"]
+    return sizes["d_in"], sizes["d_sae"], sizes["d_out"]
 
 
 def check_size(folder: Path, cfg: Mapping[str, Any]) -> None:
@@ -153,10 +164,10 @@ def check_size(folder: Path, cfg: Mapping[str, Any]) -> None:
     Raises:
         MissingFileError, DamagedFileError, WrongShapeError: see `read_weights`.
     """
-    d_in, d_sae = _dimensions(cfg)
+    _, d_sae, d_out = _dimensions(cfg)
     with _opened(folder / SAE_WEIGHTS_FILENAME) as file:
         found = {"W_dec": tuple(file.get_slice("W_dec").get_shape())}
-    _check_shapes(folder / SAE_WEIGHTS_FILENAME, found, {"W_dec": (d_sae, d_in)})
+    _check_shapes(folder / SAE_WEIGHTS_FILENAME, found, {"W_dec": (d_sae, d_out)})
 
 
 def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -169,22 +180,24 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
             value is NaN or infinite.
         WrongShapeError: a parameter is missing, unknown or of another shape than cfg.json says.
     """
-    d_in, d_sae = _dimensions(cfg)
-    architecture = cfg.get("architecture")
-    if architecture not in ("jumprelu", "standard"):
+    d_in, d_sae, d_out = _dimensions(cfg)
+    architecture = str(cfg.get("architecture"))
+    if architecture not in STOCK_ARCHITECTURES:
         raise NotAGBASAEError(
-            f"cfg.json has architecture={brief(repr(architecture))}, a GBA SAE is saved as "
-            "'jumprelu' or 'standard': load it with SAELens itself, SAE.from_pretrained or "
+            f"cfg.json has architecture={brief(repr(architecture))}, a GBA SAE is saved as one of "
+            f"{list(STOCK_ARCHITECTURES)}: load it with SAELens itself, SAE.from_pretrained or "
             "SAE.load_from_disk."
         )
     shapes: dict[str, tuple[int, ...]] = {
         "W_enc": (d_in, d_sae),
         "b_enc": (d_sae,),
-        "W_dec": (d_sae, d_in),
-        "b_dec": (d_in,),
+        "W_dec": (d_sae, d_out),
+        "b_dec": (d_out,),
     }
-    if architecture == "jumprelu":
+    if "jumprelu" in architecture:
         shapes["threshold"] = (d_sae,)
+    if "skip" in architecture:
+        shapes["W_skip"] = (d_out, d_in)
     weights = _read_tensors(folder / SAE_WEIGHTS_FILENAME, shapes)
     check_finite(weights, folder / SAE_WEIGHTS_FILENAME)
     return weights

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, JumpReLUSAE
+from sae_lens import SAE, JumpReLUSAE, JumpReLUTranscoder
 
 from sae_lens_gba.batch_statistics import typical_norm
 from sae_lens_gba.calibration import LEAST_FIRINGS, Calibration, calibrate_groups
@@ -35,8 +35,8 @@ def calibrate(
     deviation over samples / sqrt(n). An SAE of others is one group.
 
     Args:
-        sae: any stock jumprelu SAE of SAELens, trained with GBA or not; what `load` returns; or
-            a folder.
+        sae: any stock jumprelu SAE or transcoder of SAELens, trained with GBA or not; what `load`
+            returns; or a folder.
         activations: what the SAE reads, shape (n, d_in), or several of them.
         target_l0: active latents a sample; None is what the groups' targets add up to.
 
@@ -131,16 +131,16 @@ def _as_saved(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:
     return read_saved(folder, groups_required=False) if folder.is_dir() else load(sae)
 
 
-def _jumprelu(saved: SavedSAE) -> JumpReLUSAE:
-    if not isinstance(saved.sae, JumpReLUSAE):
+def _jumprelu(saved: SavedSAE) -> JumpReLUSAE | JumpReLUTranscoder:
+    if not isinstance(saved.sae, JumpReLUSAE | JumpReLUTranscoder):
         raise CalibrationError(
             f"an SAE of architecture {saved.sae.cfg.architecture()!r} has no thresholds to set: "
-            "only 'jumprelu' has."
+            "only 'jumprelu' and jumprelu transcoders have."
         )
     return saved.sae
 
 
-def _check_activations(batches: list[torch.Tensor], sae: JumpReLUSAE) -> None:
+def _check_activations(batches: list[torch.Tensor], sae: SAE[Any]) -> None:
     for batch in batches:
         if batch.ndim != 2 or batch.shape[1] != sae.cfg.d_in:
             raise CalibrationError(

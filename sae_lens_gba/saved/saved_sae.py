@@ -31,6 +31,7 @@ from sae_lens_gba.errors import (
     brief,
 )
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME, NeuronGroups
+from sae_lens_gba.registration import CLASSES
 from sae_lens_gba.saved.files import (
     LOADED_FILES,
     check_finite,
@@ -83,8 +84,19 @@ class SavedSAE:
 
     @property
     def hook_name(self) -> str:
-        """Where it reads and writes."""
+        """Where it reads, and, unless it is a transcoder, writes."""
         return str(self.sae.cfg.metadata.hook_name)
+
+    @property
+    def hook_name_out(self) -> str:
+        """Where it writes: what its output is to be compared with."""
+        return str(self.sae.cfg.metadata.hook_name_out or self.hook_name)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Dimensions of the activations at the hooks it reads and writes."""
+        cfg = self.sae.cfg
+        return {self.hook_name: cfg.d_in, self.hook_name_out: getattr(cfg, "d_out", cfg.d_in)}
 
     @property
     def d_sae(self) -> int:
@@ -92,7 +104,7 @@ class SavedSAE:
 
     @property
     def decoder_rows(self) -> torch.Tensor:
-        """Float32 on the CPU, shape (d_sae, d_in)."""
+        """Float32 on the CPU, shape (d_sae, d_in), or of a transcoder (d_sae, d_out)."""
         return self.sae.W_dec.detach().float().cpu()
 
     @property
@@ -171,7 +183,7 @@ def read_saved(
     """
     with own_errors(folder):
         cfg = read_cfg(folder)
-        if cfg.get("architecture") == "gba":
+        if cfg.get("architecture") in CLASSES:
             check_size(folder, cfg)
             training_config(cfg)  # a newer version's is refused by name
             saved = _read_checkpoint(folder)

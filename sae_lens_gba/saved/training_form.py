@@ -14,6 +14,7 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import NewerFormatError, NotTrainableError
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.registration import CLASSES
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 logger = logging.getLogger(__name__)
@@ -156,10 +157,12 @@ def training_config(cfg: dict[str, Any]) -> GBATrainingSAEConfig | None:
         NewerFormatError: it has settings that this version does not know.
     """
     metadata = cfg.get("metadata") or {}
-    if metadata.get("training_architecture") != "gba":
+    architecture = str(metadata.get("training_architecture"))
+    if architecture not in CLASSES:
         return None
+    _, config_class = CLASSES[architecture]
     details = metadata.get("training_architecture_details") or {}
-    names = {f.name for f in fields(GBATrainingSAEConfig)}
+    names = {f.name for f in fields(config_class)}
     unknown = sorted(set(details) - names)
     if unknown:
         raise NewerFormatError(
@@ -167,4 +170,4 @@ def training_config(cfg: dict[str, Any]) -> GBATrainingSAEConfig | None:
             "pip install --upgrade sae-lens-gba."
         )
     settings = {name: value for name, value in {**cfg, **details}.items() if name in names}
-    return GBATrainingSAEConfig.from_dict({**settings, "architecture": "gba", "metadata": metadata})
+    return config_class.from_dict({**settings, "architecture": architecture, "metadata": metadata})
