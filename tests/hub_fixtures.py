@@ -15,14 +15,16 @@ from huggingface_hub import constants, file_download
 from packaging.version import Version
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba import GBATrainingSAE, GBATrainingTranscoder
 from sae_lens_gba.hub.publishing import Publication, publish
+from sae_lens_gba.registration import CLASSES
 from tests.local_hub import LocalHub
 from tests.toolbox import make_trainer
 
 REPO = "user/tiny-gba-saes"
 HOOK = "blocks.1.hook_resid_post"
-D_IN, D_SAE = 16, 32
+TARGET = "blocks.1.hook_mlp_out"  # of transcoders
+D_IN, D_SAE, D_OUT = 16, 32, 12
 WEIGHTS = "sae_weights.safetensors"
 GROUPS = "gba_groups.safetensors"
 
@@ -39,8 +41,17 @@ def activations(n: int, seed: int = 0) -> torch.Tensor:
     return (present * torch.rand(n, 24, generator=generator)) @ directions
 
 
+def batch_for(sae: Any, seed: int) -> torch.Tensor:
+    """`activations`; for a transcoder with targets beside them."""
+    x = activations(128, seed)
+    if not isinstance(sae, GBATrainingTranscoder):
+        return x
+    maps = torch.randn(D_IN, sae.d_out, generator=torch.Generator().manual_seed(2))
+    return torch.cat([x, (x @ maps).relu() + 1], dim=1)
+
+
 def trainer(sae: Any, n_steps: int, **changes: Any) -> SAETrainer[Any, Any]:
-    batches = (activations(128, seed) for seed in range(n_steps + 10))
+    batches = (batch_for(sae, seed) for seed in range(n_steps + 10))
     settings = {"lr": 3e-3, "lr_end": 3e-3, "n_batches_for_norm_estimate": 2, **changes}
     return make_trainer(sae, n_steps, batches, batch=128, **settings)
 
@@ -106,12 +117,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
 
 @pytest.fixture(scope="session")
 def make_sae() -> MakeSAE:
-    """A GBA SAE with the metadata of a real one, trained for ``n_steps``."""
+    """A GBA SAE or transcoder with the metadata of a real one, trained for ``n_steps``."""
 
-    def make(n_steps: int = 120, seed: int = 0, **settings: Any) -> GBATrainingSAE:
+    def make(
+        n_steps: int = 120, seed: int = 0, architecture: str = "gba", **settings: Any
+    ) -> GBATrainingSAE:
         torch.manual_seed(seed)
-        defaults = {"n_groups": 4, "target_l0": 3.0, "adapt_every_n_steps": 10}
-        sae = GBATrainingSAE(GBATrainingSAEConfig(D_IN, D_SAE, **{**defaults, **settings}))
+        defaults: dict[str, Any] = {"n_groups": 4, "target_l0": 3.0, "adapt_every_n_steps": 10}
+        if architecture != "gba":
+            defaults |= {"d_out": D_OUT, "hook_name_out": TARGET}
+        cls, config_class = CLASSES[architecture]
+        sae = cls(config_class(D_IN, D_SAE, **{**defaults, **settings}))
         metadata = sae.cfg.metadata
         metadata.model_name = "user/tiny-model"
         metadata.hook_name = HOOK
@@ -132,6 +148,11 @@ def jumprelu_sae(make_sae: MakeSAE) -> GBATrainingSAE:
 @pytest.fixture(scope="session")
 def relu_sae(make_sae: MakeSAE) -> GBATrainingSAE:
     return make_sae(seed=1, activation="relu", tied=True)
+
+
+@pytest.fixture(scope="session")
+def skip_transcoder(make_sae: MakeSAE) -> GBATrainingSAE:
+    return make_sae(seed=2, architecture="gba_skip_transcoder")
 
 
 @pytest.fixture

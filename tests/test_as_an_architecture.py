@@ -1,4 +1,4 @@
-"""What SAELens expects of each of its architectures holds for every kind of GBA SAE."""
+"""What SAELens expects of its architectures holds for every kind of GBA SAE and transcoder."""
 
 import copy
 import json
@@ -20,6 +20,8 @@ from sae_lens.synthetic import FeatureDictionary, init_sae_to_match_feature_dict
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.at_target import decoded
+from sae_lens_gba.registration import CLASSES
 from tests.toolbox import (
     D_MODEL,
     HOOK,
@@ -32,7 +34,7 @@ from tests.toolbox import (
     tiny_config,
 )
 
-VARIANTS: dict[str, dict[str, Any]] = {
+SAES: dict[str, dict[str, Any]] = {
     "default": {},
     "relu": {"activation": "relu"},
     "tied": {"tied": True},
@@ -46,6 +48,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "float64": {"dtype": "float64"},
     "bfloat16": {"dtype": "bfloat16"},
 }
+TRANSCODERS: dict[str, dict[str, Any]] = {
+    f"{kind}, {name}": {"architecture": f"gba_{kind}", **settings}
+    for kind in ("transcoder", "skip_transcoder")
+    for name, settings in {
+        "as wide": {"d_out": 16},
+        **{name: SAES[name] for name in SAES if not {"tied", "paper"} & {*name.split(", ")}},
+    }.items()
+}
+VARIANTS = SAES | TRANSCODERS
+of_saes = pytest.mark.parametrize("cfg", sorted(SAES), indirect=True)
 
 
 @pytest.fixture(params=sorted(VARIANTS))
@@ -56,12 +68,16 @@ def cfg(request: pytest.FixtureRequest) -> GBATrainingSAEConfig:
 @pytest.fixture
 def sae(cfg: GBATrainingSAEConfig) -> GBATrainingSAE:
     """With random weights and biases, in evaluation mode."""
-    return randomise(GBATrainingSAE(cfg)).eval()
+    return randomise(CLASSES[cfg.architecture()][0](cfg)).eval()
 
 
 @pytest.fixture
 def x(sae: GBATrainingSAE) -> torch.Tensor:
     return next(mixture(0)).to(sae.dtype)
+
+
+def width_of_output(sae: GBATrainingSAE) -> int:
+    return int(getattr(sae, "d_out", 16))
 
 
 def close(sae: GBATrainingSAE, actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -78,21 +94,21 @@ def close(sae: GBATrainingSAE, actual: torch.Tensor, expected: torch.Tensor) -> 
 def test_its_configuration_is_read_back(cfg: GBATrainingSAEConfig) -> None:
     written = json.loads(json.dumps(cfg.to_dict()))
     assert TrainingSAEConfig.from_dict(written).to_dict() == cfg.to_dict()
-    assert type(TrainingSAE.from_dict(written)) is GBATrainingSAE
+    assert type(TrainingSAE.from_dict(written)) is CLASSES[cfg.architecture()][0]
 
 
 def test_forward_is_decode_of_encode(sae: GBATrainingSAE, x: torch.Tensor) -> None:
     acts = sae.encode(x)
     assert acts.shape == (256, 64) and acts.dtype == sae.dtype
     assert bool((acts >= 0).all()) and bool((acts > 0).any()) and bool((acts == 0).any())
-    assert torch.equal(sae(x), sae.decode(acts))
-    assert sae(x).shape == x.shape
+    assert torch.equal(sae(x), decoded(sae, acts, x))
+    assert sae(x).shape == (256, width_of_output(sae))
 
 
 def test_leading_dimensions_are_kept(sae: GBATrainingSAE, x: torch.Tensor) -> None:
     in_texts = x.view(4, 64, 16)
     assert torch.equal(sae.encode(in_texts), sae.encode(x).view(4, 64, 64))
-    assert sae(in_texts).shape == in_texts.shape
+    assert sae(in_texts).shape == (4, 64, width_of_output(sae))
 
 
 def test_training_and_use_encode_alike(sae: GBATrainingSAE, x: torch.Tensor) -> None:
@@ -107,13 +123,15 @@ def test_its_hooks_fire_and_can_intervene(sae: GBATrainingSAE, x: torch.Tensor) 
         cache
     )
     assert torch.equal(cache["hook_sae_acts_post"], sae.encode(x))
-    assert torch.equal(cache["hook_sae_recons"], out)
+    assert torch.equal(cache["hook_sae_recons"], sae.decode(sae.encode(x)))
+    assert out.shape == (256, width_of_output(sae))
     silenced = sae.run_with_hooks(
         x, fwd_hooks=[("hook_sae_acts_post", lambda acts, hook: torch.zeros_like(acts))]
     )
-    close(sae, silenced, sae.in_input_units(sae.b_dec).to(sae.dtype).expand_as(x))
+    close(sae, silenced, decoded(sae, torch.zeros_like(sae.encode(x)), x))
 
 
+@of_saes
 @pytest.mark.filterwarnings("ignore:Setting use_error_term directly")
 def test_with_its_error_term_the_output_is_the_input(sae: GBATrainingSAE, x: torch.Tensor) -> None:
     sae.use_error_term = True
@@ -153,6 +171,7 @@ def test_saving_changes_nothing_of_it(sae: GBATrainingSAE, x: torch.Tensor, tmp_
         close(sae, loaded(x), sae(x))
 
 
+@of_saes
 def test_it_can_be_made_to_match_a_dictionary(sae: GBATrainingSAE) -> None:
     dictionary = FeatureDictionary(num_features=64, hidden_dim=16)
     init_sae_to_match_feature_dict(sae, dictionary)
@@ -160,6 +179,7 @@ def test_it_can_be_made_to_match_a_dictionary(sae: GBATrainingSAE) -> None:
     close(sae, sae.W_enc.detach(), dictionary.feature_vectors.T.to(sae.dtype))
 
 
+@of_saes
 def test_saelens_measures_its_weights(sae: GBATrainingSAE) -> None:
     measured = get_featurewise_weight_based_metrics(sae)
     assert len(measured["encoder_norm"]) == 64
@@ -171,9 +191,7 @@ def test_it_trains_and_goes_on_from_a_checkpoint_of_saelens_trainer(
 ) -> None:
     def new_run() -> Any:
         torch.manual_seed(0)
-        dtype = getattr(torch, cfg.dtype)
-        batches = (batch.to(dtype) for batch in mixture(1))
-        return make_trainer(GBATrainingSAE(copy.deepcopy(cfg)), 12, batches)
+        return make_trainer(CLASSES[cfg.architecture()][0](copy.deepcopy(cfg)), 12)
 
     whole, first, second = new_run(), new_run(), new_run()
     take_steps(whole, 12)
@@ -204,6 +222,7 @@ def is_trained(sae: TrainingSAE[Any], folder: Path) -> None:
         assert metadata.l0 == pytest.approx(metadata.gba["l0"]["target"], rel=0.02)
 
 
+@of_saes
 def test_saelens_runner_saves_checkpoints_and_resumes_from_them(
     cfg: GBATrainingSAEConfig, fit: Fit, tmp_path: Path
 ) -> None:
@@ -224,10 +243,10 @@ def test_saelens_runner_saves_checkpoints_and_resumes_from_them(
 
 ON_HEADS = "blocks.0.attn.hook_z"
 TRAINED = {
-    **{name: (HOOK, tiny_config(**settings)) for name, settings in VARIANTS.items()},
+    **{name: (HOOK, tiny_config(**settings)) for name, settings in SAES.items()},
     **{
         f"{name} on heads": (ON_HEADS, tiny_config(**settings, reshape_activations="hook_z"))
-        for name, settings in VARIANTS.items()
+        for name, settings in SAES.items()
     },
 }
 Together = tuple[MultiSAETrainingRunner, dict[str, TrainingSAE[Any]]]

@@ -6,21 +6,26 @@ import torch
 from sae_lens import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_gba import GBATrainingSAE
-from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
+from tests.toolbox import make_trainer, take_steps, tiny_sae
 
 
 @pytest.mark.parametrize("stop_at", [10, 13], ids=["at an adaptation", "between two adaptations"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tied": False},
+        {"tied": True},
+        *({"architecture": f"gba_{k}transcoder"} for k in ("", "skip_")),
+    ],
+)
 @pytest.mark.parametrize("mode", ["none", "expected_average_only_in"])
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
-    tmp_path: Path, stop_at: int, tied: bool, mode: str
+    tmp_path: Path, stop_at: int, settings: dict[str, Any], mode: str
 ) -> None:
     def new_run() -> SAETrainer[Any, Any]:
         torch.manual_seed(0)
-        cfg = tiny_config(tied=tied, normalize_activations=mode, l0_warm_up_steps=20)
-        sae = GBATrainingSAE(cfg)
-        trainer = make_trainer(sae, 25, mixture(1))
+        sae = tiny_sae(**settings, normalize_activations=mode, l0_warm_up_steps=20)
+        trainer = make_trainer(sae, 25)
         if mode != "none":
             trainer.activation_scaler.scaling_factor = 0.7
         return trainer
@@ -45,14 +50,18 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("activation", ["jumprelu", "relu"])
-def test_a_checkpoint_is_read_back_bit_by_bit(tmp_path: Path, dtype: str, activation: str) -> None:
+@pytest.mark.parametrize("architecture", ["gba", "gba_skip_transcoder"])
+def test_a_checkpoint_is_read_back_bit_by_bit(
+    tmp_path: Path, dtype: str, activation: str, architecture: str
+) -> None:
     # SAELens casts all of the file to the dtype of the weights
-    sae = GBATrainingSAE(tiny_config(dtype=dtype, activation=activation))
+    settings = {"dtype": dtype, "activation": activation, "architecture": architecture}
+    sae = tiny_sae(**settings)
     take_steps(make_trainer(sae, 13), 13)
     for n, counter in enumerate(("n_steps", "n_samples", "silent_samples", "fire_counts")):
         getattr(sae.adapter, counter).add_(2 ** (24 + 4 * n) + 1)
     sae.save_model(tmp_path)
-    again = GBATrainingSAE(tiny_config(dtype=dtype, activation=activation))
+    again = tiny_sae(**settings)
     again.load_weights_from_checkpoint(tmp_path)
     for loaded in (again, TrainingSAE.load_from_disk(tmp_path)):
         state = loaded.state_dict()

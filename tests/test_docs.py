@@ -76,7 +76,7 @@ def test_every_command_of_readme_and_docs_is_one_that_there_is() -> None:
         declared = flags_as_declared([name, *arguments])
         if name == "train":
             train_flags.check(declared[1:])
-            cfg = cli._config(declared[1:], is_gba=True)
+            cfg = cli._config(declared[1:], is_ours=True)
             assert cfg.sae.d_sae
         else:
             parser = Parser()

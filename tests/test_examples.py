@@ -135,6 +135,13 @@ def test_two_processes_train_one_sae(tmp_path: Path) -> None:
     assert re.search(r"128 latents: L0 [23]\.\d", ran.stdout)
 
 
+def test_every_mlp_gets_a_transcoder(run: Run, on_tiny_model: list[str], tmp_path: Path) -> None:
+    said = run("11_transcoder.py", *on_tiny_model, *TINY, "--target-l0", "4")
+    l0s = re.findall(r"JumpReLUSkipTranscoder of layer \d: L0 (\S+)", said)
+    assert [float(l0) for l0 in l0s] == pytest.approx([4.0, 4.0], rel=0.05)
+    assert (tmp_path / "for_circuit_tracer" / "layer_1.safetensors").is_file()
+
+
 def test_examples_are_numbered_without_gaps_and_short() -> None:
     scripts = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix == ".py")
     assert [name[:3] for name in scripts] == [f"{i:02d}_" for i in range(1, len(scripts) + 1)]

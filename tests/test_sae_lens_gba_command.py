@@ -57,6 +57,12 @@ def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple
         (["report", "my_sae", "--token", "9"], 2, "did you mean --tokens?"),
         (["look", "my_sae", "--port", "http"], 2, "--port: invalid int value: 'http'"),
         (["plan", "--d-in", "8"], 2, "required: --d-sae, --batch"),
+        (
+            ["train", "--architecture", "gba_transcoder", "--target_l0", "3", *NEEDED],
+            2,
+            "--hook_name_out is needed, such as blocks.8.hook_mlp_out, where",
+        ),
+        (["train", "--architecture=gba_skip_transcoder", "--help"], 0, "--hook_name_out STR"),
         (["completion", "fish"], 2, "invalid choice: 'fish'"),
     ],
 )
@@ -91,7 +97,10 @@ def test_the_help_has_ours_first_and_says_each_default_of_ours(
         assert f"{action.help} (default: {value})" in text, name
 
 
-def test_the_flags_are_those_that_saelens_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("architecture", ["gba", "gba_transcoder", "gba_skip_transcoder"])
+def test_the_flags_are_those_that_saelens_would_take(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
     theirs: dict[str, Any] = {}
@@ -103,9 +112,9 @@ def test_the_flags_are_those_that_saelens_would_take(monkeypatch: pytest.MonkeyP
         return namespace
 
     monkeypatch.setattr(simple_parsing.ArgumentParser, "parse_args", spy)
-    _parse_cfg_args(["--architecture", "gba"])
+    _parse_cfg_args(["--architecture", architecture])
     parser = Parser()
-    add_arguments(parser)
+    add_arguments(parser, architecture)
     ours = parser._option_string_actions
     own = {"--resume", "--overwrite", "--checkpoint_minutes", "--report"}
     assert set(ours) - own == set(theirs)

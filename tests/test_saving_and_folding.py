@@ -13,15 +13,37 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
 from sae_lens_gba.errors import StorageError
-from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
+from tests.toolbox import (
+    make_trainer,
+    mixture,
+    pairs,
+    randomise,
+    take_steps,
+    tiny_config,
+    tiny_sae,
+)
 
-VARIANTS = [
+VARIANTS: list[dict[str, Any]] = [
     {"activation": a, "tied": t, "learn_output_scale": s, "dtype": d}
     for a in ("jumprelu", "relu")
     for t in (False, True)
     for s in (False, True)
     for d in ("float32", "float64")
 ] + [{"activation": "jumprelu", "tied": False, "dtype": "bfloat16"}]
+TRANSCODERS = [
+    {"architecture": f"gba_{kind}", "activation": a, "dtype": d}
+    for kind in ("transcoder", "skip_transcoder")
+    for a in ("jumprelu", "relu")
+    for d in ("float32", "float64", "bfloat16")
+]
+STOCK = {
+    ("gba", "jumprelu"): "jumprelu",
+    ("gba", "relu"): "standard",
+    ("gba_transcoder", "jumprelu"): "jumprelu_transcoder",
+    ("gba_transcoder", "relu"): "transcoder",
+    ("gba_skip_transcoder", "jumprelu"): "jumprelu_skip_transcoder",
+    ("gba_skip_transcoder", "relu"): "skip_transcoder",
+}
 
 PLAIN_SAELENS = """
 import sys, torch
@@ -32,7 +54,8 @@ x = torch.load(sys.argv[1], weights_only=True)
 for folder in sys.argv[3:]:
     sae = SAE.load_from_disk(folder)
     acts = sae.encode(x)
-    outputs = [t.detach() for t in (acts, sae.decode(acts), sae(x))]
+    # its skip transcoders multiply inputs as they are
+    outputs = [t.detach() for t in (acts, sae.decode(acts), sae(x.to(sae.dtype)))]
     results.append((sae.cfg.architecture(), *outputs))
 torch.save(results, sys.argv[2])
 """
@@ -60,8 +83,8 @@ def test_a_fresh_process_without_this_package_computes_the_same_bits(tmp_path: P
     x = next(mixture(0))
     torch.save(x, tmp_path / "x.pt")
     saes, folders = [], []
-    for i, variant in enumerate(VARIANTS):
-        sae = randomise(GBATrainingSAE(tiny_config(**variant))).eval()
+    for i, variant in enumerate(VARIANTS + TRANSCODERS):
+        sae = randomise(tiny_sae(**variant)).eval()
         sae.save_inference_model(tmp_path / str(i))
         saes.append(sae)
         folders.append(str(tmp_path / str(i)))
@@ -69,11 +92,11 @@ def test_a_fresh_process_without_this_package_computes_the_same_bits(tmp_path: P
     subprocess.run([sys.executable, "-c", PLAIN_SAELENS, *arguments], check=True)
     results = torch.load(tmp_path / "out.pt", weights_only=True)
     for sae, (architecture, acts, decoded, out) in zip(saes, results, strict=True):
-        assert architecture == ("jumprelu" if sae.cfg.activation == "jumprelu" else "standard")
+        assert architecture == STOCK[sae.cfg.architecture(), sae.cfg.activation]
         assert torch.equal(sae.encode(x), acts)
         assert (acts > 0).any()
         assert torch.equal(sae.decode(acts), decoded)
-        assert torch.equal(sae(x), out)
+        assert torch.equal(sae(x.to(sae.dtype)), out)
 
 
 @pytest.mark.parametrize("activation", ["jumprelu", "relu"])
@@ -152,6 +175,28 @@ def test_a_folded_sae_computes_the_same_from_raw_inputs(
     assert torch.equal(SAE.load_from_disk(tmp_path).encode(raw), sae.encode(raw))
 
 
+@pytest.mark.parametrize("architecture", ["gba_transcoder", "gba_skip_transcoder"])
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+def test_a_folded_transcoder_computes_the_same_from_raw_inputs(
+    architecture: str, activation: str, tmp_path: Path
+) -> None:
+    sae = randomise(tiny_sae(architecture=architecture, activation=activation, dtype="float64"))
+    scaler = ActivationScaler()
+    scaler.estimate_scaling_factor(16, (7 * batch for batch in pairs(0)), 3)
+    assert scaler.scaling_factor is not None
+    raw = 7 * next(pairs(5)).double()[:, :16]
+    acts, out = sae.encode(scaler.scale(raw)), scaler.unscale(sae(scaler.scale(raw)))
+    assert (acts > 0).any()
+    sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    torch.testing.assert_close(sae.encode(raw), acts, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sae(raw), out, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64, dtype=torch.float64))
+    sae.save_inference_model(tmp_path)
+    assert torch.equal(SAE.load_from_disk(tmp_path)(raw), sae(raw))
+    with pytest.raises(ValueError, match="whitening can't be folded into a transcoder"):
+        sae.fold_activation_whitening(torch.zeros(16), torch.eye(16), torch.eye(16))
+
+
 @pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
 def test_run_time_normalisation_is_the_stock_saes(mode: str, tmp_path: Path) -> None:
     sae = GBATrainingSAE(tiny_config(normalize_activations=mode, calibration_samples=0))
@@ -199,13 +244,22 @@ def test_hook_z_inputs_are_reshaped_by_the_saved_sae(tmp_path: Path) -> None:
     assert torch.equal(loaded(heads).reshape(-1, 16), sae(x))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_checkpoint_loads_once_the_package_is_imported(tmp_path: Path, tied: bool) -> None:
-    sae = GBATrainingSAE(tiny_config(tied=tied))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tied": False},
+        {"tied": True},
+        *({"architecture": f"gba_{k}transcoder"} for k in ("", "skip_")),
+    ],
+)
+def test_a_checkpoint_loads_once_the_package_is_imported(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    sae = tiny_sae(**settings)
     take_steps(make_trainer(sae, 13), 13)
     sae.save_model(tmp_path)
     loaded = TrainingSAE.load_from_disk(tmp_path)
-    assert type(loaded) is GBATrainingSAE
+    assert type(loaded) is type(sae)
     assert loaded.state_dict().keys() == sae.state_dict().keys()
     for name, value in sae.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -213,10 +267,11 @@ def test_a_checkpoint_loads_once_the_package_is_imported(tmp_path: Path, tied: b
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(64))
 
 
+@pytest.mark.parametrize("architecture", ["gba", "gba_transcoder", "gba_skip_transcoder"])
 def test_a_checkpoint_with_an_encoder_of_its_own_loads_with_the_same_outputs(
-    tmp_path: Path,
+    tmp_path: Path, architecture: str
 ) -> None:
-    sae = randomise(GBATrainingSAE(tiny_config(dtype="float64")))
+    sae = randomise(tiny_sae(architecture=architecture, dtype="float64"))
     sae.fold_activation_norm_scaling_factor(0.5)
     assert "W_enc" in sae.state_dict()
     sae.save_model(tmp_path)
@@ -224,7 +279,7 @@ def test_a_checkpoint_with_an_encoder_of_its_own_loads_with_the_same_outputs(
     assert "encoder_correction" in loaded.state_dict()
     x = next(mixture(3)).double()
     torch.testing.assert_close(loaded(x), sae(x))
-    take_steps(make_trainer(loaded, 3, data=(x for _ in range(3))), 3)
+    take_steps(make_trainer(loaded, 3), 3)
 
 
 def test_a_checkpoint_whose_biases_are_in_units_of_the_input_loads_with_the_same_outputs(

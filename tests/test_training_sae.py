@@ -264,7 +264,8 @@ def test_decode_takes_what_it_is_given_whatever_was_encoded_last() -> None:
 
 
 def test_one_reconstruction_or_one_group_has_no_nested_loss() -> None:
-    for settings in ({"n_nested_reconstructions": 1}, {"n_groups": 1}):
+    for setting in ("n_nested_reconstructions", "n_groups"):
+        settings: dict[str, Any] = {setting: 1}
         sae = GBATrainingSAE(tiny_config(**settings))
         output = sae.training_forward_pass(step_input=step_input(next(mixture(0))))
         assert set(output.losses) == {"mse_loss", "l0_over_target"}

@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from sae_lens import (
     JumpReLUSAE,
     JumpReLUSAEConfig,
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
@@ -23,10 +25,15 @@ from sae_lens import (
     StandardSAEConfig,
     TrainingSAE,
 )
+from sae_lens.analysis.hooked_sae_transformer import _SAEWrapper
+from sae_lens.evals import get_recons_loss, run_evals
+from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
+from sae_lens.multi_sae_training_runner import MultiSAEEvaluator, MultiSAETrainingRunner
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, register_sae_training_class
 from sae_lens.saes.sae import TrainingSAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.synthetic import SyntheticSAERunner, synthetic_sae_runner
 from sae_lens.training import sae_trainer
+from sae_lens.training.activations_store import ActivationsStore
 from safetensors import SafetensorError
 from torch.optim import Adam
 
@@ -199,3 +206,67 @@ def test_an_interrupt_loses_the_run_upstream(
     with Interruption().handlers_restored(), pytest.raises(SafetensorError, match="No such file"):
         runner.run()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_of_several_hooks_is_made_so_of_one_of_one_hook(
+    tiny_hooked_transformer: Any, tiny_texts: Dataset
+) -> None:
+    # which sae_lens_gba.runs.activation_pairs does
+    settings: dict[str, Any] = {"context_size": 16, "dataset": tiny_texts, "streaming": False}
+    widths = {"blocks.0.hook_mlp_out": 16, "blocks.0.mlp.hook_post": 32}
+    theirs = ActivationsStore.from_config_multi_hook(
+        tiny_hooked_transformer, hook_names=list(widths), hook_d_ins=widths, **settings
+    )
+    single = ActivationsStore.from_config_multi_hook(
+        tiny_hooked_transformer, hook_names=[next(iter(widths))], hook_d_ins=widths, **settings
+    )
+    differ = {k for k, v in vars(theirs).items() if k in vars(single) and vars(single)[k] is not v}
+    assert {"_hook_names", "_hook_d_ins"} <= differ
+    assert (theirs._hook_names, theirs._hook_d_ins) == (list(widths), widths)
+    names = ActivationsStore.__next__.__code__.co_names
+    assert "get_data_loader" in names  # which is replaced
+    assert (
+        "get_filtered_llm_batch" in ActivationsStore._iterate_filtered_activations.__code__.co_names
+    )
+    assert "get_multi_hook_data_loader" in MultiSAETrainingRunner.run.__code__.co_names
+
+
+def test_the_runners_evaluators_are_dataclasses_and_give_the_sae_to_run_evals() -> None:
+    for cls in (LLMSaeEvaluator, MultiSAEEvaluator):
+        assert dataclasses.is_dataclass(cls)
+        assert "run_evals" in cls.__call__.__code__.co_names
+
+
+def test_stock_transcoders_centre_no_inputs_and_skip_from_them_as_they_are() -> None:
+    cfg = JumpReLUSkipTranscoderConfig(d_in=2, d_sae=2, d_out=3, apply_b_dec_to_input=False)
+    sae = JumpReLUSkipTranscoder(cfg)
+    names = {"W_enc", "b_enc", "W_dec", "b_dec", "threshold", "W_skip"}
+    assert {n for n, _ in sae.named_parameters()} == names
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.W_dec.copy_(torch.eye(3)[:2])
+        sae.threshold.fill_(1.0)
+        sae.b_dec.fill_(5.0)
+        sae.W_skip.copy_(torch.eye(3)[:, :2] * 10)
+    x = torch.tensor([[1.0, 1.5]])
+    acts = sae.encode(x)
+    assert acts.tolist() == [[0.0, 1.5]]
+    assert sae.decode(acts).tolist() == [[5.0, 6.5, 5.0]]
+    assert sae(x).tolist() == [[15.0, 21.5, 5.0]]
+    with pytest.raises(ValueError, match="apply_b_dec_to_input"):
+        JumpReLUSkipTranscoderConfig(d_in=2, d_sae=2, d_out=3)
+
+
+def test_saelens_evaluates_and_splices_in_no_skip_transcoder() -> None:
+    # why there is at_its_target; see docs/upstream.md
+    assert "hook_name_out" not in {*get_recons_loss.__code__.co_names, *run_evals.__code__.co_names}
+    cfg = JumpReLUSkipTranscoderConfig(d_in=2, d_sae=2, d_out=3, apply_b_dec_to_input=False)
+    sae = JumpReLUSkipTranscoder(cfg)
+    sae.W_skip.data.fill_(1.0)
+    x = torch.ones(1, 2)
+    wrapper = _SAEWrapper(sae)
+    wrapper.capture_input(x)
+    assert torch.equal(wrapper(torch.zeros(1, 3)), sae.decode(sae.encode(x)))
+    assert not torch.equal(sae(x), sae.decode(sae.encode(x)))
+    with pytest.raises(RuntimeError, match="dtype"):
+        sae(x.double())

@@ -15,7 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba import (
+    GBATrainingSAE,
+    GBATrainingSAEConfig,
+    GBATrainingTranscoder,
+    GBATrainingTranscoderConfig,
+)
+from sae_lens_gba.registration import CLASSES
 
 D_MODEL = 16
 WORDS = [f"w{i}" for i in range(60)]
@@ -51,11 +57,33 @@ def mixture(
         yield ((fires * strength) @ dictionary + 2.0).to(device)
 
 
+def pairs(
+    seed: int, d_out: int = 24, batch: int = 256, d_in: int = 16, **settings: Any
+) -> Iterator[torch.Tensor]:
+    """Batches of `mixture` with what an MLP makes of them beside it, in a unit of its own."""
+    generator = torch.Generator().manual_seed(98)
+    W_in = torch.randn(d_in, 64, generator=generator) / 4
+    W_out = torch.randn(64, d_out, generator=generator)
+    for x in mixture(seed, batch, d_in, **settings):
+        yield torch.cat([x, (x @ W_in).relu() @ W_out + 5.0], dim=1)
+
+
+def data_of(cfg: GBATrainingSAEConfig, seed: int) -> Iterator[torch.Tensor]:
+    """What an SAE or transcoder of 16 dimensions is trained on, in the dtype of its weights."""
+    batches = mixture(seed)
+    if isinstance(cfg, GBATrainingTranscoderConfig):
+        batches = pairs(seed, cfg.d_out or cfg.d_in)
+    return (batch.to(getattr(torch, cfg.dtype)) for batch in batches)
+
+
 def random_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-def tiny_config(**settings: Any) -> GBATrainingSAEConfig:
+def tiny_config(architecture: str = "gba", **settings: Any) -> GBATrainingSAEConfig:
+    config_class = CLASSES[architecture][1]
+    if architecture != "gba":
+        settings = {"d_out": 24, **settings}
     defaults: dict[str, Any] = {
         "d_in": 16,
         "d_sae": 64,
@@ -64,7 +92,13 @@ def tiny_config(**settings: Any) -> GBATrainingSAEConfig:
         "target_l0": 4.0,
         "adapt_every_n_steps": 5,
     }
-    return GBATrainingSAEConfig(**{**defaults, **settings})
+    return config_class(**{**defaults, **settings})
+
+
+def tiny_sae(**settings: Any) -> GBATrainingSAE:
+    """An SAE or transcoder of `tiny_config`."""
+    cfg = tiny_config(**settings)
+    return CLASSES[cfg.architecture()][0](cfg)
 
 
 def make_trainer(
@@ -82,7 +116,7 @@ def make_trainer(
         "n_batches_for_norm_estimate": 4,
     }
     cfg = SAETrainerConfig(**{**defaults, **settings})
-    return SAETrainer(cfg, sae, mixture(1) if data is None else data)
+    return SAETrainer(cfg, sae, data_of(sae.cfg, 1) if data is None else data)
 
 
 def synthetic_runner_config(
@@ -135,6 +169,8 @@ def randomise(sae: GBATrainingSAE) -> GBATrainingSAE:
         sae.b_enc.zero_()
         sae.set_bias(-torch.rand(sae.cfg.d_sae).to(sae.b_enc.dtype))
         sae.adapter.input_norm.fill_(3.0)
+        if isinstance(sae, GBATrainingTranscoder):
+            sae.target_norm.fill_(40.0)
     return sae
 
 

@@ -14,6 +14,7 @@ from experiments.benchmarks import (
     language_model_comparison,
     synthsaebench,
     training_throughput,
+    transcoder,
 )
 from experiments.benchmarks.plots import PLOTS
 from experiments.lab.training import FROZEN, RANDOM
@@ -166,6 +167,37 @@ def test_step_times_and_memory_from_run_to_plot(
         assert all(seconds > 0 for seconds in row["seconds"].values())
     assert 0 < tables["adaptation"][0]["share_of_step"] < 1
     assert_plotted(PLOTS, "training_throughput", config, tables, tmp_path)
+
+
+def test_transcoders_of_an_mlp_are_compared_at_one_l0(
+    tiny_demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(
+        transcoder.Config(),
+        hook_name="blocks.1.mlp.hook_in",
+        hook_name_out="blocks.1.hook_mlp_out",
+        train_tokens=2000,
+        held_out_tokens=600,
+        ce_contexts=2,
+        context=12,
+        d_sae=48,
+        l0=4,
+        batch_size=128,
+        steps=200,
+        tune_steps=20,
+        topk_learning_rates=(1e-4, 1e-2),
+    )
+    tables = transcoder.run(config)
+    best = max(tables["tuning"], key=lambda row: row["explained_variance"])["learning_rate"]
+    assert {r["learning_rate"] for r in tables["rows"] if r["method"] == "topk"} == {best}
+    assert len(tables["rows"]) == 2 * 3
+    for row in tables["rows"]:
+        assert 0.3 < row["explained_variance"] < 1
+        assert row["ce_recovered"] < 1.5
+        assert row["l0"] == pytest.approx(4, rel=0.2)
+    # everything is there already: nothing is trained again
+    monkeypatch.setattr(transcoder, "train_together", None)
+    assert transcoder.run(config) == tables
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -70,3 +70,20 @@ def test_a_latent_turned_up_by_hand_steers_the_model(model: Any, sae: Any) -> No
     unsteered, steered = reconstruction([]), reconstruction([(acts_name(model, sae), turn_up)])
     assert torch.isfinite(steered).all()
     assert not torch.allclose(steered, unsteered, atol=1e-2)
+
+
+def test_a_transcoder_stands_in_for_the_mlp(model: Any, make_sae: MakeSAE, tmp_path: Path) -> None:
+    hook, target = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
+    trained = make_sae(0, architecture="gba_transcoder", d_out=D_IN, hook_name_out=target)
+    trained.cfg.metadata.hook_name = hook
+    trained.W_enc.data.copy_(torch.randn(D_IN, D_SAE))
+    trained.save_inference_model(tmp_path / "run")
+    transcoder: Any = load(tmp_path / "run").sae
+    _, plain = model.run_with_cache(TOKENS, names_filter=[hook])
+    (mlp_in,) = plain.values()  # a bridge has a name of its own for it
+    there = model._resolve_hook_name(target) if hasattr(model, "_resolve_hook_name") else target
+    by_hand = [(there, lambda mlp_out, hook: transcoder(mlp_in))]
+    expected = model.run_with_hooks(TOKENS, fwd_hooks=by_hand)
+    assert not torch.allclose(expected, model(TOKENS), atol=1e-3)
+    with_it = model.run_with_saes(TOKENS, saes=[transcoder])
+    torch.testing.assert_close(with_it, expected, rtol=1e-4, atol=1e-4)

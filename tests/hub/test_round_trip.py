@@ -45,10 +45,15 @@ print(json.dumps(facts))
 """
 
 
-def test_two_published_saes_give_the_same_bits_in_a_process_without_this_package(
-    hub: LocalHub, jumprelu_sae: GBATrainingSAE, relu_sae: GBATrainingSAE, tmp_path: Path
-) -> None:
-    saes = {"layer_1/jumprelu": jumprelu_sae, "layer_1/relu": relu_sae}
+def test_published_saes_give_the_same_bits_in_a_process_without_this_package(
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, relu_sae: GBATrainingSAE,
+    skip_transcoder: GBATrainingSAE, tmp_path: Path,
+) -> None:  # fmt: skip
+    saes = {
+        "layer_1/jumprelu": jumprelu_sae,
+        "layer_1/relu": relu_sae,
+        "layer_1/transcoder": skip_transcoder,
+    }
     publish_to(hub, saes)
     x = activations(64, seed=7)
     save_file({"x": x}, tmp_path / "x.safetensors")
@@ -69,7 +74,8 @@ def test_two_published_saes_give_the_same_bits_in_a_process_without_this_package
 
     assert run.returncode == 0, run.stderr
     facts = json.loads(run.stdout.splitlines()[-1])
-    assert [kind for kind, _ in facts.values()] == ["JumpReLUSAE", "StandardSAE"]
+    kinds = ["JumpReLUSAE", "StandardSAE", "JumpReLUSkipTranscoder"]
+    assert [kind for kind, _ in facts.values()] == kinds
     result = load_file(tmp_path / "out.safetensors")
     for i, sae in enumerate(saes.values()):
         folder = tmp_path / f"published_{i}"
@@ -82,7 +88,7 @@ def test_two_published_saes_give_the_same_bits_in_a_process_without_this_package
         assert torch.equal(result[f"sparsity_{i}"], expected)
 
 
-@pytest.mark.parametrize("which", ["jumprelu_sae", "relu_sae"])
+@pytest.mark.parametrize("which", ["jumprelu_sae", "relu_sae", "skip_transcoder"])
 def test_the_published_sae_computes_what_the_trained_one_computed(
     hub: LocalHub, which: str, request: pytest.FixtureRequest
 ) -> None:

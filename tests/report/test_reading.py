@@ -40,7 +40,7 @@ def x() -> torch.Tensor:
 def read(sae: JumpReLUSAE, x: torch.Tensor, batch: int = 37) -> Reading:
     reading = Reading(SavedSAE(sae, {}, "here", "here"))
     for places in torch.arange(N_TOKENS).split(batch):
-        reading.update(x[places], places)
+        reading.update(x[places], x[places], places)
     return reading
 
 
