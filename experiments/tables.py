@@ -23,7 +23,7 @@ from sae_lens_gba.atomic_write import write_atomically
 ROOT = Path(__file__).parents[1]
 FILES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("choosing", "results", "reliability")),
+    *(ROOT / "docs" / f"{n}.md" for n in ("choosing", "results", "reliability", "transcoders")),
 )
 NOT_MEASURED = "*Not measured yet.*"
 NOT_THERE = "\N{EN DASH}"
@@ -36,7 +36,8 @@ NAMES = {
     "gba": "GBA", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka": "Matryoshka",
     "matryoshka_batchtopk": "Matryoshka", "topk": "TopK", "standard": "Standard",
     "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
-    "random directions": "random directions",
+    "random directions": "random directions", "gba_transcoder": "GBA",
+    "gba_skip_transcoder": "GBA with skip",
 }  # fmt: skip
 
 
@@ -293,6 +294,24 @@ def torture(result: Result) -> str:
     return markdown(names, ([_plain(row[name]) for name in names] for row in result["rows"]))
 
 
+def transcoder(result: Result) -> str:
+    """Means over seeds, and their range where it shows."""
+    fields = {"explained_variance": 3, "ce_recovered": 3, "l0": 2, "dead": 0, "seconds": 0}
+    table = []
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        own = _of(result["rows"], method=method)
+        found = {field: [row[field] for row in own] for field in fields}
+        cells = [_with_range(found[field], digits) for field, digits in fields.items()]
+        table.append([NAMES[method], f"{own[0]['learning_rate']:g}", *cells])
+    header = ["", "learning rate", "explained variance", "CE recovered", "L0", "dead"]
+    return markdown([*header, "CPU time, s"], table)
+
+
+def _with_range(values: list[float], digits: int) -> str:
+    low, mean, high = (f"{v:.{digits}f}" for v in (min(values), fmean(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
 def _of(rows: list[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(row.get(name) == v for name, v in wanted.items())]
 
@@ -334,6 +353,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "learning_rate": ("learning_rate.json", learning_rate),
     "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
     "torture": (" ".join(f"torture/{module}.json" for module in MODULES), torture),
+    "transcoder": ("transcoder.json", transcoder),
 }
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def cached_activations(
         if i % 50 == 0:
             logging.info("cached %d of %d contexts", BATCH_CONTEXTS * i, len(tokens))
     new = {name: torch.cat(parts).contiguous() for name, parts in collected.items()}
+    if path.is_file():  # another process may have added to it in these minutes
+        stored = load_file(path)
     activations = {**stored, **new}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: save_file(activations, file))
