@@ -1,4 +1,4 @@
-"""Measure a saved SAE: SAELens' evaluations, and sparse probing.
+"""Measure a saved SAE or transcoder: SAELens' evaluations, and sparse probing.
 
 python examples/09_evaluate.py demo_output
 python examples/09_evaluate.py demo_output --probe 5_hist_fig_ismale   # needs [probes]
@@ -13,6 +13,7 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
+from sae_lens_gba.at_target import at_its_target
 from sae_lens_gba.sources import load_model_of, load_text
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -39,7 +40,8 @@ cfg = EvalConfig(
     compute_sparsity_metrics=True,
     compute_variance_metrics=True,
 )
-measured, _details = run_evals(sae, store, model, ActivationScaler(), eval_config=cfg)
+with at_its_target(sae, model) as seen_there:  # of an SAE, the SAE itself
+    measured, _ = run_evals(seen_there, store, model, ActivationScaler(), eval_config=cfg)
 print(json.dumps(measured, indent=2))
 (args.sae_dir / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
 
