@@ -6,12 +6,12 @@ from typing import Any
 
 from sae_lens_gba.registration import CLASSES
 
-_TEXTS = ("model_name", "hook_name", "hook_name_out", "dataset_path")
 # the same figure under the names of SAELens' evaluations
 _ALIASES = {"ce_recovered": ("ce_recovered", "ce_loss_recovered", "ce_loss_score")}
 
 _TEXTS = (
-    "model_name", "hook_name", "dataset_path", "neuronpedia_id", "sae_lens_training_version"
+    "model_name", "hook_name", "hook_name_out", "dataset_path", "neuronpedia_id",
+    "sae_lens_training_version",
 )  # fmt: skip
 
 
