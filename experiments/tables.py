@@ -227,8 +227,8 @@ def throughput(result: Result) -> str:
             case["architectures"][n].get("peak_memory_bytes") for n in ("gba", "batchtopk")
         )
         own = [f"{product:.2f}", f"{gba / other:.2f}" if gba and other else NOT_THERE]
-        table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", *ratios, *own])
-    header = ["d_sae", "L0", *(NAMES[name] for name in others)]
+        table.append([f"{case['d_sae']:,}", f"{case['l0']:g}", _precision(case), *ratios, *own])
+    header = ["d_sae", "L0", "products in", *(NAMES[name] for name in others)]
     return markdown(
         [*header, "GBA step / encoder product", "GBA's peak memory / BatchTopK's"], table
     )
@@ -236,7 +236,10 @@ def throughput(result: Result) -> str:
 
 def step_parts(result: Result) -> str:
     """Shares of a GBA step by what takes them."""
-    cases = {f"{part['d_sae']:,}": part["seconds"] for part in result.get("parts", [])}
+    cases = {
+        f"{part['d_sae']:,}, {_precision(part)}": part["seconds"]
+        for part in result.get("parts", [])
+    }
     names = list(dict.fromkeys(name for seconds in cases.values() for name in seconds))
     rows = (
         [name, *(_percent(s.get(name, 0.0) / sum(s.values())) for s in cases.values())]
@@ -310,6 +313,10 @@ def transcoder(result: Result) -> str:
 def _with_range(values: list[float], digits: int) -> str:
     low, mean, high = (f"{v:.{digits}f}" for v in (min(values), fmean(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _precision(case: Row) -> str:
+    return "bfloat16" if case["autocast"] else "float32"
 
 
 def _of(rows: list[Row], **wanted: Any) -> list[Row]:
