@@ -33,6 +33,7 @@ from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
     FROZEN,
     RANDOM,
+    Row,
     TrainingSettings,
     best_rate,
     build_sae,
@@ -45,8 +46,6 @@ from sae_lens_gba import GBATrainingSAEConfig
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.saved.stock_form import stock_form
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ SmolLM2-135M, a residual stream and an MLP output; 2000 steps of 512 tokens. L0,
 the model's loss, dead latents, consistency over seeds, and sparse probing with sae-probes on data
 sets that training does not see.
 
-    python -m experiments.benchmarks.language_model_comparison [--quick]
-
 Two baselines know nothing of features (arXiv 2602.14111): a BatchTopK SAE whose random decoder is
 frozen, and random directions.
+
+    python -m experiments.benchmarks.language_model_comparison [--quick] [--methods gba ...]
 """
 
 import logging

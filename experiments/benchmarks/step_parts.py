@@ -30,9 +30,8 @@ _PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
 def seconds_by_part(step: Callable[[], Any], times: int) -> dict[str, float]:
     """Mean CPU seconds of each part of ``step``.
 
-    "statistics, assembly, rest" is what no part claims.
-
-    What runs inside a part that is listed itself counts there alone.
+    What runs inside a part that is listed itself counts there alone; "statistics, assembly, rest"
+    is what no part claims.
     """
     spent: defaultdict[str, float] = defaultdict(float)
     inner = [0.0]

@@ -26,13 +26,11 @@ from experiments.lab.activations import ShuffledActivations
 from experiments.lab.command_line import run_experiments
 from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables, once
-from experiments.lab.training import TrainingSettings, best_rate, train_together
+from experiments.lab.training import Row, TrainingSettings, best_rate, train_together
 from sae_lens_gba.at_target import at_its_target, decoded
 from sae_lens_gba.demo.model import default_cache_dir
 from sae_lens_gba.registration import CLASSES
 from sae_lens_gba.saved.stock_form import stock_form
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
