@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 CHUNK_ROWS = 512  # on a CPU: what is found of a chunk is still in its cache
 _CHUNK_ENTRIES = 2**29  # on a GPU: 2 GiB in float32, of which a dense step holds several
+_NUMPY_DTYPES = (torch.float32, torch.float64)  # compares six times faster than torch on a CPU
 _SPARSE_DTYPES = {
     "cpu": (torch.float32, torch.float64),
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -54,8 +56,7 @@ class ActiveSet:
 
     @cached_property
     def _by_latent(self) -> tuple[torch.Tensor, torch.Tensor]:
-        order = self.latents.argsort(stable=True)
-        return order, _offsets(self.latents, self.d_sae)
+        return _order(self.latents, self.d_sae), _offsets(self.latents, self.d_sae)
 
     def in_bands(
         self, band_of_latent: torch.Tensor, n_bands: int
@@ -71,7 +72,7 @@ class ActiveSet:
             entries are among this pattern's.
         """
         band = band_of_latent[self.latents]
-        order = band.argsort(stable=True)
+        order = _order(band, n_bands)
         rows = band[order] * self.batch + self.samples[order]
         return ActiveSet(rows, self.latents[order], n_bands * self.batch, self.d_sae), order
 
@@ -169,10 +170,10 @@ def find_active(
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
     for start in range(0, batch, n_rows):
         product = x[start : start + n_rows] @ W_enc
-        position = (product > limit).view(-1).nonzero().squeeze(1)
+        position = _positions_above(limit, product)
         if start == 0 and position.numel() > max_density * product.numel():
             return None
-        found.append((position + start * d_sae, product.view(-1)[position]))
+        found.append((position + start * d_sae, product.view(-1).index_select(0, position)))
     positions = torch.cat([position for position, _ in found])
     samples = positions.div(d_sae, rounding_mode="floor")
     active = ActiveSet(samples, positions - samples * d_sae, batch, d_sae)
@@ -257,6 +258,19 @@ class SparseDecode(torch.autograd.Function):
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _positions_above(limit: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Where in values (n, m), flat, an entry is above its column's limit (m,); ascending, int64."""
+    if values.device.type == "cpu" and values.dtype in _NUMPY_DTYPES:
+        return torch.from_numpy(np.flatnonzero(values.detach().numpy() > limit.detach().numpy()))
+    return (values > limit).view(-1).nonzero().squeeze(1)
+
+
+def _order(bin_of: torch.Tensor, n_bins: int) -> torch.Tensor:
+    """What sorts ``bin_of`` stably; of narrow keys, in a fraction of the time."""
+    narrow = torch.int16 if n_bins <= 2**15 else torch.int32
+    return bin_of.to(narrow).argsort(stable=True)
 
 
 def _offsets(bin_of: torch.Tensor, n_bins: int) -> torch.Tensor:
