@@ -124,8 +124,12 @@ def synthetic_runner_config(
 ) -> SyntheticSAERunnerConfig[Any]:
     """Of SyntheticSAERunner on a small data model, without wandb and evaluations."""
     defaults: dict[str, Any] = {"eval_samples": 0, "checkpoint_path": None}
+    # magnitudes differ, or so many samples are equal that no threshold lies at the L0 asked for
+    model = SyntheticModelConfig(
+        num_features=48, hidden_dim=sae.d_in, seed=0, std_firing_magnitudes=0.1
+    )
     return SyntheticSAERunnerConfig(
-        synthetic_model=SyntheticModelConfig(num_features=48, hidden_dim=sae.d_in, seed=0),
+        synthetic_model=model,
         sae=sae,
         training_samples=steps * batch,
         batch_size=batch,
