@@ -9,7 +9,11 @@ import torch
 from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig
+from sae_lens.synthetic import (
+    LinearFiringProbabilityConfig,
+    SyntheticModelConfig,
+    SyntheticSAERunnerConfig,
+)
 from sae_lens.training.sae_trainer import SAETrainer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -124,9 +128,13 @@ def synthetic_runner_config(
 ) -> SyntheticSAERunnerConfig[Any]:
     """Of SyntheticSAERunner on a small data model, without wandb and evaluations."""
     defaults: dict[str, Any] = {"eval_samples": 0, "checkpoint_path": None}
-    # magnitudes differ, or so many samples are equal that no threshold lies at the L0 asked for
+    # no two samples are equal: a threshold on many equal ones has them all or none
     model = SyntheticModelConfig(
-        num_features=48, hidden_dim=sae.d_in, seed=0, std_firing_magnitudes=0.1
+        num_features=48,
+        hidden_dim=sae.d_in,
+        firing_probability=LinearFiringProbabilityConfig(0.4, 0.1),
+        std_firing_magnitudes=0.1,
+        seed=0,
     )
     return SyntheticSAERunnerConfig(
         synthetic_model=model,

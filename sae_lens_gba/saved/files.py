@@ -204,10 +204,12 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: object) -> None:
-    """Raise DamagedFileError for a tensor of complex numbers or integers, NaN or infinity."""
+    """Raise DamagedFileError for a tensor of anything but usual floats, or with NaN or infinity."""
     for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise DamagedFileError(f"{source} has {tensor.dtype} in {name}: weights are floats.")
+        if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+            raise DamagedFileError(
+                f"{source} has {tensor.dtype} in {name}: weights are floats of 16 to 64 bits."
+            )
         if not torch.isfinite(tensor).all():
             raise DamagedFileError(
                 f"{source} has NaN or Inf in {name}: the SAE diverged in training; use an earlier "
