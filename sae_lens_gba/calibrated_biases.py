@@ -87,7 +87,8 @@ class CalibratedBiases(GBAParameters):
         """Put each group's mean on target on the recent samples; whether that could be done."""
         adapter = self.adapter
         target_l0 = adapter.target_l0
-        for found in self._calibrated_for([target_l0], len(self.recent_samples)):
+        nowhere = torch.zeros_like(self.bias)
+        for found in self._calibrated_for([target_l0], len(self.recent_samples), nowhere):
             if found.l0 < 0.99 * target_l0:
                 logger.warning(
                     "target_l0=%.4g can't be had: with all biases at 0, %.4g latents are active "
@@ -102,8 +103,16 @@ class CalibratedBiases(GBAParameters):
         return False
 
     @torch.no_grad()
-    def _calibrated_for(self, l0s: list[float], n_samples: int) -> list[Calibration]:
-        """On the most recent samples; empty where they are too few to say anything."""
+    def _calibrated_for(
+        self, l0s: list[float], n_samples: int, lowest: torch.Tensor
+    ) -> list[Calibration]:
+        """On the most recent samples; empty where they are too few to say anything.
+
+        Args:
+            l0s: active latents a sample.
+            n_samples: how many of them to use.
+            lowest: below which no threshold goes, in units of `input_scale`, (d_sae,).
+        """
         adapter = self.adapter
         group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
         sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
@@ -111,8 +120,8 @@ class CalibratedBiases(GBAParameters):
         if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
             return []
         return calibrate_groups(
-            partial(self._recent_pre_activations, n_samples),
-            -self.bias,
+            partial(self._recent_pre_activations, n_samples, lowest),
+            -self.bias - lowest,
             self._margin_unit(),
             adapter.group,
             group_frequency,
@@ -128,7 +137,8 @@ class CalibratedBiases(GBAParameters):
             target_l0,
             *(f * target_l0 for f in OTHER_L0S if f * target_l0 < d_sae / 4),
         ]
-        found = self._calibrated_for(wanted, min(len(self.recent_samples), _SAMPLES_FOR_OTHERS))
+        n_samples = min(len(self.recent_samples), _SAMPLES_FOR_OTHERS)
+        found = self._calibrated_for(wanted, n_samples, self._shrunk_by().detach())
         if not found:
             return None
         # relative to the thresholds as they are, which more samples have told
@@ -143,13 +153,18 @@ class CalibratedBiases(GBAParameters):
         return self._encoder().detach().norm(dim=0).to(self.state_dtype)
 
     @torch.no_grad()
-    def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
-        """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
+    def _recent_pre_activations(
+        self, n_samples: int, lowest: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """Above ``lowest``, biases left out, in units of `input_scale`; the last samples first.
+
+        In chunks of (n, d_sae).
+        """
         W_enc = self._encoder()
         for batch in reversed(self.recent_samples.batches):
             for rows in batch[:n_samples].split(CHUNK_ROWS):
                 h = self._centred(self._uncentred(rows)) @ W_enc
-                yield h.to(self.state_dtype) / self.input_scale
+                yield h.to(self.state_dtype) / self.input_scale - lowest
             n_samples -= min(n_samples, len(batch))
             if n_samples == 0:
                 return

@@ -114,9 +114,23 @@ class GBAParameters(EncoderFollowsDecoder):
         """By what the rows of ``W_dec`` are multiplied, (d_sae,)."""
         return self.output_scale
 
+    def _shrunk_by(self) -> torch.Tensor:
+        """By what activations are less than what passed the threshold, (d_sae,)."""
+        return torch.zeros_like(self.b_enc)
+
+    def _pre_activation_bias(self) -> torch.Tensor:
+        """What is added to the product of centred inputs and W_enc, in their units, (d_sae,)."""
+        return self.in_input_units(self.b_enc)
+
+    def _limit(self) -> torch.Tensor:
+        """Above which pre-activation a latent is active, in units of the input, (d_sae,) or ()."""
+        if self._is_jumprelu:
+            return self.in_input_units(self.threshold.detach())
+        return self.b_enc.new_zeros(())
+
     def _stock_b_enc(self) -> torch.Tensor:
         """``b_enc`` of the stock SAE, for inputs as `process_sae_in` gives them, (d_sae,)."""
-        return self.in_input_units(self.b_enc)
+        return self._pre_activation_bias()
 
     def _stock_b_dec(self) -> torch.Tensor:
         """``b_dec`` of the stock SAE, (d_in,)."""
@@ -281,7 +295,7 @@ class GBAParameters(EncoderFollowsDecoder):
             "b_dec": self._stock_b_dec(),
         }
         if self._is_jumprelu:
-            weights["threshold"] = self.in_input_units(self.threshold)
+            weights["threshold"] = self._limit()
         return weights
 
     @override

@@ -196,17 +196,18 @@ def above(limit: torch.Tensor, hidden_pre: torch.Tensor) -> torch.Tensor:
 
 
 class SparseEncode(torch.autograd.Function):
-    """Gives pre-activations at the active entries their gradients to x and W_enc."""
+    """Gives pre-activations at the active entries their gradients to x, W_enc and b_enc."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
         W_enc: torch.Tensor,
+        _b_enc: torch.Tensor,
         hidden_pre: torch.Tensor,
         active: ActiveSet,
     ) -> torch.Tensor:
-        """x (batch, d_in), W_enc (d_in, d_sae), hidden_pre (nnz,) -> (nnz,)."""
+        """x (batch, d_in), W_enc (d_in, d_sae), b_enc (d_sae,), hidden_pre (nnz,) -> (nnz,)."""
         ctx.save_for_backward(x, W_enc if ctx.needs_input_grad[0] else None)
         ctx.active = active
         return hidden_pre.clone()
@@ -214,12 +215,15 @@ class SparseEncode(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, None, None]:
         x, W_enc = ctx.saved_tensors
         active: ActiveSet = ctx.active
         grad_x = active.matmul(grad, W_enc.T) if ctx.needs_input_grad[0] else None
         grad_W = active.transposed_matmul(grad, x).T if ctx.needs_input_grad[1] else None
-        return grad_x, grad_W, None, None
+        grad_b = None
+        if ctx.needs_input_grad[2]:
+            grad_b = grad.new_zeros(active.d_sae).index_add_(0, active.latents, grad)
+        return grad_x, grad_W, grad_b, None, None
 
 
 class SparseDecode(torch.autograd.Function):

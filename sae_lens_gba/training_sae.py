@@ -142,15 +142,14 @@ class GBATrainingSAE(CalibratedBiases):
         # no gradient to b_dec from here: it would move b_dec to undo the feedback on the
         # biases, since w.(x - b_dec) + b rises as well by -w.b_dec as by b
         sae_in = self._centred(self._uncentred(x)).detach()
-        W_enc = self._encoder()
-        found = self._find_active(sae_in, W_enc)
+        W_enc, b_enc = self._encoder(), self._pre_activation_bias()
+        found = self._find_active(sae_in, W_enc, b_enc)
         sparse = None
         if found is None:
-            b_enc = self.in_input_units(self.b_enc)
             feature_acts, hidden_pre = self._encode_dense(sae_in, W_enc, b_enc)
         else:
             active, values = found
-            acts = SparseEncode.apply(sae_in, W_enc, values.to(self.dtype), active)
+            acts = SparseEncode.apply(sae_in, W_enc, b_enc, values.to(self.dtype), active)
             feature_acts, hidden_pre, sparse = (
                 active.to_coo(acts),
                 active.to_coo(values),
@@ -196,7 +195,7 @@ class GBATrainingSAE(CalibratedBiases):
         return self.hook_sae_acts_post(acts), hidden_pre
 
     def _find_active(
-        self, sae_in: torch.Tensor, W_enc: torch.Tensor
+        self, sae_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor
     ) -> tuple[ActiveSet, torch.Tensor] | None:
         # TransformerLens 2 has no HookPoint.has_hooks
         points = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
@@ -207,19 +206,12 @@ class GBATrainingSAE(CalibratedBiases):
         if hooked or sae_in.ndim != 2 or target_density > max_density:
             return None
         with torch.no_grad():
-            b_enc = self.in_input_units(self.b_enc)
             return find_active(sae_in, W_enc, b_enc, self._limit(), max_density)
 
     def _max_density(self) -> float:
         """Share of active entries up to which sparse products are used."""
         pays, asked = density_that_pays(self.W_dec), self.cfg.sparse_below_density
         return asked if asked is not None and pays > 0 else pays
-
-    def _limit(self) -> torch.Tensor:
-        """Above which pre-activation a latent is active, in units of the input, (d_sae,) or ()."""
-        if self._is_jumprelu:
-            return self.in_input_units(self.threshold.detach())
-        return self.b_enc.new_zeros(())
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

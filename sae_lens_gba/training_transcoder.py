@@ -18,19 +18,23 @@ class GBATrainingTranscoder(GBATrainingSAE):
     `input_scale` s and `target_scale` t, which follow the data:
 
         h = (x / s - input_mean) W_enc + b_enc,  W_enc = rate * encoder_correction^T
-        JumpReLU:  f = h * [h > threshold]          ReLU:  f = max(h, 0)
+        JumpReLU:  f = (h - shrinkage * threshold) * [h > threshold]
+        ReLU:      f = max(h, 0)
         y_hat / t = (f * output_scale) W_dec + b_dec
         loss = ||y_hat - y||^2 / t^2, and that of nested sets, as of a GBA SAE
 
     Groups, biases, calibration, the sparse step and what is saved beside the weights are those of a
-    GBA SAE. The encoder has nothing to follow, and is a matrix of its own. SAELens' transcoders
-    centre no inputs: in what is saved, b_enc has the mean in it.
+    GBA SAE. The encoder has nothing to follow, and is a matrix of its own. ``shrinkage`` is learnt:
+    at 0 a latent's activation jumps from 0 to its threshold, at 1 it starts at 0 as a ReLU's does.
+    It is part of b_enc and threshold in what is saved, and so is the mean, since SAELens'
+    transcoders centre no inputs.
 
     ======================  ==================================  ================
     attribute               what it is                          shape
     ======================  ==================================  ================
     ``encoder_correction``  W_enc^T / encoder_correction_rate   (d_sae, d_in)
     ``input_mean``          of the first batch, in units of s   (d_in,)
+    ``shrinkage``           at most 1; with JumpReLU only       (d_sae,)
     ``W_dec``               unit rows                           (d_sae, d_out)
     ``b_dec``               in units of t                       (d_out,)
     ``target_norm``         t * sqrt(d_out); 0 until it is      ()
@@ -40,8 +44,9 @@ class GBATrainingTranscoder(GBATrainingSAE):
 
     cfg: GBATrainingTranscoderConfig
     input_mean: nn.Parameter
+    shrinkage: nn.Parameter
     target_norm: nn.Parameter
-    _PRECISE = (*GBATrainingSAE._PRECISE, "target_norm")
+    _PRECISE = (*GBATrainingSAE._PRECISE, "shrinkage", "target_norm")
 
     @override
     def initialize_weights(self) -> None:
@@ -54,6 +59,8 @@ class GBATrainingTranscoder(GBATrainingSAE):
         normalise_rows(self.W_dec)
         self.input_mean = nn.Parameter(zeros(self.cfg.d_in), requires_grad=False)
         self.target_norm = nn.Parameter(zeros((), dtype=self.state_dtype), requires_grad=False)
+        if self._is_jumprelu:
+            self.shrinkage = nn.Parameter(torch.zeros_like(self.threshold))
 
     @property
     def d_out(self) -> int:
@@ -89,8 +96,22 @@ class GBATrainingTranscoder(GBATrainingSAE):
         return self.target_scale / self.input_scale
 
     @override
+    def _shrunk_by(self) -> torch.Tensor:
+        if not self._is_jumprelu:
+            return super()._shrunk_by()
+        return self.shrinkage.clamp(max=1) * self.threshold
+
+    @override
+    def _pre_activation_bias(self) -> torch.Tensor:
+        return super()._pre_activation_bias() - self.in_input_units(self._shrunk_by())
+
+    @override
+    def _limit(self) -> torch.Tensor:
+        return super()._limit() - self.in_input_units(self._shrunk_by().detach())
+
+    @override
     def _stock_b_enc(self) -> torch.Tensor:
-        return self.in_input_units(self.b_enc - self.input_mean @ self._encoder())
+        return super()._stock_b_enc() - self.in_input_units(self.input_mean @ self._encoder())
 
     @override
     def _computed_encoder(self) -> torch.Tensor:
@@ -116,6 +137,8 @@ class GBATrainingTranscoder(GBATrainingSAE):
     def _take_in(self, step: Step, n_steps: int) -> None:
         had_started = self._has_started()
         super()._take_in(step, n_steps)
+        if self._is_jumprelu:  # beyond, nothing would bring it back
+            self.shrinkage.data.clamp_(max=1)
         if had_started:
             norm = typical_norm(step.target - step.target.mean(dim=0))
             followed = followed_norm(self.target_norm, norm, self.adapter.is_first_window)

@@ -26,7 +26,7 @@ def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0) 
         "W_enc": normal(d_in, d_sae).requires_grad_(),
         "W_dec": normal(d_sae, d_in).requires_grad_(),
         "output_scale": normal(d_sae).requires_grad_(),
-        "b_enc": normal(d_sae) * 0.1,
+        "b_enc": (normal(d_sae) * 0.1).requires_grad_(),
         "threshold": torch.full((d_sae,), threshold, dtype=torch.float64),
     }
 
@@ -43,13 +43,13 @@ def sparse(p: Problem, relu: bool) -> torch.Tensor:
         found = find_active(p["x"], p["W_enc"], p["b_enc"], threshold, 1.0)
     assert found is not None
     active, values = found
-    hidden_pre = SparseEncode.apply(p["x"], p["W_enc"], values, active)
+    hidden_pre = SparseEncode.apply(p["x"], p["W_enc"], p["b_enc"], values, active)
     return SparseDecode.apply(
         active.to_coo(hidden_pre).values(), p["W_dec"], p["output_scale"], active
     )
 
 
-LEAVES = ("x", "W_enc", "W_dec", "output_scale")
+LEAVES = ("x", "W_enc", "b_enc", "W_dec", "output_scale")
 
 
 def assert_same(make: Callable[[], Problem], relu: bool) -> None:
@@ -170,7 +170,7 @@ def test_half_precision_takes_sparse_products_in_float32() -> None:
             )
         assert found is not None
         active, values = found
-        acts = SparseEncode.apply(p["x"], p["W_enc"], values.to(dtype), active)
+        acts = SparseEncode.apply(p["x"], p["W_enc"], p["b_enc"], values.to(dtype), active)
         out = SparseDecode.apply(acts, p["W_dec"], p["output_scale"], active)
         assert out.dtype == dtype
         out.sum().backward()

@@ -80,7 +80,8 @@ def test_sparse_and_dense_steps_have_the_same_loss_and_gradients(kind: str, n_ne
         assert ("nested_mse_loss" in out.losses) == (n_nested > 1)
         out.loss.backward()
         found.append({n: p.grad for n, p in sae.named_parameters() if p.grad is not None})
-    assert set(found[0]) == set(found[1]) >= {"W_dec", "b_dec", "encoder_correction"}
+    learnt = {"W_dec", "b_dec", "encoder_correction", "shrinkage"}
+    assert set(found[0]) == set(found[1]) >= learnt
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
 
@@ -97,6 +98,25 @@ def test_the_nested_loss_is_that_of_the_first_groups_alone(kind: str) -> None:
     first = sae.encode(x) * (sae.adapter.group == 0)
     error = (decoded(sae, first, x) - y).square().sum(dim=1).mean() / sae.target_scale**2
     torch.testing.assert_close(nested, error)
+
+
+def test_shrinkage_lowers_activations_and_lets_no_latent_fall_silent() -> None:
+    sae = trained("gba_transcoder", pairs(0), 40)
+    x = next(mixture(3))
+    sae.shrinkage.data.zero_()
+    plain = sae.encode(x)
+    sae.shrinkage.data.fill_(0.6)
+    lower = plain - 0.6 * sae.in_input_units(sae.threshold) * (plain > 0)
+    torch.testing.assert_close(sae.encode(x), lower)
+    sae.shrinkage.data.fill_(1.5)  # as an optimizer's step may leave it
+    assert torch.equal(sae.encode(x) > 0, plain > 0)
+    take_steps(make_trainer(sae.train(), 1, pairs(1), lr=1e-4), 1)
+    assert float(sae.shrinkage.max()) <= 1 + 1e-3
+
+
+def test_shrinkage_is_learnt() -> None:
+    sae = trained("gba_transcoder", pairs(0), 40)
+    assert float(sae.shrinkage.detach().abs().min()) > 0
 
 
 def test_the_linear_way_takes_what_is_linear() -> None:
