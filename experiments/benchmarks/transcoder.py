@@ -51,8 +51,8 @@ class Config:
     hook_name: str = "blocks.8.mlp.hook_in"
     hook_name_out: str = "blocks.8.hook_mlp_out"
     train_tokens: int = 400_000
-    held_out_tokens: int = 20_000
-    ce_contexts: int = 16
+    held_out_tokens: int = 60_000
+    ce_contexts: int = 64
     context: int = 128
     d_sae: int = 2304
     l0: int = 32

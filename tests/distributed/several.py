@@ -60,7 +60,7 @@ def start(function: Callable[..., Any], world: int, folder: Path, *args: Any) ->
 
 
 def run(
-    function: Callable[..., Any], world: int, folder: Path, *args: Any, timeout: float = 60
+    function: Callable[..., Any], world: int, folder: Path, *args: Any, timeout: float = 120
 ) -> list[Rank]:
     """As `start`, to the end of all of them."""
     ranks = start(function, world, folder, *args)
