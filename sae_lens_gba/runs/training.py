@@ -184,13 +184,22 @@ def _wandb_can_log() -> bool:
 
 
 def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
-    return load_model(
-        cfg.model_class_name,
-        cfg.model_name,
-        device=cfg.llm_device,
-        model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
-        hook_names=[cfg.hook_name, *filter(None, [_target_of(cfg)])],
-    )
+    try:
+        return load_model(
+            cfg.model_class_name,
+            cfg.model_name,
+            device=cfg.llm_device,
+            model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
+            hook_names=[cfg.hook_name, *filter(None, [_target_of(cfg)])],
+        )
+    except ValueError as error:
+        if "Valid official model names" not in str(error):  # all of them follow
+            raise
+        raise ValueError(
+            f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, from "
+            "Hugging Face or a folder: --model_class_name AutoModelForCausalLM, with a hook_name "
+            "such as model.layers.8."
+        ) from None
 
 
 def _runner_class(

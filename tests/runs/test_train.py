@@ -15,6 +15,7 @@ from sae_lens import (
     CacheActivationsRunner,
     CacheActivationsRunnerConfig,
 )
+from sae_lens.load_model import load_model
 from safetensors.torch import load_file
 
 from sae_lens_gba import GBATrainingSAE
@@ -163,6 +164,16 @@ def test_what_is_impossible_is_one_sentence_and_leaves_nothing(
     assert sentence in caplog.text
     assert "\n" not in caplog.records[-1].getMessage()
     assert not any((tmp_path / "run").glob("*"))
+
+
+def test_a_model_that_nobody_knows_is_one_sentence(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "load_model", load_model)
+    assert train(model_name="nobody/nothing") == 1
+    said = caplog.records[-1].getMessage()
+    assert "model_name='nobody/nothing' is no model" in said
+    assert len(said) < 300
 
 
 def test_without_a_login_wandb_is_asked_for_before_any_work(
