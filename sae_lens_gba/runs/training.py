@@ -196,7 +196,7 @@ def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
         if "Valid official model names" not in str(error):  # all of them follow
             raise
         raise ValueError(
-            f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, from "
+            f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, on "
             "Hugging Face or a folder: --model_class_name AutoModelForCausalLM, with a hook_name "
             "such as model.layers.8."
         ) from None

@@ -166,6 +166,7 @@ def test_what_is_impossible_is_one_sentence_and_leaves_nothing(
     assert not any((tmp_path / "run").glob("*"))
 
 
+@pytest.mark.filterwarnings("ignore:HookedTransformer.from_pretrained is deprecated")
 def test_a_model_that_nobody_knows_is_one_sentence(
     train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
