@@ -1,4 +1,4 @@
-"""A rank's part of a GBA SAE, which SAELens takes for a GBA SAE with fewer latents."""
+"""A rank's part of a GBA SAE or transcoder, which SAELens takes for one with fewer latents."""
 
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -13,7 +13,13 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed.ranks import Ranks
 from sae_lens_gba.distributed.share import LatentShare
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
+from sae_lens_gba.registration import CLASSES
 from sae_lens_gba.training_sae import GBATrainingSAE
+from sae_lens_gba.training_transcoder import GBATrainingSkipTranscoder, GBATrainingTranscoder
+from sae_lens_gba.transcoder_config import (
+    GBATrainingSkipTranscoderConfig,
+    GBATrainingTranscoderConfig,
+)
 
 
 @dataclass
@@ -33,6 +39,16 @@ class SliceConfig(GBATrainingSAEConfig):
         return self.own_spectrum
 
 
+@dataclass
+class TranscoderSliceConfig(SliceConfig, GBATrainingTranscoderConfig):
+    """Of a `TranscoderSlice`."""
+
+
+@dataclass
+class SkipTranscoderSliceConfig(SliceConfig, GBATrainingSkipTranscoderConfig):
+    """Of a `SkipTranscoderSlice`."""
+
+
 class LatentSlice(GBATrainingSAE):
     """Some latents of every group; `Ranks` hold all of them between them.
 
@@ -43,11 +59,12 @@ class LatentSlice(GBATrainingSAE):
         every adaptation  sums by group, a few times (2, n_groups)
         calibration       the margins that its pairs of sample and latent have
 
-    ``b_dec`` and what its step needs are bit-equal on all ranks. Every method that looks at all
-    latents (decode, groups' means, calibration, saving) must be called by all ranks.
+    What is `shared` and what its step needs are bit-equal on all ranks. Every method that looks at
+    all latents (decode, groups' means, calibration, saving) must be called by all ranks.
     """
 
     share: LatentShare
+    _SHARED: tuple[str, ...] = ("b_dec",)
 
     @classmethod
     def of(cls, whole: GBATrainingSAE | None, ranks: Ranks) -> "LatentSlice":
@@ -58,27 +75,36 @@ class LatentSlice(GBATrainingSAE):
             ranks: all that are to train it.
 
         Raises:
-            ValueError: there are fewer latents than ranks, or it is a transcoder.
+            ValueError: there are fewer latents than ranks, or it is no GBA SAE or transcoder.
         """
         if whole is not None:
             require_gba(whole.cfg)
-        said = None if whole is None else (_settings(whole.cfg), whole.adapter.group.cpu())
-        cfg, group = ranks.from_rank(0, said)
+        said = whole and (
+            whole.cfg.architecture(),
+            _settings(whole.cfg),
+            whole.adapter.group.cpu(),
+        )
+        architecture, cfg, group = ranks.from_rank(0, said)
         if len(group) < ranks.world:
             raise ValueError(
                 f"d_sae={len(group)} is not possible on {ranks.world} ranks: start at most as many "
                 "ranks as there are latents."
             )
         share = LatentShare(ranks, group)
-        spectrum = GBATrainingSAEConfig(**cfg).spectrum()
+        spectrum = CLASSES[architecture][1](**cfg).spectrum()
         sizes = torch.bincount(share.own(group.to(ranks.device)), minlength=spectrum.n_groups)
         own_spectrum = replace(spectrum, sizes=tuple(sizes.tolist()))
         own = {"d_sae": len(share), "device": str(ranks.device), "own_spectrum": own_spectrum}
-        part = cls(SliceConfig(**{**cfg, **own}))
+        slice_class, slice_config = _SLICES[architecture]
+        part = slice_class(slice_config(**{**cfg, **own}))
         part.share = part.adapter.share = share
         part.adapter.spectrum = spectrum
         part.fill(whole)
         return part
+
+    def shared(self) -> list[torch.nn.Parameter]:
+        """The parameters without latents: the same on all ranks."""
+        return [self.get_parameter(name) for name in self._SHARED]
 
     def fill(self, whole: GBATrainingSAE | None) -> None:
         """Take one's part of rank 0's SAE, which is None on the other ranks."""
@@ -107,7 +133,8 @@ class LatentSlice(GBATrainingSAE):
     def empty_whole(self) -> GBATrainingSAE:
         """The SAE that all ranks make up, without its weights: on the meta device."""
         cfg = {**_settings(self.cfg), "d_sae": self.share.d_sae, "device": "meta"}
-        whole = GBATrainingSAE(GBATrainingSAEConfig(**cfg))
+        whole_class, whole_config = CLASSES[self.cfg.architecture()]
+        whole = whole_class(whole_config(**cfg))
         if not self._encoder_follows_decoder:
             whole._free_encoder()
         return whole
@@ -143,8 +170,30 @@ class LatentSlice(GBATrainingSAE):
         self.fill(whole)
 
 
+class TranscoderSlice(LatentSlice, GBATrainingTranscoder):
+    """Some latents of every group of a transcoder."""
+
+    _SHARED: tuple[str, ...] = ("b_dec", "input_mean", "target_norm")
+
+
+class SkipTranscoderSlice(TranscoderSlice, GBATrainingSkipTranscoder):
+    """Some latents of every group of a skip transcoder, and the whole skip connection."""
+
+    _SHARED = (*TranscoderSlice._SHARED, "skip")
+
+
+_SLICES: dict[str, tuple[type[LatentSlice], type[SliceConfig]]] = {
+    config.architecture(): (part, config)
+    for part, config in (
+        (LatentSlice, SliceConfig),
+        (TranscoderSlice, TranscoderSliceConfig),
+        (SkipTranscoderSlice, SkipTranscoderSliceConfig),
+    )
+}
+
+
 def require_gba(cfg: TrainingSAEConfig) -> None:
-    if cfg.architecture() != GBATrainingSAEConfig.architecture():
+    if cfg.architecture() not in CLASSES:
         raise ValueError(
             f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in "
             "one process, or take 'gba'."
@@ -152,5 +201,5 @@ def require_gba(cfg: TrainingSAEConfig) -> None:
 
 
 def _settings(cfg: GBATrainingSAEConfig) -> dict[str, Any]:
-    names = [f.name for f in fields(GBATrainingSAEConfig) if f.init]
+    names = [f.name for f in fields(CLASSES[cfg.architecture()][1]) if f.init]
     return {name: deepcopy(getattr(cfg, name)) for name in names}

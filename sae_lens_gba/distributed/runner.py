@@ -19,6 +19,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.synthetic import SyntheticSAERunner, SyntheticSAERunnerConfig
 from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import Evaluator, SAETrainer, SaveCheckpointFn
 from sae_lens.training.types import DataProvider
@@ -29,6 +30,7 @@ from sae_lens_gba.distributed.latent_slice import LatentSlice, require_gba
 from sae_lens_gba.distributed.ranks import Ranks, join
 from sae_lens_gba.distributed.trainer import LatentParallelTrainer, replaced
 from sae_lens_gba.provenance import package_versions
+from sae_lens_gba.registration import CLASSES
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 _C = TypeVar("_C")
@@ -91,10 +93,16 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         sae = LatentSlice.of(_first_sae(cfg) if ranks.rank == 0 else None, ranks)
         torch.manual_seed(cfg.seed + ranks.rank)
         super().__init__(cfg, override_sae=sae, **overrides)
-        store = self.activations_store
-        store.dataset = _part_of(store.dataset, ranks)
-        store.cached_activation_dataset = _part_of(store.cached_activation_dataset, ranks)
-        store.train_batch_size_tokens = ranks.part_of(cfg.train_batch_size_tokens)
+        for store in self.stores():
+            store.dataset = part_of_dataset(store.dataset, ranks)
+            store.cached_activation_dataset = part_of_dataset(
+                store.cached_activation_dataset, ranks
+            )
+        self.activations_store.train_batch_size_tokens = ranks.part_of(cfg.train_batch_size_tokens)
+
+    def stores(self) -> list[ActivationsStore]:
+        """Those whose rows are divided among the ranks."""
+        return [self.activations_store]
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> Any:
@@ -201,10 +209,11 @@ def _changed(cfg: _C, **settings: Any) -> _C:
 def _first_sae(cfg: LanguageModelSAERunnerConfig[Any]) -> GBATrainingSAE:
     if cfg.from_pretrained_path is not None:
         return cast(GBATrainingSAE, TrainingSAE.load_from_disk(cfg.from_pretrained_path))
-    return GBATrainingSAE(_changed(cfg.sae, device="cpu"))
+    cls, _ = CLASSES[cfg.sae.architecture()]
+    return cls(_changed(cfg.sae, device="cpu"))
 
 
-def _part_of(dataset: Any, ranks: Ranks) -> Any:
+def part_of_dataset(dataset: Any, ranks: Ranks) -> Any:
     """Every world-th row, so that ranks together are where one process would be."""
     if isinstance(dataset, Dataset):
         if len(dataset) < ranks.world:

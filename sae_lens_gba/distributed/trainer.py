@@ -125,10 +125,12 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
     @torch.no_grad()
     def _clip_together(self, parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
         """torch.nn.utils.clip_grad_norm_ of the whole SAE's gradients."""
-        shared = self.sae.b_dec.grad
         gradients = [p.grad for p in parameters if p.grad is not None]
-        own = torch.stack([g.norm() for g in gradients if g is not shared])
-        norm = (self.ranks.sum_(own.square().sum()) + shared.norm().square()).sqrt()
+        shared = [p.grad for p in self.sae.shared() if p.grad is not None]
+        is_shared = {id(g) for g in shared}
+        own = torch.stack([g.norm() for g in gradients if id(g) not in is_shared])
+        everyones = torch.stack([g.norm() for g in shared])
+        norm = (self.ranks.sum_(own.square().sum()) + everyones.square().sum()).sqrt()
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factor)
@@ -262,9 +264,10 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
 
     def _checksum(self) -> int:
         sae = self.sae
-        adam = self.optimizer.state.get(sae.b_dec, {})
-        shared = [sae.b_dec, sae.adapter.input_norm, sae.adapter.n_steps, sae.adapter.n_samples]
-        return checksum_of([*shared, *(adam[name] for name in sorted(adam))])
+        state = [self.optimizer.state.get(parameter, {}) for parameter in sae.shared()]
+        adapter = sae.adapter
+        shared = [*sae.shared(), adapter.input_norm, adapter.n_steps, adapter.n_samples]
+        return checksum_of([*shared, *(adam[name] for adam in state for name in sorted(adam))])
 
 
 @contextmanager

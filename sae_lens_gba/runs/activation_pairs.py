@@ -15,7 +15,7 @@ _ROWS = 1024  # of a cache that are compared at a time
 
 def give_pairs(
     store: ActivationsStore, target_of: Mapping[str, str], widths: Mapping[str, int]
-) -> None:
+) -> ActivationsStore | None:
     """Have SAELens' store give each input's activations with those of its target beside them.
 
     Live ones come from one pass of the model. Of a cache (see `join_cached_activations`) both
@@ -25,12 +25,18 @@ def give_pairs(
         store: as SAELens' runners make it for the inputs; nothing was read from it yet.
         target_of: hook of the target, by hook of the input; a store of one hook takes its own.
         widths: of the activations, by hook.
+
+    Returns:
+        The store that the targets are read by, of a cache.
     """
     replaced = vars(store)
     if store.cached_activation_dataset is not None:
         target = target_of[store.hook_name]
-        replaced["get_filtered_llm_batch"] = _cached_pairs(store, target, widths[target])
-        return
+        targets = copy(store)
+        targets.hook_name, targets.d_in = target, widths[target]
+        targets.cached_activation_dataset = targets.load_cached_activation_dataset()
+        replaced["get_filtered_llm_batch"] = _cached_pairs(store, targets)
+        return targets
     # as ActivationsStore.from_config_multi_hook does
     store._hook_names = list(dict.fromkeys([*target_of, *target_of.values()]))
     store._hook_d_ins = dict(widths)
@@ -45,12 +51,12 @@ def give_pairs(
 
     replaced["get_multi_hook_data_loader"] = pairs
     replaced["get_data_loader"] = lambda: (batch[store.hook_name] for batch in pairs())
+    return None
 
 
-def _cached_pairs(inputs: ActivationsStore, target: str, d_out: int) -> Callable[..., torch.Tensor]:
-    targets = copy(inputs)
-    targets.hook_name, targets.d_in = target, d_out
-    targets.cached_activation_dataset = targets.load_cached_activation_dataset()
+def _cached_pairs(
+    inputs: ActivationsStore, targets: ActivationsStore
+) -> Callable[..., torch.Tensor]:
     read_inputs = inputs.get_filtered_llm_batch
 
     def pairs(raise_on_epoch_end: bool = False) -> torch.Tensor:

@@ -25,7 +25,11 @@ from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, resumable_run
-from sae_lens_gba.runs.transcoders import TranscoderTrainingRunner, require_target
+from sae_lens_gba.runs.transcoders import (
+    LatentParallelTranscoderRunner,
+    TranscoderTrainingRunner,
+    require_target,
+)
 from sae_lens_gba.training_sae import GBATrainingSAE
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
@@ -130,7 +134,9 @@ def train_on_ranks(
             model = _model_of(cfg)
             cfg = _fitted_to(model, cfg, d_in_of_model)
             with _no_warning_of_a_model():
-                sae = LatentParallelRunner(cfg, ranks, override_model=model).run()
+                is_sae = _target_of(cfg) is None
+                runner = LatentParallelRunner if is_sae else LatentParallelTranscoderRunner
+                sae = runner(cfg, ranks, override_model=model).run()
             if is_first:
                 remove_checkpoints(folder)
                 _log.info("%s", _ending(sae, folder))

@@ -11,9 +11,11 @@ from sae_lens.multi_sae_training_runner import (
     MultiSAETrainingRunnerConfig,
 )
 from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
 from typing_extensions import override
 
 from sae_lens_gba.at_target import at_its_target
+from sae_lens_gba.distributed.runner import LatentParallelRunner
 from sae_lens_gba.runs.activation_pairs import give_pairs
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
@@ -39,8 +41,17 @@ class TranscoderTrainingRunner(LanguageModelSAETrainingRunner):
         require_target(cfg.sae, cfg.hook_head_index)
         super().__init__(cfg, override_dataset, override_model, override_sae)
         target = cfg.sae.hook_name_out
-        give_pairs(self.activations_store, {cfg.hook_name: target}, _widths(cfg.sae, cfg.hook_name))
+        widths = _widths(cfg.sae, cfg.hook_name)
+        self.target_store = give_pairs(self.activations_store, {cfg.hook_name: target}, widths)
         self.evaluator = _Evaluator(**vars(self.evaluator))
+
+
+class LatentParallelTranscoderRunner(LatentParallelRunner, TranscoderTrainingRunner):
+    """`TranscoderTrainingRunner` with a part of the latents and of the data."""
+
+    @override
+    def stores(self) -> list[ActivationsStore]:
+        return [store for store in (self.activations_store, self.target_store) if store]
 
 
 class _Evaluator(LLMSaeEvaluator[Any]):

@@ -31,16 +31,19 @@ from tests.toolbox import (
     hooked_transformer,
     make_trainer,
     mixture,
+    pairs,
     synthetic_runner_config,
     take_steps,
     tiny_config,
+    tiny_sae,
 )
 
 BATCH = 64
 
 
-def samples(seed: int = 1) -> Iterator[torch.Tensor]:
-    return (batch.double() for batch in mixture(seed, BATCH))
+def samples(seed: int = 1, architecture: str = "gba") -> Iterator[torch.Tensor]:
+    draw = mixture if architecture == "gba" else pairs
+    return (batch.double() for batch in draw(seed, batch=BATCH))
 
 
 def part_of(batches: Iterator[torch.Tensor], ranks: Ranks, uneven: bool = False) -> Any:
@@ -55,7 +58,7 @@ def part_of(batches: Iterator[torch.Tensor], ranks: Ranks, uneven: bool = False)
 
 def whole_sae(**settings: Any) -> GBATrainingSAE:
     torch.manual_seed(3)
-    return GBATrainingSAE(tiny_config(**{"dtype": "float64", **settings}))
+    return tiny_sae(**{"dtype": "float64", **settings})
 
 
 def trainer_config(steps: int, **settings: Any) -> SAETrainerConfig:
@@ -76,7 +79,8 @@ def trainer_on(
     **settings: Any,
 ) -> LatentParallelTrainer:
     own = LatentSlice.of(sae if ranks.rank == 0 else None, ranks)
-    data = part_of(islice(samples(), skip, None), ranks, uneven)
+    of = "gba" if sae is None else sae.cfg.architecture()
+    data = part_of(islice(samples(architecture=of), skip, None), ranks, uneven)
     return LatentParallelTrainer(trainer_config(steps, **settings), own, data)
 
 
@@ -122,16 +126,17 @@ def train_beside_one_process(
             output = take_steps(together, steps)
             said = what_is_said(together, output)
             sae = together.sae
-            adam = together.optimizer.state[sae.b_dec]
-            shared = [sae.b_dec.detach(), sae.adapter.input_norm, *(adam[k] for k in sorted(adam))]
+            state = [together.optimizer.state.get(p, {}) for p in sae.shared()]
+            adam = [values[name] for values in state for name in sorted(values)]
+            shared = [*(p.detach() for p in sae.shared()), sae.adapter.input_norm, *adam]
             everyones = ranks.everyones([t.clone() for t in shared])
             same = all(torch.equal(a, b) for t in everyones for a, b in zip(t, shared, strict=True))
             whole = sae.whole()
             end = together.sae.eval().whole()  # calibrated
             if whole is not None and end is not None:
-                one = make_trainer(
-                    whole_sae(**settings), steps, samples(), BATCH, lr=3e-3, lr_end=3e-3
-                )
+                alone = whole_sae(**settings)
+                data = samples(architecture=alone.cfg.architecture())
+                one = make_trainer(alone, steps, data, BATCH, lr=3e-3, lr_end=3e-3)
                 output = take_steps(one, steps)
                 found[name] = {
                     "shared is bit-equal": same,
@@ -290,7 +295,9 @@ def fit_beside_one_process(rank: int, folder: Path, cases: list[dict[str, Any]])
             sae = trainer_on(ranks, whole_sae(**settings), 30).fit()
             if rank != 0:
                 continue
-            one = make_trainer(whole_sae(**settings), 30, samples(), BATCH, lr=3e-3, lr_end=3e-3)
+            alone = whole_sae(**settings)
+            data = samples(architecture=alone.cfg.architecture())
+            one = make_trainer(alone, 30, data, BATCH, lr=3e-3, lr_end=3e-3)
             weights = []
             for name, trained in (("ranks", sae), ("one", one.fit())):
                 trained.save_inference_model(folder / name)

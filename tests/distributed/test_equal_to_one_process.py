@@ -28,6 +28,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "relu": ({"activation": "relu"}, {}),
     "the paper's rule, tied": ({"bias_update": "paper", "tied": True}, {}),
+    "transcoder, dense on one rank": ({"architecture": "gba_transcoder"}, {"dense_ranks": [0]}),
+    "skip transcoder, nested sets": (
+        {"architecture": "gba_skip_transcoder", "n_nested_reconstructions": 3, "d_sae": 61},
+        {"uneven": True},
+    ),
 }
 COUNTERS = {
     f"adapter.{name}"
@@ -55,11 +60,12 @@ def test_sixty_steps_and_a_calibration_are_those_of_one_process(
 def test_normalised_activations_are_folded_into_the_same_stock_sae(tmp_path: Path) -> None:
     cases = [
         {"normalize_activations": "expected_average_only_in"},
+        {"normalize_activations": "expected_average_only_in", "architecture": "gba_transcoder"},
         {"normalize_activations": "covariance_whitening"},
         {"normalize_activations": "covariance_whitening", "tied": True, "activation": "relu"},
     ]
     far = results(fit_beside_one_process, 2, tmp_path / "said", tmp_path, cases)[0]
-    assert len(far) == 3
+    assert len(far) == 4
     assert max(far) < 1e-8
 
 

@@ -79,3 +79,14 @@ def test_another_architecture_ends_in_one_sentence(tmp_path: Path, tiny_llm_fold
     ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
     assert [r.exit_code for r in ranks] == [1, 1]
     assert "architecture='topk' is not possible on several ranks" in ranks[1].said
+
+
+def test_a_transcoder_by_the_command(tmp_path: Path, tiny_llm_folder: Path) -> None:
+    flags = [*FLAGS, *WANDB, "--training_tokens", str(63 * 24), "--d_out", "16"]
+    flags += ["--architecture", "gba_skip_transcoder", "--hook_name_out", "blocks.0.hook_mlp_out"]
+    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
+    assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said + ranks[1].said
+    stock = SAE.load_from_disk(tmp_path / "out")
+    assert type(stock).__name__ == "JumpReLUSkipTranscoder"
+    assert stock.cfg.metadata.hook_name_out == "blocks.0.hook_mlp_out"
+    assert stock.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from sae_lens_gba import GBATrainingSkipTranscoderConfig, GBATrainingTranscoderConfig, train
 from sae_lens_gba.at_target import at_its_target, decoded
 from sae_lens_gba.cli import main
-from sae_lens_gba.distributed.latent_slice import require_gba
+from sae_lens_gba.distributed import Ranks
+from sae_lens_gba.distributed.runner import part_of_dataset
 from sae_lens_gba.runs import training
 from sae_lens_gba.runs.activation_pairs import join_cached_activations
 from sae_lens_gba.runs.transcoders import TranscoderSetTrainingRunner, TranscoderTrainingRunner
@@ -168,12 +169,18 @@ def test_on_cached_pairs_it_goes_on_bit_equal(
         "use_cached_activations": True, "cached_activations_path": str(tmp_path / "pairs"),
     }  # fmt: skip
     data = {"model": tiny_hooked_transformer, "dataset": tiny_texts}
-    # more tokens than the cache has: it is read twice
-    runner = TranscoderTrainingRunner(cfg(**cached), tiny_texts, tiny_hooked_transformer)
-    for _ in range(50):
-        x, y = next(runner.activations_store).split(D_MODEL, dim=1)
-        expected = tiny_hooked_transformer.blocks[0].mlp(x[None])[0]
-        torch.testing.assert_close(expected, y, rtol=1e-4, atol=1e-5)
+    # more tokens than the cache has: it is read twice; whole, and as one of three ranks reads it
+    for world in (1, 3):
+        runner = TranscoderTrainingRunner(cfg(**cached), tiny_texts, tiny_hooked_transformer)
+        store, targets = runner.activations_store, runner.target_store
+        assert targets is not None
+        for part in (store, targets):
+            ranks = Ranks(world - 1, world, torch.device("cpu"), watch=None)  # type: ignore[arg-type]
+            part.cached_activation_dataset = part_of_dataset(part.cached_activation_dataset, ranks)
+        for _ in range(50):
+            x, y = next(store).split(D_MODEL, dim=1)
+            expected = tiny_hooked_transformer.blocks[0].mlp(x[None])[0]
+            torch.testing.assert_close(expected, y, rtol=1e-4, atol=1e-5)
     train(cfg(**cached, output_path=str(tmp_path / "whole")), **data)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 11)
@@ -316,8 +323,6 @@ def test_without_a_target_there_is_nothing_to_train(
     inputs_alone = make_trainer(tiny_sae(architecture="gba_transcoder"), 1, mixture(0))
     with pytest.raises(ValueError, match=r"side by side, \(n, d_in=16 \+ d_out=24\)"):
         take_steps(inputs_alone, 1)
-    with pytest.raises(ValueError, match="'gba_transcoder' is not possible on several ranks"):
-        require_gba(transcoder())
     other = {"a": transcoder(), "b": transcoder(hook_name_out="blocks.1.hook_mlp_out")}
     run = MultiSAETrainingRunnerConfig(saes=other, hook_names=HOOK, **OF_RUNS)
     with pytest.raises(ValueError, match="one of them in another"):
