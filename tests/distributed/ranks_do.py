@@ -177,7 +177,7 @@ def go_on(rank: int, checkpoint: Path, stop_at: int, steps: int) -> dict[str, An
 
 def n_steps_of(checkpoint: Path) -> int:
     sae: Any = TrainingSAE.load_from_disk(checkpoint)
-    assert type(sae) is GBATrainingSAE
+    assert isinstance(sae, GBATrainingSAE) and not isinstance(sae, LatentSlice)
     return int(sae.adapter.n_steps)
 
 

@@ -23,6 +23,10 @@ FLAGS = [
     "--log_weights_to_wandb", "false",
     "--wandb_log_frequency", "3", "--eval_every_n_wandb_logs", "2",
 ]  # fmt: skip
+TRANSCODER = [
+    "--architecture", "gba_skip_transcoder", "--d_out", "16", "--hook_name_out",
+    "blocks.0.hook_mlp_out",
+]  # fmt: skip
 WANDB = ["--log_to_wandb", "true", "--prefetch_llm_batches", "2"]
 
 
@@ -42,10 +46,11 @@ def test_the_command_logs_evaluates_and_writes_one_set_of_files(
     assert len(load_file(tmp_path / "out" / "sparsity.safetensors")["sparsity"]) == 64
 
 
+@pytest.mark.parametrize("of", [[], TRANSCODER], ids=["SAE", "transcoder"])
 def test_a_run_of_two_ranks_is_stopped_and_goes_on_with_three_and_with_one(
-    tmp_path: Path, tiny_llm_folder: Path
+    tmp_path: Path, tiny_llm_folder: Path, of: list[str]
 ) -> None:
-    flags = [*FLAGS, "--training_tokens", str(63 * 30), "--log_to_wandb", "false"]
+    flags = [*FLAGS, *of, "--training_tokens", str(63 * 30), "--log_to_wandb", "false"]
     ranks = run(command_that_is_stopped, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
     assert [r.exit_code for r in ranks] == [1, 1]
     assert "SIGTERM" in ranks[1].said
@@ -82,8 +87,7 @@ def test_another_architecture_ends_in_one_sentence(tmp_path: Path, tiny_llm_fold
 
 
 def test_a_transcoder_by_the_command(tmp_path: Path, tiny_llm_folder: Path) -> None:
-    flags = [*FLAGS, *WANDB, "--training_tokens", str(63 * 24), "--d_out", "16"]
-    flags += ["--architecture", "gba_skip_transcoder", "--hook_name_out", "blocks.0.hook_mlp_out"]
+    flags = [*FLAGS, *TRANSCODER, *WANDB, "--training_tokens", str(63 * 24)]
     ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
     assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said + ranks[1].said
     stock = SAE.load_from_disk(tmp_path / "out")
