@@ -32,7 +32,7 @@ demo: setup  ## train, save, reload and show a GBA SAE of a real language model
 	$(BIN)/sae-lens-gba demo
 
 test: setup  ## run the tests (the report's need Chromium; SAE_LENS_GBA_NO_BROWSER_TESTS=1 leaves them out)
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
 
 test-matrix:  ## run MATRIX_TESTS with the lowest and the newest dependencies (needs uv)
 	.ci/test-matrix $(MATRIX_TESTS)
