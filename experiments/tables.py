@@ -351,6 +351,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "language_model": ("language_model_comparison.json", language_model),
     "language_model_mlp": ("language_model_comparison_mlp.json", language_model),
     "synthetic": ("architecture_comparison.json", synthetic),
+    "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": ("synthsaebench.json", synthsaebench),
     "l0_control": ("l0_control.json", l0_control),

@@ -63,8 +63,6 @@ class Config:
         pool_steps: steps until the data begin again.
         tune_steps: of the runs that choose learning rates and coefficients.
         steps: of the runs of every architecture.
-        long_steps: of further runs, of ``long_methods``.
-        long_methods: the architectures that are trained longer.
         learning_rates: to choose from.
         seeds: of the initial weights.
         held_out: samples measured on.
@@ -89,8 +87,6 @@ class Config:
     pool_steps: int = 4000
     tune_steps: int = 1000
     steps: int = 4000
-    long_steps: int = 12_000
-    long_methods: tuple[str, ...] = ("batchtopk", "matryoshka_batchtopk", "gba")
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
     held_out: int = 20_480
@@ -251,13 +247,12 @@ def run(config: Config) -> Tables:
         )
         tables["tuning"] += tuning
         tables["chosen"].append({"method": name, "learning_rate": chosen[name]})
-    for steps in (config.steps, config.long_steps):
-        for name, seed in product(config.methods, config.seeds):
-            if name == RANDOM:
-                tables["rows"] += [benchmark.untrained(seed)] if steps == config.steps else []
-            elif steps == config.steps or name in config.long_methods:
-                row = benchmark.train(name, specs[name], chosen[name], seed, steps)
-                tables["rows"].append(row)
+    for name, seed in product(config.methods, config.seeds):
+        if name == RANDOM:
+            row = benchmark.untrained(seed)
+        else:
+            row = benchmark.train(name, specs[name], chosen[name], seed, config.steps)
+        tables["rows"].append(row)
     return tables
 
 
@@ -272,15 +267,15 @@ LARGE = Config(
     pool_steps=2000,
     tune_steps=500,
     steps=2000,
-    long_methods=(),
 )
 # as many latents as features, at the L0 that the data have: where others lose their latents
 FULL_WIDTH = Config(
     methods=("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba", FROZEN, RANDOM),
     d_sae=2048,
     l0=14.0,
-    long_methods=(),
 )
+# the same samples three times
+LONG = Config(methods=("batchtopk", "matryoshka_batchtopk", "gba"), steps=12_000)
 
 
 def main() -> None:
@@ -295,7 +290,6 @@ def main() -> None:
         "pool_steps": 300,
         "tune_steps": 100,
         "steps": 200,
-        "long_steps": 400,
         "seeds": (0, 1),
     }
     run_experiments(
@@ -304,6 +298,7 @@ def main() -> None:
             "architecture_comparison": Config(),
             "architecture_comparison_full_width": FULL_WIDTH,
             "architecture_comparison_large": LARGE,
+            "architecture_comparison_long": LONG,
         },
         run,
         quick,
