@@ -115,7 +115,7 @@ class GBAParameters(EncoderFollowsDecoder):
         return self.output_scale
 
     def _shrunk_by(self) -> torch.Tensor:
-        """By what activations are less than what passed the threshold, (d_sae,)."""
+        """What is taken from a pre-activation that passed the threshold, at most that, (d_sae,)."""
         return torch.zeros_like(self.b_enc)
 
     def _pre_activation_bias(self) -> torch.Tensor:

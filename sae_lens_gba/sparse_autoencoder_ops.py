@@ -222,7 +222,8 @@ class SparseEncode(torch.autograd.Function):
         grad_W = active.transposed_matmul(grad, x).T if ctx.needs_input_grad[1] else None
         grad_b = None
         if ctx.needs_input_grad[2]:
-            grad_b = grad.new_zeros(active.d_sae).index_add_(0, active.latents, grad)
+            precise = grad.to(torch.promote_types(grad.dtype, torch.float32))
+            grad_b = precise.new_zeros(active.d_sae).index_add_(0, active.latents, precise)
         return grad_x, grad_W, grad_b, None, None
 
 

@@ -25,7 +25,8 @@ class GBATrainingTranscoder(GBATrainingSAE):
 
     Groups, biases, calibration, the sparse step and what is saved beside the weights are those of a
     GBA SAE. The encoder has nothing to follow, and is a matrix of its own. ``shrinkage`` is learnt:
-    at 0 a latent's activation jumps from 0 to its threshold, at 1 it starts at 0 as a ReLU's does.
+    at 0 a latent's activation jumps from 0 to its threshold, at 1 it starts at 0 as a ReLU's does,
+    below 0 it jumps further.
     It is part of b_enc and threshold in what is saved, and so is the mean, since SAELens'
     transcoders centre no inputs.
 
@@ -137,7 +138,7 @@ class GBATrainingTranscoder(GBATrainingSAE):
     def _take_in(self, step: Step, n_steps: int) -> None:
         had_started = self._has_started()
         super()._take_in(step, n_steps)
-        if self._is_jumprelu:  # beyond, nothing would bring it back
+        if self._is_jumprelu:  # above 1 it has no gradient
             self.shrinkage.data.clamp_(max=1)
         if had_started:
             norm = typical_norm(step.target - step.target.mean(dim=0))

@@ -180,6 +180,16 @@ def test_half_precision_takes_sparse_products_in_float32() -> None:
         torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.1)
 
 
+def test_a_bias_of_many_samples_has_all_of_their_gradient_in_half_precision() -> None:
+    n = 2000
+    active = ActiveSet(torch.arange(n), torch.zeros(n, dtype=torch.long), n, 1)
+    x, W_enc = torch.ones(n, 1).bfloat16(), torch.ones(1, 1).bfloat16()
+    b_enc = torch.zeros(1, requires_grad=True)
+    SparseEncode.apply(x, W_enc, b_enc, torch.ones(n).bfloat16(), active).sum().backward()
+    assert b_enc.grad is not None
+    assert float(b_enc.grad) == n
+
+
 def test_nothing_of_batch_times_d_sae_is_kept_for_backward() -> None:
     p = problem(64, 8, 128, 5.0)
     kept = []

@@ -100,7 +100,7 @@ class GatheredBatches(Iterator[torch.Tensor]):
         usual = max(set(checksums), key=lambda c: (checksums.count(c), c == checksums[0]))
         odd = [str(rank) for rank, c in enumerate(checksums) if c != usual]
         raise RanksDifferError(
-            f"rank {', '.join(odd)} has another b_dec, input scale or optimizer state of b_dec "
+            f"rank {', '.join(odd)} has another b_dec, scale or other state that all ranks share "
             f"than the other ranks, after {self._n_drawn} batches: suspect its hardware or its "
             "libraries, and go on from the last checkpoint without it."
         )
@@ -127,7 +127,8 @@ def checksum_of(tensors: list[torch.Tensor]) -> int:
     """Of the bits of all of them, 63 bits."""
     total = 0
     for tensor in tensors:
-        as_bits = tensor.detach().contiguous().view(-1).view(torch.uint8).to(torch.int64)
-        places = torch.arange(1, len(as_bits) + 1, device=as_bits.device)
-        total = total * 1_000_003 + int((as_bits * places).sum())
+        for block in tensor.detach().contiguous().view(-1).view(torch.uint8).split(2**20):
+            as_bits = block.to(torch.int64)
+            places = torch.arange(1, len(as_bits) + 1, device=as_bits.device)
+            total = total * 1_000_003 + int((as_bits * places).sum())
     return total % 2**63

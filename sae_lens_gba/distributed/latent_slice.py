@@ -40,12 +40,12 @@ class SliceConfig(GBATrainingSAEConfig):
 
 
 @dataclass
-class TranscoderSliceConfig(SliceConfig, GBATrainingTranscoderConfig):
+class TranscoderSliceConfig(GBATrainingTranscoderConfig, SliceConfig):
     """Of a `TranscoderSlice`."""
 
 
 @dataclass
-class SkipTranscoderSliceConfig(SliceConfig, GBATrainingSkipTranscoderConfig):
+class SkipTranscoderSliceConfig(GBATrainingSkipTranscoderConfig, SliceConfig):
     """Of a `SkipTranscoderSlice`."""
 
 
@@ -55,7 +55,7 @@ class LatentSlice(GBATrainingSAE):
     Every rank sees the same batches. Encoding, biases, counters, weights' gradients and
     optimizer are each rank's own. What goes between ranks:
 
-        every step        the output, by nested set: (n_nested, batch, d_in); two single numbers
+        every step        the output, by nested set: (n_nested, batch, d_out); two single numbers
         every adaptation  sums by group, a few times (2, n_groups)
         calibration       the margins that its pairs of sample and latent have
 
@@ -79,11 +79,10 @@ class LatentSlice(GBATrainingSAE):
         """
         if whole is not None:
             require_gba(whole.cfg)
-        said = whole and (
-            whole.cfg.architecture(),
-            _settings(whole.cfg),
-            whole.adapter.group.cpu(),
-        )
+        said = None
+        if whole is not None:
+            cfg = whole.cfg
+            said = (cfg.architecture(), _settings(cfg), whole.adapter.group.cpu())
         architecture, cfg, group = ranks.from_rank(0, said)
         if len(group) < ranks.world:
             raise ValueError(
@@ -196,7 +195,7 @@ def require_gba(cfg: TrainingSAEConfig) -> None:
     if cfg.architecture() not in CLASSES:
         raise ValueError(
             f"architecture={cfg.architecture()!r} is not possible on several ranks: train it in "
-            "one process, or take 'gba'."
+            f"one process, or take one of {', '.join(CLASSES)}."
         )
 
 

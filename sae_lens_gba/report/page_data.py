@@ -82,7 +82,7 @@ def latent_columns(sae: SaeResult, index: int, rows: Iterable[int]) -> list[dict
     add("max", table.max_activation, "number", "Its largest activation here.")
     add("norm", table.decoder_norm, "number", "Length of its row of W_dec.")
     add("threshold", table.threshold, "number", "Pre-activation above which it fires; in a GBA SAE "
-        "minus the bias.")  # fmt: skip
+        "minus the bias (in a transcoder less its shrinkage).")  # fmt: skip
     add("nearest", table.nearest, "latent", "The other latent of this SAE whose decoder row points "
         "most nearly the same way.", index)  # fmt: skip
     add("cosine", table.nearest_cosine, "number", "Of the two decoder rows.")

@@ -199,7 +199,7 @@ def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
             hook_names=[cfg.hook_name, *filter(None, [_target_of(cfg)])],
         )
     except ValueError as error:
-        if "Valid official model names" not in str(error):  # all of them follow
+        if "Valid official model names" not in str(error):  # in which it lists them all
             raise
         raise ValueError(
             f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, on "

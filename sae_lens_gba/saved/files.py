@@ -204,7 +204,7 @@ def read_weights(folder: Path, cfg: Mapping[str, Any]) -> dict[str, torch.Tensor
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: object) -> None:
-    """Raise DamagedFileError for a tensor of anything but usual floats, or with NaN or infinity."""
+    """Raise DamagedFileError for other than floats of 16 to 64 bits, NaN or infinity."""
     for name, tensor in weights.items():
         if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
             raise DamagedFileError(

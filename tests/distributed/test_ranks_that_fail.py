@@ -12,7 +12,7 @@ SENTENCES = {
     "nan": "rank 1: sae_in has NaN or Inf",
     "out of data": "rank 1 has no more data after 15 batches",
     "source": "rank 1 failed to get a batch, after 15 batches (OSError: the disk is gone)",
-    "parts": "rank 1 has another b_dec, input scale or optimizer state of b_dec",
+    "parts": "rank 1 has another b_dec, scale or other state that all ranks share",
     "versions": "rank 1 has torch='1.0', rank 0 has",
     "terminated": "rank 1 was asked to stop by SIGTERM",
     "raises": "rank 1 failed (TypeError",

@@ -24,7 +24,11 @@ from sae_lens_gba.distributed import Ranks
 from sae_lens_gba.distributed.runner import part_of_dataset
 from sae_lens_gba.runs import training
 from sae_lens_gba.runs.activation_pairs import join_cached_activations
-from sae_lens_gba.runs.transcoders import TranscoderSetTrainingRunner, TranscoderTrainingRunner
+from sae_lens_gba.runs.transcoders import (
+    LatentParallelTranscoderRunner,
+    TranscoderSetTrainingRunner,
+    TranscoderTrainingRunner,
+)
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import (
     D_MODEL,
@@ -172,9 +176,8 @@ def test_on_cached_pairs_it_goes_on_bit_equal(
     # more tokens than the cache has: it is read twice; whole, and as one of three ranks reads it
     for world in (1, 3):
         runner = TranscoderTrainingRunner(cfg(**cached), tiny_texts, tiny_hooked_transformer)
-        store, targets = runner.activations_store, runner.target_store
-        assert targets is not None
-        for part in (store, targets):
+        store = runner.activations_store
+        for part in LatentParallelTranscoderRunner.stores(runner):  # type: ignore[arg-type]
             ranks = Ranks(world - 1, world, torch.device("cpu"), watch=None)  # type: ignore[arg-type]
             part.cached_activation_dataset = part_of_dataset(part.cached_activation_dataset, ranks)
         for _ in range(50):
