@@ -44,26 +44,20 @@ def plot_throughput(result: dict[str, Any]) -> Figure:
 
 
 def plot_comparison(result: dict[str, Any]) -> Figure:
-    """Recovery and reconstruction against samples and CPU time; means over seeds."""
+    """Recovery and reconstruction against CPU time; means over seeds."""
     config = result["config"]
-    panels = (
-        ("mcc", "steps"),
-        ("f1", "steps"),
-        ("explained_variance", "steps"),
-        ("mcc", "seconds"),
-    )
-    figure = Figure(figsize=(17, 4.2), layout="tight")
-    axes = figure.subplots(1, len(panels))
+    fields = ("mcc", "f1", "explained_variance")
+    figure = Figure(figsize=(13, 4.2), layout="tight")
+    axes = figure.subplots(1, len(fields))
     for (method,), rows in group_by(result["rows"], "method").items():
         by_step = [own for _, own in sorted(group_by(rows, "steps").items())]
         by_step = [own for own in by_step if len(own) == len(config["seeds"])]
-        for axis, (field, against) in zip(axes, panels, strict=True):
-            unit = config["batch_size"] / 1e6 if against == "steps" else 1.0
-            x = [unit * mean_of(own, against) for own in by_step]
+        for axis, field in zip(axes, fields, strict=True):
+            x = [mean_of(own, "seconds") for own in by_step]
             y = [mean_of(own, field) for own in by_step]
             style = "-" if method.startswith("gba") else "--"
             axis.plot(x, y, style, marker="o", label=method)
-            axis.set_xlabel("million samples" if against == "steps" else "CPU seconds, one thread")
+            axis.set_xlabel("CPU seconds, one thread")
             axis.set_ylabel(field.replace("_", " "))
             axis.grid(alpha=0.3)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
