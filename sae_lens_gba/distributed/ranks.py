@@ -157,7 +157,9 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
         ranks.wait_for_all()  # every rank has given a sign of life
         watch.start()
         yield ranks
-        ranks.wait_for_all()
+        # kept until the group is gone: up to torch 2.6 that waits for ever, holding the GIL, for a
+        # thread that drops the last reference to a tensor
+        last = ranks.sum_(torch.zeros(1))
     except LostContactError as error:
         if threading.current_thread() is threading.main_thread():
             # torchrun sends it to all when one has died: first find out which one, and say so
@@ -168,6 +170,7 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
         raise
     watch.stop()
     dist.destroy_process_group()
+    del last
 
 
 def _store(rank: int, world: int, may_hold: bool, timeout: timedelta = _TIMEOUT) -> Any:
