@@ -87,8 +87,7 @@ class CalibratedBiases(GBAParameters):
         """Put each group's mean on target on the recent samples; whether that could be done."""
         adapter = self.adapter
         target_l0 = adapter.target_l0
-        nowhere = torch.zeros_like(self.bias)
-        for found in self._calibrated_for([target_l0], len(self.recent_samples), nowhere):
+        for found in self._calibrated_for([target_l0], len(self.recent_samples)):
             if found.l0 < 0.99 * target_l0:
                 logger.warning(
                     "target_l0=%.4g can't be had: with all biases at 0, %.4g latents are active "
@@ -104,14 +103,15 @@ class CalibratedBiases(GBAParameters):
 
     @torch.no_grad()
     def _calibrated_for(
-        self, l0s: list[float], n_samples: int, lowest: torch.Tensor
+        self, l0s: list[float], n_samples: int, lowest: torch.Tensor | None = None
     ) -> list[Calibration]:
         """On the most recent samples; empty where they are too few to say anything.
 
         Args:
             l0s: active latents a sample.
             n_samples: how many of them to use.
-            lowest: below which no threshold goes, in units of `input_scale`, (d_sae,).
+            lowest: below which no threshold goes, in units of `input_scale`, (d_sae,); None
+                means 0.
         """
         adapter = self.adapter
         group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
@@ -120,13 +120,14 @@ class CalibratedBiases(GBAParameters):
         if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
             return []
         return calibrate_groups(
-            partial(self._recent_pre_activations, n_samples, lowest),
-            -self.bias - lowest,
+            partial(self._recent_pre_activations, n_samples),
+            -self.bias,
             self._margin_unit(),
             adapter.group,
             group_frequency,
             l0s,
             adapter.share,
+            lowest,
         )
 
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -153,18 +154,13 @@ class CalibratedBiases(GBAParameters):
         return self._encoder().detach().norm(dim=0).to(self.state_dtype)
 
     @torch.no_grad()
-    def _recent_pre_activations(
-        self, n_samples: int, lowest: torch.Tensor
-    ) -> Iterator[torch.Tensor]:
-        """Above ``lowest``, biases left out, in units of `input_scale`; the last samples first.
-
-        In chunks of (n, d_sae).
-        """
+    def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
+        """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
         W_enc = self._encoder()
         for batch in reversed(self.recent_samples.batches):
             for rows in batch[:n_samples].split(CHUNK_ROWS):
                 h = self._centred(self._uncentred(rows)) @ W_enc
-                yield h.to(self.state_dtype) / self.input_scale - lowest
+                yield h.to(self.state_dtype) / self.input_scale
             n_samples -= min(n_samples, len(batch))
             if n_samples == 0:
                 return

@@ -33,7 +33,7 @@ class Margins:
         latent: which latent, int64, shape (n_pairs,).
         starts: where each group's pairs begin, and the end; length n_groups + 1.
         n_samples: samples looked at.
-        is_complete: by group, whether every pair with h > 0 is there.
+        is_complete: by group, whether every pair above the lowest threshold is there.
     """
 
     value: torch.Tensor
@@ -123,8 +123,9 @@ def collect_margins(
     group: torch.Tensor,
     depth: torch.Tensor,
     share: AllLatents = ALL_LATENTS,
+    lowest: torch.Tensor | None = None,
 ) -> Margins:
-    """Margins of all pairs with ``h > 0`` and ``u > -depth``.
+    """Margins of all pairs with ``h > lowest`` and ``u > -depth``.
 
     Args:
         pre_activations: h, in chunks of shape (n, d_sae).
@@ -134,12 +135,14 @@ def collect_margins(
         depth: of each group, in units, shape (n_groups,).
         share: where the other latents are, if the ones given are not all: the margins are
             those of all, on every process.
+        lowest: below which no threshold may go, shape (d_sae,); None means 0.
     """
     n_groups = len(depth)
-    lowest = (threshold - depth.to(threshold)[group] * unit).clamp(min=0)
+    floor = torch.zeros_like(threshold) if lowest is None else lowest
+    limit = torch.maximum(threshold - depth.to(threshold)[group] * unit, floor)
     values, latents, n_samples = [], [], 0
     for h in pre_activations:
-        fires = h > lowest
+        fires = h > limit
         latent = fires.nonzero()[:, 1]
         values.append(((h[fires] - threshold[latent]) / unit[latent]).double())
         latents.append(latent)
@@ -151,7 +154,7 @@ def collect_margins(
     order = order[group_of_pair[order].argsort(stable=True)]
     value, latent = value[order], latent[order]
     sizes = torch.bincount(group_of_pair, minlength=n_groups)
-    weights = (lowest > 0).double()
+    weights = (limit > floor).double()
     bounded = share.sum(torch.bincount(group, weights=weights, minlength=n_groups))
     return Margins(
         value,
@@ -170,13 +173,14 @@ def calibrate_groups(
     group_frequency: torch.Tensor,
     l0s: Sequence[float],
     share: AllLatents = ALL_LATENTS,
+    lowest: torch.Tensor | None = None,
 ) -> list[Calibration]:
     """Thresholds for each of several L0s, from as few passes over the samples as it takes.
 
     Each group's mean frequency becomes ``group_frequency`` with its odds multiplied by one
     factor for all groups, which is 1 when ``l0`` is what the frequencies add up to. A group
-    that can't fire as often as that, its thresholds at 0, leaves the rest to the others; an L0
-    that all of them can't give ends with the most that they can.
+    that can't fire as often as that, its thresholds at their lowest, leaves the rest to the others;
+    an L0 that all of them can't give ends with the most that they can.
 
     Args:
         pre_activations: gives h in chunks of shape (n, d_sae), the same on every call.
@@ -187,13 +191,14 @@ def calibrate_groups(
         l0s: active latents a sample.
         share: where the other latents are, if the ones given are not all. What is found is for
             all of them.
+        lowest: below which no threshold may go, shape (d_sae,); None means 0.
     """
     n_groups = len(group_frequency)
     group_frequency = group_frequency.cpu()
     sizes = share.sum(torch.bincount(group, minlength=n_groups)).double().cpu()
     depth = torch.full((n_groups,), _FIRST_DEPTH, dtype=torch.float64)
     while True:
-        margins = collect_margins(pre_activations(), threshold, unit, group, depth, share)
+        margins = collect_margins(pre_activations(), threshold, unit, group, depth, share, lowest)
         available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
         complete = torch.tensor(margins.is_complete)
         # what is not there yet may be there further down

@@ -26,9 +26,8 @@ class GBATrainingTranscoder(GBATrainingSAE):
     Groups, biases, calibration, the sparse step and what is saved beside the weights are those of a
     GBA SAE. The encoder has nothing to follow, and is a matrix of its own. ``shrinkage`` is learnt:
     at 0 a latent's activation jumps from 0 to its threshold, at 1 it starts at 0 as a ReLU's does,
-    below 0 it jumps further.
-    It is part of b_enc and threshold in what is saved, and so is the mean, since SAELens'
-    transcoders centre no inputs.
+    below 0 it jumps further. It is part of b_enc and threshold in what is saved, and so is the
+    mean, since SAELens' transcoders centre no inputs.
 
     ======================  ==================================  ================
     attribute               what it is                          shape
@@ -101,14 +100,6 @@ class GBATrainingTranscoder(GBATrainingSAE):
         if not self._is_jumprelu:
             return super()._shrunk_by()
         return self.shrinkage.clamp(max=1) * self.threshold
-
-    @override
-    def _pre_activation_bias(self) -> torch.Tensor:
-        return super()._pre_activation_bias() - self.in_input_units(self._shrunk_by())
-
-    @override
-    def _limit(self) -> torch.Tensor:
-        return super()._limit() - self.in_input_units(self._shrunk_by().detach())
 
     @override
     def _stock_b_enc(self) -> torch.Tensor:

@@ -77,12 +77,11 @@ class LatentSlice(GBATrainingSAE):
         Raises:
             ValueError: there are fewer latents than ranks, or it is no GBA SAE or transcoder.
         """
-        if whole is not None:
-            require_gba(whole.cfg)
         said = None
         if whole is not None:
-            cfg = whole.cfg
-            said = (cfg.architecture(), _settings(cfg), whole.adapter.group.cpu())
+            require_gba(whole.cfg)
+            group = whole.adapter.group.cpu()
+            said = (whole.cfg.architecture(), _settings(whole.cfg), group)
         architecture, cfg, group = ranks.from_rank(0, said)
         if len(group) < ranks.world:
             raise ValueError(

@@ -202,9 +202,9 @@ def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
         if "Valid official model names" not in str(error):  # in which it lists them all
             raise
         raise ValueError(
-            f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, on "
-            "Hugging Face or a folder: --model_class_name AutoModelForCausalLM, with a hook_name "
-            "such as model.layers.8."
+            f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, "
+            "from Hugging Face or a folder: --model_class_name AutoModelForCausalLM, with a "
+            "hook_name such as model.layers.8."
         ) from None
 
 
