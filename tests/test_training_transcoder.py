@@ -9,6 +9,7 @@ from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_gba import GBATrainingTranscoder
 from sae_lens_gba.at_target import decoded
+from sae_lens_gba.saved.stock_form import stock_form
 from tests.toolbox import make_trainer, mixture, pairs, randomise, take_steps, tiny_sae
 
 KINDS = ["gba_transcoder", "gba_skip_transcoder"]
@@ -117,6 +118,21 @@ def test_shrinkage_lowers_activations_and_lets_no_latent_fall_silent() -> None:
 def test_shrinkage_is_learnt() -> None:
     sae = trained("gba_transcoder", pairs(0), 40)
     assert float(sae.shrinkage.detach().abs().min()) > 0
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.7])
+def test_other_l0s_are_those_that_stock_thresholds_give(shrinkage: float) -> None:
+    sae = trained("gba_transcoder", pairs(0), 40)
+    sae.shrinkage.data.fill_(shrinkage)
+    sae.settle()
+    groups, stock = sae.groups(), stock_form(sae).state_dict()
+    x = torch.cat(list(sae.recent_samples.batches))[-8192:]
+    h = x @ stock["W_enc"] + stock["b_enc"]
+    units = stock["W_enc"].norm(dim=0)
+    assert groups.other_l0s[-1] > 4  # more than it was trained for
+    for l0, offset in zip(groups.other_l0s, groups.offsets.T, strict=True):
+        threshold = (stock["threshold"] + offset[groups.group] * units).clamp(min=0)
+        assert float((h > threshold).sum() / len(x)) == pytest.approx(float(l0), rel=0.02)
 
 
 def test_the_linear_way_takes_what_is_linear() -> None:
