@@ -51,6 +51,10 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             learn_output_scale is off. A small one lets each latent learn from the input instead of
             from the other latents' error, as the paper's theory assumes; 1 learns to reconstruct
             faster.
+        error_exponent (float): The loss is the power mean, with this exponent, of the norms of the
+            samples' errors, squared. 2 is the mean squared error, 1 the square of the mean norm. With
+            less, samples that the SAE can't explain pull less on its latents: these come closer to
+            true features, and other seeds find more of them. From 0.1 to 2.
         n_nested_reconstructions (int): Into how many nested sets the groups are divided, most
             active ones first, each of which must reconstruct the input without those after it, as
             in Matryoshka SAEs: so rare latents need not carry what more general ones can. 1 asks
@@ -83,8 +87,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     encoder_correction_rate: float = 0.3
     learn_output_scale: bool = True
     output_scale_init: float = 1.0
+    error_exponent: float = 0.5
     n_nested_reconstructions: int = 5
-    nested_weight: float = 1.0
+    nested_weight: float = 0.5
     l0_warm_up_steps: int = 0
     l0_warm_up_start: float = 1.7
     bias_init: Literal["zero", "quantile"] = "quantile"
@@ -155,6 +160,7 @@ _OF_SAELENS = {"architecture", "finetuning_scaling_factor", "sae_lens_version"} 
 _POSSIBLE: dict[str, Check] = {
     "d_in": COUNT,
     "d_sae": COUNT,
+    "error_exponent": number(lambda v: 0.1 <= v <= 2, "a number from 0.1 to 2"),
     "n_nested_reconstructions": COUNT,
     "nested_weight": POSITIVE,
     "l0_warm_up_steps": integer(0),
@@ -176,6 +182,7 @@ _PAPER: dict[str, Any] = {
     "group_sizing": "equal",
     "tied": True,
     "learn_output_scale": True,
+    "error_exponent": 2.0,
     "n_nested_reconstructions": 1,
     "bias_update": "paper",
     "adapt_every_n_steps": 50,

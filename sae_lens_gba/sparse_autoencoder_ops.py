@@ -298,7 +298,29 @@ def _weighted_row_sums(
     )
 
 
-def squared_error(preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Of each entry, in the wider type of the two: torch 2.6 has no gradient between types."""
+def squared_power_mean_error(
+    preds: torch.Tensor, target: torch.Tensor, exponent: float
+) -> torch.Tensor:
+    """Terms whose mean over samples is (mean over samples of ||preds - target||^exponent)^(2/exponent).
+
+    With an exponent of 2 that is the mean squared error; with less, samples that are far off
+    count for less. Errors below a hundredth of the root mean square count as if squared.
+
+    Args:
+        preds, target: (n, d), in whatever types: torch 2.6 has no gradient between types.
+        exponent: above 0, at most 2.
+
+    Returns:
+        (n, 1), to be summed over the last dimension as SAELens sums squared errors, or (n, d).
+    """
     dtype = torch.promote_types(preds.dtype, target.dtype)
-    return F.mse_loss(preds.to(dtype), target.to(dtype), reduction="none")
+    if exponent == 2:
+        return F.mse_loss(preds.to(dtype), target.to(dtype), reduction="none")
+    squared = (preds.to(dtype) - target.to(dtype)).square().sum(dim=-1, keepdim=True)
+    with torch.no_grad():
+        relative = squared.to(torch.promote_types(dtype, torch.float32))
+        relative = relative / relative.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        relative.clamp_min_(1e-4)
+        power_mean = relative.pow(exponent / 2).mean().pow(2 / exponent)
+        weight = (power_mean / relative).pow(1 - exponent / 2)
+    return weight.to(dtype) * squared

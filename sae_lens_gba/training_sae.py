@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     above,
     density_that_pays,
     find_active,
-    squared_error,
+    squared_power_mean_error,
 )
 from sae_lens_gba.training_metrics import Curves, histograms, l0_over_target, training_metrics
 
@@ -72,9 +72,9 @@ class GBATrainingSAE(CalibratedBiases):
         h = (x / s - b_dec) W_enc + b_enc,  W_enc = (W_dec + rate * encoder_correction)^T
         JumpReLU:  f = h * [h > threshold]          ReLU:  f = max(h, 0)
         x_hat / s = (f * output_scale) W_dec + b_dec
-        loss = ||x_hat - x||^2 / s^2, and nothing else but, with n_nested_reconstructions > 1,
-               the mean of the same for the outputs of the first groups alone, times
-               nested_weight
+        loss = (mean over samples of ||x_hat - x||^p)^(2/p) / s^2, p = error_exponent, and nothing
+               else but, with n_nested_reconstructions > 1, the mean squared error of the
+               outputs of the first groups alone, times nested_weight
 
     Every ``adapt_every_n_steps`` steps the biases b (``-threshold``, or ``b_enc`` with
     ReLU) are moved until each neuron fires as often as its group should; see
@@ -101,6 +101,8 @@ class GBATrainingSAE(CalibratedBiases):
       ``calibration_samples=0`` leaves them as they are (test_calibration.py).
     - The most active groups must reconstruct the input without the rarer ones as well;
       ``n_nested_reconstructions=1`` turns it off (test_training_sae.py).
+    - Samples far off count for less than in a mean squared error; ``error_exponent=2`` gives
+      that (test_sparse_autoencoder_ops.py).
     - The encoder is the transposed decoder plus a learnt correction that moves more slowly
       (``encoder_correction_rate``); ``tied=True`` gives the paper's tied weights
       (test_training_sae.py).
@@ -118,7 +120,7 @@ class GBATrainingSAE(CalibratedBiases):
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
-        self.mse_loss_fn = squared_error
+        self.mse_loss_fn = partial(squared_power_mean_error, exponent=cfg.error_exponent)
 
     @override
     def encode(self, x: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ class GBATrainingTranscoderConfig(GBATrainingSAEConfig):
             on a language model.
         encoder_correction_rate (float): The encoder is a matrix of its own, which starts at random
             directions and moves at this multiple of the learning rate; so does a skip connection.
+        error_exponent (float): As of an SAE; a transcoder has the mean squared error by default.
         n_nested_reconstructions (int): As of an SAE. A transcoder is better without, at 1.
         tied (bool): Must be False: input and output are different activations.
         apply_b_dec_to_input (bool): Must be False: b_dec is in the target's units. Inputs are
@@ -39,6 +40,7 @@ class GBATrainingTranscoderConfig(GBATrainingSAEConfig):
     """
 
     encoder_correction_rate: float = 1.0
+    error_exponent: float = 2.0
     n_nested_reconstructions: int = 1
     apply_b_dec_to_input: bool = False
     d_out: int | None = None

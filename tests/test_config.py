@@ -32,6 +32,8 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("bias_increase_rate", -0.01),
         ("output_scale_init", 0.0),
         ("nested_weight", 0.0),
+        ("error_exponent", 0.0),
+        ("error_exponent", 3.0),
         ("l0_warm_up_steps", -1),
         ("l0_warm_up_steps", 2.5),
         ("l0_warm_up_start", 0.5),

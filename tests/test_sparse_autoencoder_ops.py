@@ -10,6 +10,7 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     SparseDecode,
     SparseEncode,
     find_active,
+    squared_power_mean_error,
 )
 
 Problem = dict[str, torch.Tensor]
@@ -210,3 +211,28 @@ def test_bands_split_the_pattern_by_latent_and_keep_its_entries() -> None:
     assert bands.samples.tolist() == [0, 1, 2, 2, 3]  # (band 0, samples 0 1), (band 1, samples 0 1)
     assert bands.latents.tolist() == [0, 1, 3, 5, 4]
     assert order.tolist() == [0, 3, 1, 2, 4]
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
+def test_the_error_is_a_power_mean_of_the_samples_norms(exponent: float, scale: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    target, preds = torch.randn(2, 16, 5, generator=g, dtype=torch.float64) * scale
+    preds.requires_grad_()
+    norms = (preds - target).norm(dim=1)
+    expected = norms.pow(exponent).mean().pow(2 / exponent)
+    got = squared_power_mean_error(preds, target, exponent).sum(dim=-1).mean()
+    torch.testing.assert_close(got, expected)
+    (gradient,) = torch.autograd.grad(got, preds)
+    torch.testing.assert_close(gradient, *torch.autograd.grad(expected, preds))
+
+
+def test_a_sample_without_error_gives_a_gradient_of_zero() -> None:
+    target = torch.eye(3)
+    preds = target.clone()
+    preds[0] += 1
+    preds.requires_grad_()
+    squared_power_mean_error(preds, target, 0.5).sum(dim=-1).mean().backward()
+    assert preds.grad is not None
+    assert preds.grad[0].norm() > 0
+    torch.testing.assert_close(preds.grad[1:], torch.zeros(2, 3))

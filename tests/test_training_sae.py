@@ -251,6 +251,9 @@ def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
     ]
     alone = cfg.nested_weight * torch.stack(errors).mean() / sae.input_scale**2
     torch.testing.assert_close(output.losses["nested_mse_loss"], alone, rtol=1e-4, atol=1e-4)
+    norms, p = (sae.decode(acts) - x).norm(dim=1) / sae.input_scale, cfg.error_exponent
+    power_mean = norms.pow(p).mean().pow(2 / p)
+    torch.testing.assert_close(output.losses["mse_loss"], power_mean, rtol=1e-4, atol=1e-4)
     whole = output.losses["mse_loss"] + output.losses["nested_mse_loss"]
     torch.testing.assert_close(output.loss, whole)
 
@@ -272,7 +275,7 @@ def test_one_reconstruction_or_one_group_has_no_nested_loss() -> None:
 
 
 def test_b_dec_gets_its_gradient_from_the_output_alone() -> None:
-    sae = randomise(GBATrainingSAE(tiny_config(n_nested_reconstructions=1)))
+    sae = randomise(GBATrainingSAE(tiny_config(n_nested_reconstructions=1, error_exponent=2.0)))
     x = next(mixture(0))
     output = sae.training_forward_pass(step_input=step_input(x))
     output.loss.backward()
