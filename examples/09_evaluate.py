@@ -43,7 +43,7 @@ cfg = EvalConfig(
 with at_its_target(sae, model) as seen_there:  # of an SAE, the SAE itself
     measured, _ = run_evals(seen_there, store, model, ActivationScaler(), eval_config=cfg)
 print(json.dumps(measured, indent=2))
-(args.sae_dir / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+(args.sae_dir / "saelens_evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 if args.probe:
     from sae_lens_gba.evaluation.probing import probe

@@ -224,8 +224,12 @@ class CalibratedBiases(GBAParameters):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        self._in_training = self._calibration = self._other_l0s = None
         self.recent_samples.batches.clear()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's; what was known of other weights is no longer true."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self._in_training = self._calibration = self._other_l0s = None
 
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:

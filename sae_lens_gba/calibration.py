@@ -10,6 +10,7 @@ so the offset for a wanted number of active pairs lies between two order statist
 group's margins: exact on these samples, with no iteration. This file is pure functions.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ class Calibration:
 class RecentSamples:
     """The last batches that were trained on, as long as they are needed for ``capacity`` samples.
 
-    They are held, not copied: memory is that of ``capacity`` samples, rounded up to batches.
+    They are copied: a batch may be a slice, which would keep all of its buffer in memory, or be
+    overwritten by the next. Memory is that of ``capacity`` samples, rounded up to batches.
     """
 
     def __init__(self, capacity: int):
@@ -99,7 +101,7 @@ class RecentSamples:
 
     def add(self, batch: torch.Tensor) -> None:
         """Take in a batch of shape (n, d_in); the oldest that are not needed any more go."""
-        self.batches.append(batch)
+        self.batches.append(batch.clone())
         while len(self) - len(self.batches[0]) >= self.capacity:
             self.batches.popleft()
 
@@ -154,7 +156,8 @@ def collect_margins(
     order = order[group_of_pair[order].argsort(stable=True)]
     value, latent = value[order], latent[order]
     sizes = torch.bincount(group_of_pair, minlength=n_groups)
-    weights = (limit > floor).double()
+    # a latent whose encoder is 0 to rounding has no pairs, however deep one looks
+    weights = ((limit > floor) & (unit > 1e-6 * unit.max())).double()
     bounded = share.sum(torch.bincount(group, weights=weights, minlength=n_groups))
     return Margins(
         value,
@@ -203,7 +206,7 @@ def calibrate_groups(
         complete = torch.tensor(margins.is_complete)
         # what is not there yet may be there further down
         most = torch.where(complete, available / margins.n_samples, sizes)
-        found = [_expected(group_frequency, sizes, most, l0) for l0 in l0s]
+        found = [expected_active(group_frequency, sizes, most, l0) for l0 in l0s]
         wanted = torch.stack(found).amax(dim=0) * margins.n_samples
         lacking = (wanted >= available) & ~complete
         if not lacking.any():
@@ -211,14 +214,18 @@ def calibrate_groups(
         depth[lacking] *= _DEEPER
 
 
-def _expected(
+def expected_active(
     frequency: torch.Tensor, sizes: torch.Tensor, most: torch.Tensor, l0: float
 ) -> torch.Tensor:
-    """Active latents a sample by group, ``l0`` in all, at most ``most`` of each."""
+    """Active latents a sample by group, ``l0`` in all, at most ``most`` of each.
+
+    Frequencies are shares of samples, whose odds are all multiplied by one factor.
+    """
+    odds = frequency / (1 - frequency).clamp(min=1e-9)
 
     def at(log_factor: float) -> torch.Tensor:
-        odds = frequency / (1 - frequency) * torch.tensor(log_factor).double().exp()
-        return torch.minimum(sizes * odds / (1 + odds), most)
+        multiplied = odds * math.exp(log_factor)
+        return torch.minimum(sizes * multiplied / (1 + multiplied), most)
 
     low, high = -40.0, 40.0
     for _ in range(_BISECTION_STEPS):

@@ -59,6 +59,7 @@ def train(arguments: Sequence[str]) -> None:
             d_in_of_model=not is_given(rest, "--d_in"),
             resume=options.resume,
             overwrite=options.overwrite,
+            checkpoint_minutes=options.checkpoint_minutes,
         )
         return
     again = [a for a in arguments if a not in ("--resume", "--overwrite")]

@@ -301,7 +301,7 @@ def _weighted_row_sums(
 def squared_power_mean_error(
     preds: torch.Tensor, target: torch.Tensor, exponent: float
 ) -> torch.Tensor:
-    """Terms whose mean over samples is (mean over samples of ||preds - target||^exponent)^(2/exponent).
+    """Terms whose mean is (mean over samples of ||preds - target||^exponent)^(2/exponent).
 
     With an exponent of 2 that is the mean squared error; with less, samples that are far off
     count for less. Errors below a hundredth of the root mean square count as if squared.

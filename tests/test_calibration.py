@@ -59,6 +59,24 @@ def test_other_l0s_multiply_the_odds_and_stop_where_thresholds_are_zero() -> Non
     assert most.l0 == pytest.approx(float((h > 0).sum()) / 4000, abs=2e-3)
 
 
+def test_a_latent_without_an_encoder_holds_nothing_up() -> None:
+    torch.manual_seed(0)
+    h, unit = torch.randn(400, 4), torch.ones(4)
+    h[:, 0] = unit[0] = 0
+    (found,) = calibrate_groups(
+        lambda: [h], torch.ones(4), unit, torch.zeros(4).long(), torch.tensor([0.6]).double(), [2.4]
+    )
+    assert found.l0 == pytest.approx(float((h > 0).sum()) / 400, abs=0.01)
+
+
+def test_recent_samples_are_copies() -> None:
+    recent, buffer = RecentSamples(100), torch.zeros(1000, 3)
+    recent.add(buffer[:40])
+    buffer.fill_(1)
+    assert recent.batches[0].untyped_storage().nbytes() == 40 * 3 * 4
+    assert not recent.batches[0].any()
+
+
 def test_recent_samples_keep_no_more_batches_than_they_need() -> None:
     recent = RecentSamples(100)
     for _ in range(10):
@@ -94,6 +112,18 @@ def test_in_evaluation_mode_l0_is_what_was_asked_and_training_is_untouched(
     targets = torch.tensor(plain.cfg.spectrum().frequencies)
     torch.testing.assert_close(by_group, targets, rtol=1e-2, atol=1e-4)
     assert torch.equal(plain.train().bias, biases)
+
+
+def test_weights_loaded_in_evaluation_mode_stay() -> None:
+    sae, other = GBATrainingSAE(tiny_config()), GBATrainingSAE(tiny_config())
+    for one, seed in ((sae, 1), (other, 2)):
+        take_steps(make_trainer(one, 20, mixture(seed)), 20)
+    expected = {name: value.clone() for name, value in other.state_dict().items()}
+    sae.eval()
+    sae.load_state_dict(expected)
+    sae.train()
+    for name, value in sae.state_dict().items():
+        torch.testing.assert_close(value, expected[name])
 
 
 def test_too_few_samples_leave_the_biases_as_they_are() -> None:

@@ -113,7 +113,7 @@ def test_saelens_evaluations_are_run_and_kept(
     run: Run, tmp_path: Path, sae_of_tiny_model: str, on_tiny_model: list[str]
 ) -> None:
     run("09_evaluate.py", sae_of_tiny_model, *on_tiny_model, "--batches", "1")
-    measured = json.loads((tmp_path / "sae" / "evaluation.json").read_text())
+    measured = json.loads((tmp_path / "sae" / "saelens_evaluation.json").read_text())
     assert 0 < measured["sparsity"]["l0"] < 64
     assert "ce_loss_score" in measured["model_performance_preservation"]
 

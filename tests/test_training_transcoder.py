@@ -98,7 +98,7 @@ def test_the_nested_loss_is_that_of_the_first_groups_alone(kind: str) -> None:
     nested = sae.training_forward_pass(step_input=step).losses["nested_mse_loss"]
     first = sae.encode(x) * (sae.adapter.group == 0)
     error = (decoded(sae, first, x) - y).square().sum(dim=1).mean() / sae.target_scale**2
-    torch.testing.assert_close(nested, error)
+    torch.testing.assert_close(nested, sae.cfg.nested_weight * error)
 
 
 def test_shrinkage_lowers_activations_and_lets_no_latent_fall_silent() -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -38,6 +39,12 @@ class GatheredBatches(Iterator[torch.Tensor]):
         self._n_drawn = 0
         self._stop_signal = 0
         self._numbers: list[int] = []
+        self._save: Callable[[], object] = lambda: None
+        self._seconds, self._saved_at, self._is_due = 0.0, 0.0, False
+
+    def save_every(self, seconds: float, save: Callable[[], object]) -> None:
+        """Call ``save`` before a batch, on all ranks at the same step, by rank 0's clock."""
+        self._seconds, self._save, self._saved_at = seconds, save, time.monotonic()
 
     def __next__(self) -> torch.Tensor:
         """One rank's trouble is everyone's.
@@ -47,14 +54,19 @@ class GatheredBatches(Iterator[torch.Tensor]):
             RankFailedError: a rank has no more data, or failed to get them.
             RanksDifferError: what should be equal on all ranks is not.
         """
+        if self._is_due:
+            self._save()
+            self._saved_at = time.monotonic()
         status, batch, cause = self._draw()
         n = 0 if batch is None else len(batch)
         is_checked = self._n_drawn % _CHECK_EVERY == 0
         checksum = self._checksum() if is_checked else 0
-        said = self._ranks.table([status, n, checksum])
+        is_due = 0 < self._seconds <= time.monotonic() - self._saved_at
+        said = self._ranks.table([status, n, checksum, is_due])
         self._require_all_go_on([row[0] for row in said], cause)
         self._require_equal([row[2] for row in said])
         self._n_drawn += 1
+        self._is_due = bool(said[0][3])
         self._numbers = [row[1] for row in said]
         assert batch is not None
         return self._ranks.gather(batch.to(self._ranks.device), self._numbers)

@@ -166,7 +166,11 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RankFailedError(watch.reason()) from error
     except BaseException as error:
-        watch.tell(error)
+        if world == 1:  # perhaps a notebook's, which goes on
+            watch.stop()
+            dist.destroy_process_group()
+        else:
+            watch.tell(error)
         raise
     watch.stop()
     dist.destroy_process_group()

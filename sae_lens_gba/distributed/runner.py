@@ -67,7 +67,12 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         cfg: as for one process, the same on all ranks.
         ranks: all that take part.
         overrides: model and dataset, as LanguageModelSAETrainingRunner takes them.
+
+    Attributes:
+        checkpoint_minutes: between checkpoints in ``cfg.checkpoint_path``; 0 saves none in time.
     """
+
+    checkpoint_minutes: float = 0.0
 
     def __init__(self, cfg: LanguageModelSAERunnerConfig[Any], ranks: Ranks, **overrides: Any):
         self.ranks = ranks
@@ -117,6 +122,7 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
             together.load_trainer_state(self._resume_from)
             together.sae.load_weights_from_checkpoint(self._resume_from)
             self._skip_data_seen_before(Path(self._resume_from))
+        together.checkpoint_every(self.checkpoint_minutes)
         sae = together.fit()
         # run() asks this one for what it saves along
         trainer.act_freq_scores = together.act_freq_scores

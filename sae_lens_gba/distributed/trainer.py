@@ -1,5 +1,6 @@
 """SAELens' trainer on one rank of several, each with a part of the latents."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,13 +19,15 @@ from torch import nn
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_gba.atomic_write import folder_written_whole
+from sae_lens_gba.atomic_write import folder_written_whole, remove_at_once
 from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.distributed.batches import GatheredBatches, checksum_of
 from sae_lens_gba.distributed.latent_slice import LatentSlice
 from sae_lens_gba.errors import RankFailedError, StoppedError
 from sae_lens_gba.provenance import package_versions
 from sae_lens_gba.training_sae import GBATrainingSAE
+
+logger = logging.getLogger(__name__)
 
 # of the settings, what each rank may have for itself
 _ONES_OWN = ("device", "checkpoint_path", "logger")
@@ -74,8 +77,30 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         self._parameter_shapes = [shapes[name] for name, _ in sae.named_parameters()]
         self.batches = GatheredBatches(data_provider, self.ranks, self._checksum)
         self.data_provider = self.batches
+        self._in_time: list[Path] = []
         if evaluator is not None:
             self.evaluator = lambda sae, _, scaler: evaluator(sae, self.batches.own, scaler)
+
+    def checkpoint_every(self, minutes: float) -> None:
+        """Save as time passes, as `resumable_run` does; the newest two of those stay."""
+        self.batches.save_every(60 * minutes, self._save_in_time)
+
+    def _save_in_time(self) -> None:
+        if self.n_training_steps == 0:  # the scale of activations is being estimated
+            return
+        whole = self.whole()
+        if whole is not None and self.cfg.checkpoint_path is not None:
+            path = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
+            # not uploaded to wandb each time
+            whole.cfg = replace(whole.cfg, logger=replace(whole.cfg.logger, log_to_wandb=False))
+            try:
+                _write(whole, path)
+                self._in_time.append(path)
+                while len(self._in_time) > 2:
+                    remove_at_once(self._in_time.pop(0))
+            except OSError as error:  # better a run without checkpoints than none
+                logger.warning("no checkpoint this time: %s", error)
+        self.ranks.wait_for_all()
 
     def fit(self) -> GBATrainingSAE | LatentSlice:
         """Train to the end.
@@ -186,10 +211,7 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         if whole is not None and base is None:
             whole.save_checkpoint(checkpoint_name, None, wandb_aliases)
         elif whole is not None:
-            path = Path(str(base)) / checkpoint_name
-            with folder_written_whole(path, replace=True) as partial_folder:
-                whole.save_checkpoint(partial_folder.name, base, wandb_aliases)
-                write_checksums(partial_folder)
+            _write(whole, Path(str(base)) / checkpoint_name, wandb_aliases)
         self.ranks.wait_for_all()
 
     @override
@@ -292,3 +314,9 @@ class _OptimizerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._state = state
+
+
+def _write(whole: SAETrainer[Any, Any], path: Path, wandb_aliases: list[str] | None = None) -> None:
+    with folder_written_whole(path, replace=True) as partial_folder:
+        whole.save_checkpoint(partial_folder.name, path.parent, wandb_aliases)
+        write_checksums(partial_folder)

@@ -94,8 +94,9 @@ class Reader:
             ids = self._model.to_tokens(
                 text, prepend_bos=False, truncate=False, move_to_device=False
             )
-            if prepend_bos:
-                bos = torch.full((1, 1), self._model.tokenizer.bos_token_id)
+            bos_token_id = self._model.tokenizer.bos_token_id
+            if prepend_bos and bos_token_id is not None:  # some tokenizers have none
+                bos = torch.full((1, 1), bos_token_id)
                 ids = torch.cat([bos, ids.long()], dim=1)
             n_left_out = max(0, ids.shape[1] - self._store.context_size)
             ids = ids[:, : self._store.context_size].to(self._store.device)

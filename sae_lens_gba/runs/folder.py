@@ -15,6 +15,7 @@ from sae_lens_gba.atomic_write import remove_partial, storage_errors, write_erro
 from sae_lens_gba.checksums import CHECKSUMS_FILENAME
 from sae_lens_gba.errors import RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
+from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME
 from sae_lens_gba.saved.files import ALL_FILES
 
 try:
@@ -41,7 +42,8 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     Args:
         folder: made if need be.
         resume: go on from the newest whole checkpoint; a run without one begins.
-        overwrite: an earlier run's SAE and checkpoints are removed.
+        overwrite: an earlier run's SAE, its evaluation and checkpoints are removed; SAEs in folders
+            below, as runs of several have them, are replaced when new ones are saved.
 
     Raises:
         RunFolderError: it is an earlier run's, or another process trains into it.
@@ -57,7 +59,7 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
             if overwrite and not resume:
                 _remove_run(folder)
             resume_from = newest_whole(checkpoints) if resume else None
-            if resume_from is None:
+            if resume_from is None and not overwrite:
                 _require_unused(folder)
             yield resume_from
 
@@ -72,7 +74,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     remove_checkpoints(folder)
-    for name in (*ALL_FILES, CHECKSUMS_FILENAME):
+    for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME):
         (folder / name).unlink(missing_ok=True)
 
 

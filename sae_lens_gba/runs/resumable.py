@@ -60,10 +60,7 @@ def resumable_run(
         TrainingInterrupted: a signal came.
         DataEndedError: the data ended before training did.
     """
-    if not checkpoint_minutes >= 0:  # NaN as well
-        raise ValueError(
-            f"checkpoint_minutes={checkpoint_minutes} is not possible: it must be at least 0."
-        )
+    require_minutes(checkpoint_minutes)
     interruption = Interruption()
     with run_folder(Path(folder), resume, overwrite) as resume_from:
         keeper = _Keeper(
@@ -78,6 +75,14 @@ def resumable_run(
         if interruption.received is not None:  # in the last step, or after it
             _log.warning("training was over: nothing is lost.")
             raise TrainingInterrupted(interruption.received)
+
+
+def require_minutes(checkpoint_minutes: float) -> None:
+    """Raise ValueError for what is no time between two checkpoints."""
+    if not checkpoint_minutes >= 0:  # NaN as well
+        raise ValueError(
+            f"checkpoint_minutes={checkpoint_minutes} is not possible: it must be at least 0."
+        )
 
 
 class _Keeper:

@@ -24,7 +24,7 @@ from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
-from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, resumable_run
+from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, require_minutes, resumable_run
 from sae_lens_gba.runs.transcoders import (
     LatentParallelTranscoderRunner,
     TranscoderTrainingRunner,
@@ -73,8 +73,7 @@ def train(
     if cfg.output_path is None:
         raise ValueError("output_path=None is not possible: name a folder for the SAE.")
     folder = Path(cfg.output_path)
-    if resume and has_ended(folder):
-        _log.info("the run in %s has ended: there is nothing to go on with.", folder)
+    if _is_over(folder, resume):
         return None
     _check(cfg, charts)
     with resumable_run(
@@ -106,12 +105,13 @@ def train_on_ranks(
     d_in_of_model: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    checkpoint_minutes: float = CHECKPOINT_MINUTES,
 ) -> None:
     """`train`, as one of the processes that torchrun started, which train one SAE together.
 
-    Checkpoints are SAELens' own, ``cfg.n_checkpoints`` of them and one when any process is sent
-    SIGTERM; they go to the folder that `train` would put them in, and any number of processes,
-    one as well, can go on from them.
+    Checkpoints are written as `train` writes them, and any number of processes, one as well, can
+    go on from them; ``cfg.n_checkpoints`` more, if asked for, and one when any process is sent
+    SIGTERM.
 
     Raises:
         ValueError: a setting is not possible, or does not fit the model.
@@ -122,9 +122,12 @@ def train_on_ranks(
         raise ValueError("output_path=None is not possible: name a folder for the SAE.")
     require_gba(cfg.sae)
     _check(cfg, charts=False)
+    require_minutes(checkpoint_minutes)
     folder = Path(cfg.output_path)
     with join() as ranks:
         is_first = ranks.rank == 0
+        if ranks.from_rank(0, is_first and _is_over(folder, resume)):
+            return
         with run_folder(folder, resume, overwrite) if is_first else nullcontext() as found:
             found = ranks.from_rank(0, found)
             if found is not None:
@@ -136,10 +139,19 @@ def train_on_ranks(
             with _no_warning_of_a_model():
                 is_sae = _target_of(cfg) is None
                 runner = LatentParallelRunner if is_sae else LatentParallelTranscoderRunner
-                sae = runner(cfg, ranks, override_model=model).run()
+                together = runner(cfg, ranks, override_model=model)
+                together.checkpoint_minutes = checkpoint_minutes
+                sae = together.run()
             if is_first:
                 remove_checkpoints(folder)
                 _log.info("%s", _ending(sae, folder))
+
+
+def _is_over(folder: Path, resume: bool) -> bool:
+    over = resume and has_ended(folder)
+    if over:
+        _log.info("the run in %s has ended: there is nothing to go on with.", folder)
+    return over
 
 
 def _run(runner: Any, folder: Path, charts: bool) -> Any:

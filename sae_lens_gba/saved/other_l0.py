@@ -11,7 +11,12 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUTranscoder
 
 from sae_lens_gba.batch_statistics import typical_norm
-from sae_lens_gba.calibration import LEAST_FIRINGS, Calibration, calibrate_groups
+from sae_lens_gba.calibration import (
+    LEAST_FIRINGS,
+    Calibration,
+    calibrate_groups,
+    expected_active,
+)
 from sae_lens_gba.errors import CalibrationError
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.saved.loading import load
@@ -52,7 +57,7 @@ def calibrate(
     batches = [activations] if isinstance(activations, torch.Tensor) else list(activations)
     _check_activations(batches, jumprelu)
     group, group_frequency, l0 = _groups_and_l0(saved, target_l0)
-    sizes = torch.bincount(group).double()
+    sizes = torch.bincount(group).double().cpu()
     n_samples = sum(len(batch) for batch in batches)
     rarest = float((group_frequency * sizes).min()) * l0 / float((group_frequency * sizes).sum())
     if n_samples * rarest < LEAST_FIRINGS:
@@ -186,8 +191,10 @@ def _measured(
 
 
 def _targets_at(groups: NeuronGroups, l0: float) -> torch.Tensor:
-    """Target frequencies, all multiplied alike, that add up to ``l0``; shares of samples."""
-    return (groups.target_frequency * l0 / groups.target_frequency.sum()).clamp(max=1)
+    """Target frequencies whose odds are all multiplied alike, so that they add up to ``l0``."""
+    target = groups.target_frequency.double()
+    everywhere = torch.ones_like(target)
+    return expected_active(target, everywhere, everywhere, l0).to(groups.target_frequency.dtype)
 
 
 def _moved(

@@ -20,7 +20,8 @@ from sae_lens.util import str_to_dtype
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sae_lens_gba.checksums import check_checksums
+from sae_lens_gba.atomic_write import files_written_whole
+from sae_lens_gba.checksums import CHECKSUMS_FILENAME, check_checksums
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import (
     AccessError,
@@ -120,18 +121,19 @@ class SavedSAE:
         """A training SAE to go on from; see `sae_lens_gba.to_training_sae`."""
         return training_form(self.sae, self.groups, changes)
 
-    def save(self, folder: Path) -> None:
-        """Write its files, so that `read_saved` and SAELens read them, into a new folder."""
-        folder.mkdir(parents=True, exist_ok=True)  # of an id that goes on below it
-        write_json(folder / SAE_CFG_FILENAME, self.cfg)
+    def save(self, folder: str | Path) -> None:
+        """Write its files, so that `load` and SAELens read them, all of them or none."""
         weights = {name: weight.contiguous() for name, weight in self.sae.state_dict().items()}
-        save_file(weights, folder / SAE_WEIGHTS_FILENAME)
-        if self.groups is not None:
-            self.groups.save(folder)
-        if self.log_sparsity is not None:
-            save_file({"sparsity": self.log_sparsity}, folder / SPARSITY_FILENAME)
-        if self.runner_cfg is not None:
-            write_json(folder / RUNNER_CFG_FILENAME, self.runner_cfg)
+        with files_written_whole(Path(folder)) as new:
+            (Path(folder) / CHECKSUMS_FILENAME).unlink(missing_ok=True)  # of what was there
+            write_json(new / SAE_CFG_FILENAME, self.cfg)
+            save_file(weights, new / SAE_WEIGHTS_FILENAME)
+            if self.groups is not None:
+                self.groups.save(new)
+            if self.log_sparsity is not None:
+                save_file({"sparsity": self.log_sparsity}, new / SPARSITY_FILENAME)
+            if self.runner_cfg is not None:
+                write_json(new / RUNNER_CFG_FILENAME, self.runner_cfg)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

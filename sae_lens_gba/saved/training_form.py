@@ -85,6 +85,7 @@ def _config(
         device=str(sae.device),
         tied=bool(settings.get("tied")) and _is_tied(sae),
         metadata=deepcopy(sae.cfg.metadata),
+        l0_warm_up_steps=0,  # it has been at its L0
     )
     return GBATrainingSAEConfig(**{**settings, **changes})
 

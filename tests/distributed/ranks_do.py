@@ -276,6 +276,21 @@ def command_that_is_stopped(rank: int, folder: Path, llm: Path, *flags: str) -> 
     command(rank, folder, llm, *flags)
 
 
+def command_that_is_killed(rank: int, folder: Path, llm: Path, *flags: str) -> None:
+    """`command`; each rank dies after its third checkpoint in time."""
+    save, saved = vars(LatentParallelTrainer)["_save_in_time"], set()
+
+    def save_and_die(trainer: LatentParallelTrainer) -> None:
+        save(trainer)
+        saved.add(trainer.n_training_samples)
+        if len(saved - {0}) == 3:
+            os._exit(9)
+
+    vars_of_class: Any = LatentParallelTrainer
+    vars_of_class._save_in_time = save_and_die
+    command(rank, folder, llm, *flags)
+
+
 def synthetic(rank: int, folder: Path) -> float:
     """SyntheticSAERunner's run, with evaluations; L0 of what came back."""
     cfg = synthetic_runner_config(

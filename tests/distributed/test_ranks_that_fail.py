@@ -1,9 +1,12 @@
 """When one rank fails, every rank ends in time, and says which one failed and why."""
 
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
+from sae_lens_gba.distributed.ranks import join
 from tests.distributed.ranks_do import fail, n_steps_of
 from tests.distributed.several import start
 
@@ -59,3 +62,11 @@ def test_a_checkpoint_that_is_not_complete_is_none(tmp_path: Path) -> None:
     partial, whole = names
     assert whole == "before"
     assert partial.startswith(".after.") and partial.endswith(".partial")
+
+
+def test_one_process_outlives_an_error() -> None:
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="mine"), join():
+        raise ValueError("mine")
+    assert not torch.distributed.is_initialized()
+    assert threading.active_count() == before

@@ -8,7 +8,13 @@ from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_lens_gba import NeuronGroups
-from tests.distributed.ranks_do import command, command_that_is_stopped, n_steps_of, synthetic
+from tests.distributed.ranks_do import (
+    command,
+    command_that_is_killed,
+    command_that_is_stopped,
+    n_steps_of,
+    synthetic,
+)
 from tests.distributed.several import results, run
 
 FLAGS = [
@@ -44,6 +50,22 @@ def test_the_command_logs_evaluates_and_writes_one_set_of_files(
     assert stock.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
     assert len(NeuronGroups.load(tmp_path / "out").group) == 64
     assert len(load_file(tmp_path / "out" / "sparsity.safetensors")["sparsity"]) == 64
+    # as a queue that starts it again does
+    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags, "--resume")
+    assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said
+
+
+def test_ranks_that_are_killed_go_on_from_the_last_checkpoint_in_time(
+    tmp_path: Path, tiny_llm_folder: Path
+) -> None:
+    flags = [*FLAGS, "--training_tokens", str(63 * 12), "--log_to_wandb", "false"]
+    in_time = [*flags, "--n_checkpoints", "0", "--checkpoint_minutes", "1e-6"]
+    run(command_that_is_killed, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *in_time)
+    found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
+    assert [int(path.name) for path in found] == [63 * 2, 63 * 3]  # the newest two
+    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags, "--resume")
+    assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said
+    assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
 
 
 @pytest.mark.parametrize("of", [[], TRANSCODER], ids=["SAE", "transcoder"])

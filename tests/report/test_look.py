@@ -55,6 +55,13 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
     return response.status, response.read()
 
 
+def test_a_tokenizer_may_have_no_bos(sae_dir: Path, model_folder: Path) -> None:
+    (saved,) = load_saes([sae_dir])
+    model = load_model_of(saved.sae, str(model_folder), "cpu")
+    model.tokenizer.bos_token = None
+    assert Reader(model, saved).read(WORDS).tokens[0] == "word5"
+
+
 def test_the_latents_of_the_words_fire_on_them(port: int) -> None:
     status, content = ask(port, "POST", "/read", {"text": WORDS})
     answer = json.loads(content)

@@ -138,3 +138,13 @@ def test_what_can_not_be_trained_is_refused(sae_folder: Path) -> None:
         to_training_sae(stock_sae(d_sae=64), groups)
     with pytest.raises(ValueError, match="target_l0=-1"):
         to_training_sae(sae_folder, target_l0=-1)
+
+
+def test_targets_do_not_fall_once_more(jumprelu_sae: GBATrainingSAE, tmp_path: Path) -> None:
+    jumprelu_sae.cfg.l0_warm_up_steps = 500
+    try:
+        jumprelu_sae.save_inference_model(tmp_path / "run")
+    finally:
+        jumprelu_sae.cfg.l0_warm_up_steps = 0
+    assert to_training_sae(tmp_path / "run").cfg.l0_warm_up_steps == 0
+    assert to_training_sae(tmp_path / "run", l0_warm_up_steps=9).cfg.l0_warm_up_steps == 9

@@ -57,6 +57,11 @@ def test_at_l0_needs_no_activations(folder: Path, wanted: float) -> None:
     assert l0(found.sae, samples(20_000)) == pytest.approx(wanted, rel=0.05)
     assert found.groups is not None
     assert float(found.groups.target_frequency.sum()) == pytest.approx(wanted, rel=1e-3)
+    fires = (found.sae.encode(samples(20_000)) > 0).double().mean(dim=0)
+    for k in range(int(found.groups.group.max()) + 1):
+        own = found.groups.group == k
+        said = float(found.groups.measured_frequency[own].mean())
+        assert float(fires[own].mean()) == pytest.approx(said, rel=0.15, abs=2e-3)
 
 
 def test_at_the_l0_it_was_trained_for_the_sae_stays_as_it_is(folder: Path) -> None:

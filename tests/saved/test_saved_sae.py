@@ -8,6 +8,7 @@ import torch
 from sae_lens import SAE, TrainingSAE
 
 from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.saved.saved_sae import as_saved, read_saved
 from sae_lens_gba.saved.stock_form import stock_form
@@ -37,7 +38,10 @@ def test_the_stock_form_is_what_saving_and_loading_gives(
 def test_a_saved_sae_is_written_as_it_was_read(sae_folder: Path, tmp_path: Path) -> None:
     first = read_saved(sae_folder, label="mine")
     assert (first.label, first.hook_name, first.d_sae) == ("mine", HOOK, D_SAE)
-    first.save(tmp_path / "copy")
+    first.save(str(tmp_path / "copy"))
+    write_checksums(tmp_path / "copy")
+    first.cfg["metadata"]["note"] = "mine"
+    first.save(tmp_path / "copy")  # over it
     again = read_saved(tmp_path / "copy")
     assert (again.label, again.cfg) == ("copy", first.cfg)
     assert first.threshold is not None
