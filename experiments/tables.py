@@ -90,12 +90,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def against_batchtopk(result: Result) -> str:
     """README's: a few figures of GBA and BatchTopK on a language model."""
     return _language_model(result, ["gba", "batchtopk"], ["explained variance", "CE loss recovered",
-                           "latents that never fire", "CPU time, s"])  # fmt: skip
+                           "PW-MCC between seeds", "latents that never fire", "CPU time, s"])  # fmt: skip
 
 
 def language_model(result: Result) -> str:
     """All architectures on a language model, means over seeds."""
-    return _language_model(result, [row["method"] for row in result["chosen"]], None)
+    methods = sorted((row["method"] for row in result["chosen"]), key=list(NAMES).index)
+    return _language_model(result, methods, None)
 
 
 def _language_model(result: Result, methods: list[str], only: list[str] | None) -> str:

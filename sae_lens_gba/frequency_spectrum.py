@@ -110,7 +110,7 @@ def build_spectrum(
         floor: the lowest frequency that a solution may use.
 
     Raises:
-        ValueError: ``target_l0`` can't be had; names the nearest value that can.
+        ValueError: ``target_l0`` can't be reached; names the nearest value that can.
     """
     n_groups = min(n_groups, d_sae)
     if target_l0 is None:

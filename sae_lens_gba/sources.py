@@ -157,7 +157,7 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
     except (ConnectionError, FileNotFoundError) as error:
         whose = "" if name else "the SAE's own text "
         raise FileNotFoundError(
-            f"{whose}dataset={wanted} can't be had ({' '.join(str(error).split())}): give a text "
+            f"{whose}dataset={wanted} can't be loaded ({' '.join(str(error).split())}): give a text "
             "file or another data set with --dataset."
         ) from error
     if not isinstance(found, dict):

@@ -39,6 +39,16 @@ _FIRST = (
     "model_name", "hook_name", "dataset_path", "d_sae", "target_l0", "training_tokens",
     "output_path", "lr", "train_batch_size_tokens", "device", "log_to_wandb",
 )  # fmt: skip
+# where SAELens says nothing, or what is not so of this command
+_HELPS = {
+    "d_in": "Input dimension; the model's, unless given.",
+    "output_path": "Folder of the SAE; made if need be.",
+    "log_to_wandb": "Log the run to Weights & Biases.",
+    "wandb_project": "Project to log to.",
+    "wandb_entity": "User or team whose project it is.",
+    "wandb_id": "Id of a run to go on with.",
+    "run_name": "Name of the run; made from its settings, unless given.",
+}
 _HIDDEN = ("hook_eval", "sae_lens_version", "sae_lens_training_version", "metadata")
 
 
@@ -104,7 +114,7 @@ def _sae_fields(architecture: str) -> list[Field]:
     taken = {field.name for field in _runner_fields()}
     fields = [
         Field("d_sae", "int", "1024", helps["d_sae"]),
-        Field("d_in", "int", None, "Input dimension; the model's, unless given."),
+        Field("d_in", "int", None, ""),
         *fields_of("sae_lens_gba/adaptation_settings.py", "AdaptationSettings"),
         *fields_of(*base),
         *(
@@ -144,7 +154,8 @@ def _logger_fields() -> list[Field]:
 
 def _add(group: argparse._ArgumentGroup, field: Field) -> None:
     default = field.default
-    text = re.sub(r" ?\(default is [^)]*\)\.?", "", field.help) or "SAELens'."
+    text = _HELPS.get(field.name, re.sub(r" ?\(default is [^)]*\)\.?", "", field.help))
+    text = text or f"See SAELens' `{field.name}`."
     if field.name in DEFAULTS:
         text = f"{text} (A configuration made in Python has {default}.)"
         default = DEFAULTS[field.name]

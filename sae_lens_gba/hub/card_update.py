@@ -65,12 +65,12 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
         first_line = brief((str(error) or type(error).__name__).splitlines()[0])
         raise InvalidPublicationError(
             f"the front matter of the README.md on the Hub is no valid YAML ({first_line}): "
-            "mend it there, then publish again."
+            "fix it there, then publish again."
         ) from error
     if not isinstance(known, dict):
         raise InvalidPublicationError(
             "the front matter of the README.md on the Hub is no list of 'field: value' lines: "
-            "mend it there, then publish again."
+            "fix it there, then publish again."
         )
     return known, card[match.end() :]
 

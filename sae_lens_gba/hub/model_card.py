@@ -48,9 +48,9 @@ class CardEntry(PublishedSAE):
 
     Attributes:
         l0_asked: sum of the target frequencies, active latents a token.
-        explained_variance: share, at most 1; None was not measured.
-        ce_recovered: share of the cross-entropy loss; None was not measured.
-        dead: number of dead latents; None was not measured.
+        explained_variance: share, at most 1; None if not measured.
+        ce_recovered: share of the cross-entropy loss; None if not measured.
+        dead: number of dead latents; None if not measured.
         groups: as `NeuronGroups.summary` gives them.
         training: setting -> value.
         evaluation: name -> number, as the report measured or the user gave them.

@@ -142,7 +142,7 @@ def _as_readers_will(sae_id: str) -> Iterator[None]:
             yield
     except GBAError as error:
         raise InvalidPublicationError(
-            f"SAE {sae_id!r} could not be loaded by anyone ({brief(str(error.__cause__))}): mend "
+            f"SAE {sae_id!r} could not be loaded by anyone ({brief(str(error.__cause__))}): fix "
             "its cfg.json or metadata."
         ) from error
 

@@ -207,7 +207,9 @@ def make_server(sae_dir: Path, model: str | None, device: str, port: int) -> Thr
     try:
         return ThreadingHTTPServer((HOST, port), handler)
     except OSError as error:
-        raise OSError(f"port={port} can't be had ({error}): give another with --port.") from error
+        raise OSError(
+            f"port={port} is not available ({error}): give another with --port."
+        ) from error
 
 
 def _page(saved: SavedSAE, report: SaeResult | None) -> str:

@@ -23,7 +23,7 @@ class PublishedSAE:
         sae_id: its id in the repo.
         hook_name: where it reads and writes, or, of a transcoder, reads.
         hook_name_out: where a transcoder writes; None of an SAE.
-        l0: mean number of active latents a token, as measured; None was not.
+        l0: mean number of active latents a token, as measured; None if not measured.
         is_gba: whether `load` loads it; SAELens loads the others.
     """
 

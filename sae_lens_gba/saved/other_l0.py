@@ -50,7 +50,7 @@ def calibrate(
         stays as it is.
 
     Raises:
-        CalibrationError: no thresholds, no target, an L0 that can't be had, or too few samples.
+        CalibrationError: no thresholds, no target, an L0 that can't be reached, or too few samples.
     """
     saved = _as_saved(sae)
     jumprelu = _jumprelu(saved)
@@ -80,7 +80,7 @@ def calibrate(
     )
     if found.l0 < 0.99 * l0:
         raise CalibrationError(
-            f"target_l0={l0:g} can't be had on these activations: with all thresholds at 0, "
+            f"target_l0={l0:g} can't be reached on these activations: with all thresholds at 0, "
             f"{found.l0:.4g} latents are active a sample; ask for that or less."
         )
     return _moved(

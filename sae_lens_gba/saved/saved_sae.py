@@ -222,7 +222,7 @@ def own_errors(source: object) -> Iterator[None]:
         raise MissingFileError(f"{source} is not a whole SAE: {error}.") from error
     except PermissionError as error:
         raise AccessError(
-            f"{source} can't be read ({error}): it is not yours, ask for permission."
+            f"{source} can't be read ({error}): you have no permission to read it; ask its owner."
         ) from error
     except _OF_UNREADABLE_FILES as error:
         reason = brief(f"{type(error).__name__}: {error}")

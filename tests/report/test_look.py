@@ -59,7 +59,7 @@ def test_a_tokenizer_may_have_no_bos(sae_dir: Path, model_folder: Path) -> None:
     (saved,) = load_saes([sae_dir])
     model = load_model_of(saved.sae, str(model_folder), "cpu")
     model.tokenizer.bos_token = None
-    assert Reader(model, saved).read(WORDS).tokens[0] == "word5"
+    assert Reader(model, saved).read(WORDS).tokens[-3:] == WORDS.split()
 
 
 def test_the_latents_of_the_words_fire_on_them(port: int) -> None:
@@ -113,7 +113,7 @@ def test_nothing_else_is_answered(
 
 
 def test_a_port_that_is_taken_is_named(port: int, sae_dir: Path, model_folder: Path) -> None:
-    with pytest.raises(OSError, match=rf"port={port} can't be had .*--port"):
+    with pytest.raises(OSError, match=rf"port={port} is not available .*--port"):
         make_server(sae_dir, str(model_folder), "cpu", port)
 
 
