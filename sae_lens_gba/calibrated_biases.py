@@ -90,8 +90,8 @@ class CalibratedBiases(GBAParameters):
         for found in self._calibrated_for([target_l0], len(self.recent_samples)):
             if found.l0 < 0.99 * target_l0:
                 logger.warning(
-                    "target_l0=%.4g can't be reached: with all biases at 0, %.4g latents are active "
-                    "a sample; the biases were not calibrated.", target_l0, found.l0
+                    "target_l0=%.4g can't be reached: with all biases at 0, %.4g latents are "
+                    "active a sample; the biases were not calibrated.", target_l0, found.l0
                 )  # fmt: skip
                 return False
             unit = self._margin_unit()

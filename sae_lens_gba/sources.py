@@ -157,8 +157,8 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
     except (ConnectionError, FileNotFoundError) as error:
         whose = "" if name else "the SAE's own text "
         raise FileNotFoundError(
-            f"{whose}dataset={wanted} can't be loaded ({' '.join(str(error).split())}): give a text "
-            "file or another data set with --dataset."
+            f"{whose}dataset={wanted} can't be loaded ({' '.join(str(error).split())}): give a "
+            "text file or another data set with --dataset."
         ) from error
     if not isinstance(found, dict):
         return Text(found, title, held_out=False if wanted == own else None)

@@ -284,7 +284,7 @@ def test_a_broken_card_on_the_hub_is_not_replaced(
 ) -> None:
     hub.create(REPO).commit("main", {"README.md": b"---\n: [\n---\nmine"}, "by hand")
     before = hub.snapshot()
-    with pytest.raises(InvalidPublicationError, match="mend it there"):
+    with pytest.raises(InvalidPublicationError, match="fix it there"):
         publish_to(hub, {"a": jumprelu_sae}, REPO, license=None)
     assert hub.snapshot() == before
 

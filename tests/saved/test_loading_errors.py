@@ -334,7 +334,7 @@ def test_a_folder_of_somebody_else_is_an_access_error(
         raise PermissionError(errno.EACCES, "Permission denied", str(sae_folder))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(AccessError, match="it is not yours"):
+    with pytest.raises(AccessError, match="you have no permission"):
         load(sae_folder)
 
 
