@@ -74,7 +74,7 @@ def prepare(
         measured = evaluations.get(sae_id) or _evaluation_beside(source)
         saved = _annotated(saved, {**metadata, **named}, measured)
         check_publishable(saved, sae_id)
-        saved.save(work / sae_id)
+        saved.write_files(work / sae_id)
         plot = f"{sae_id}/{PLOT_FILENAME}"
         drawn = save_frequency_plot(_groups(saved), work / plot, sae_id)
         with _as_readers_will(sae_id):

@@ -123,17 +123,22 @@ class SavedSAE:
 
     def save(self, folder: str | Path) -> None:
         """Write its files, so that `load` and SAELens read them, all of them or none."""
-        weights = {name: weight.contiguous() for name, weight in self.sae.state_dict().items()}
         with files_written_whole(Path(folder)) as new:
+            self.write_files(new)
             (Path(folder) / CHECKSUMS_FILENAME).unlink(missing_ok=True)  # of what was there
-            write_json(new / SAE_CFG_FILENAME, self.cfg)
-            save_file(weights, new / SAE_WEIGHTS_FILENAME)
-            if self.groups is not None:
-                self.groups.save(new)
-            if self.log_sparsity is not None:
-                save_file({"sparsity": self.log_sparsity}, new / SPARSITY_FILENAME)
-            if self.runner_cfg is not None:
-                write_json(new / RUNNER_CFG_FILENAME, self.runner_cfg)
+
+    def write_files(self, folder: Path) -> None:
+        """As `save`, one file after the other, into a folder that is nobody's yet."""
+        folder.mkdir(parents=True, exist_ok=True)  # of an id that goes on below it
+        write_json(folder / SAE_CFG_FILENAME, self.cfg)
+        weights = {name: weight.contiguous() for name, weight in self.sae.state_dict().items()}
+        save_file(weights, folder / SAE_WEIGHTS_FILENAME)
+        if self.groups is not None:
+            self.groups.save(folder)
+        if self.log_sparsity is not None:
+            save_file({"sparsity": self.log_sparsity}, folder / SPARSITY_FILENAME)
+        if self.runner_cfg is not None:
+            write_json(folder / RUNNER_CFG_FILENAME, self.runner_cfg)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
