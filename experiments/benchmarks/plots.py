@@ -72,8 +72,9 @@ def plot_language_model(result: dict[str, Any]) -> Figure:
     """Frontier, consistency over seeds, sparse probing."""
     config, methods = result["config"], values(result["consistency"], "method")
     of_method = group_by(result["rows"], "method")
-    figure = Figure(figsize=(17, 4.2), layout="tight")
-    axes = figure.subplots(1, 4)
+    n_panels = 4 if result["probing"] else 3
+    figure = Figure(figsize=(4.25 * n_panels, 4.2), layout="tight")
+    axes = figure.subplots(1, n_panels)
     for method in methods:
         points = [own for _, own in sorted(group_by(of_method[method,], "asked_l0").items())]
         for axis, field in zip(axes, ("explained_variance", "ce_loss_recovered"), strict=False):
@@ -98,8 +99,6 @@ def plot_language_model(result: dict[str, Any]) -> Figure:
         }
         _bars(axes[3], methods, probing, "mean test AUC of sparse probes")
         axes[3].set_ylim(bottom=0.5)
-    else:
-        axes[3].set_axis_off()
     figure.suptitle(
         f"{config['hook_name']}, d_sae {config['d_sae']}, {config['steps']} steps of "
         f"{config['batch_size']}, seeds {config['seeds']}", fontsize=10,
