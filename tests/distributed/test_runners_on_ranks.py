@@ -59,7 +59,7 @@ def test_ranks_that_are_killed_go_on_from_the_last_checkpoint_in_time(
     tmp_path: Path, tiny_llm_folder: Path
 ) -> None:
     flags = [*FLAGS, "--training_tokens", str(63 * 12), "--log_to_wandb", "false"]
-    in_time = [*flags, "--n_checkpoints", "0", "--checkpoint_minutes", "1e-6"]
+    in_time = [*flags, "--n_checkpoints", "0", "--checkpoint_minutes", "1e-9"]
     run(command_that_is_killed, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *in_time)
     found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
     assert [int(path.name) for path in found] == [63 * 2, 63 * 3]  # the newest two
