@@ -52,7 +52,8 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             from the other latents' error, as the paper's theory assumes; 1 learns to reconstruct
             faster.
         error_exponent (float): The loss is the power mean, with this exponent, of the norms of the
-            samples' errors, squared. 2 is the mean squared error, 1 the square of the mean norm.
+            samples' errors, squared; so is that of a nested set. 2 is the mean squared error, 1 the
+            square of the mean norm.
             With less, samples that the SAE can't explain pull less on its latents: these come
             closer to true features, and other seeds find more of them. From 0.1 to 2.
         n_nested_reconstructions (int): Into how many nested sets the groups are divided, most

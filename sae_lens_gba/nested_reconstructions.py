@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sae_lens_gba.host_copy import HostCopy
-from sae_lens_gba.sparse_autoencoder_ops import ActiveSet, SparseDecode
+from sae_lens_gba.sparse_autoencoder_ops import ActiveSet, SparseDecode, power_mean_weights
 
 
 class NestedBands:
@@ -65,30 +65,35 @@ class NestedBands:
         return torch.stack([acts @ W for acts, W in pairs])
 
 
-class NestedSquaredError(torch.autograd.Function):
-    """||part_0 + ... + part_k - target||^2, mean over samples and over all k but the last.
+class NestedError(torch.autograd.Function):
+    """Errors of part_0 + ... + part_k against the target, mean over all k but the last.
 
-    The last running sum is the whole output, whose error is in the loss already. To a running sum
-    all parts but its last are a constant: each band of latents learns to reconstruct what the bands
-    before it leave over, and no band has to make up for what those after it lack.
+    Each is the power mean over samples of `squared_power_mean_error`. The last running sum is the
+    whole output, whose error is in the loss already. To a running sum all parts but its last are
+    a constant: each band of latents learns to reconstruct what the bands before it leave over, and
+    no band has to make up for what those after it lack.
     """
 
     @staticmethod
-    def forward(ctx: Any, parts: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, parts: torch.Tensor, target: torch.Tensor, exponent: float
+    ) -> torch.Tensor:
         """parts (n_parts, batch, d_in), target (batch, d_in) -> ()."""
         residual = torch.empty_like(parts[:-1])
         torch.sub(parts[0], target, out=residual[0])
         for k in range(1, len(parts) - 1):
             torch.add(residual[k - 1], parts[k], out=residual[k])
-        ctx.save_for_backward(residual)
-        flat = residual.view(-1)
-        return flat.dot(flat) / residual.shape[:2].numel()
+        squared = torch.linalg.vector_norm(residual, dim=2).square()
+        weight = power_mean_weights(squared, exponent)
+        ctx.save_for_backward(residual, weight)
+        return (weight * squared).mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        (residual,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        residual, weight = ctx.saved_tensors
         n_sums, batch, d_in = residual.shape
         along = residual.new_empty(n_sums + 1, batch, d_in)
-        torch.mul(residual, 2 * grad / (n_sums * batch), out=along[:-1])
+        scale = weight * (2 * grad / weight.numel())
+        torch.mul(residual, scale.unsqueeze(2), out=along[:-1])
         along[-1].zero_()
-        return along, -along[0]
+        return along, -along[0], None

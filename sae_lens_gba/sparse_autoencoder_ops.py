@@ -316,11 +316,26 @@ def squared_power_mean_error(
     dtype = torch.promote_types(preds.dtype, target.dtype)
     if exponent == 2:
         return F.mse_loss(preds.to(dtype), target.to(dtype), reduction="none")
-    squared = (preds.to(dtype) - target.to(dtype)).square().sum(dim=-1, keepdim=True)
-    with torch.no_grad():
-        relative = squared.to(torch.promote_types(dtype, torch.float32))
-        relative = relative / relative.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        relative.clamp_min_(1e-4)
-        power_mean = relative.pow(exponent / 2).mean().pow(2 / exponent)
-        weight = (power_mean / relative).pow(1 - exponent / 2)
-    return weight.to(dtype) * squared
+    squared = (preds.to(dtype) - target.to(dtype)).square().sum(dim=-1)
+    return (power_mean_weights(squared, exponent) * squared).unsqueeze(-1)
+
+
+@torch.no_grad()
+def power_mean_weights(squared: torch.Tensor, exponent: float) -> torch.Tensor:
+    """What each squared error counts for, where their mean is to be that of a power mean.
+
+    They are a constant to the gradient as well: the mean of ``weights * squared`` has the power
+    mean's value and its gradient.
+
+    Args:
+        squared: squared norms of the samples' errors, shape (..., n).
+        exponent: as of `squared_power_mean_error`.
+
+    Returns:
+        Of the shape and type of ``squared``.
+    """
+    relative = squared.to(torch.promote_types(squared.dtype, torch.float32))
+    mean = relative.mean(dim=-1, keepdim=True)
+    relative = (relative / mean.clamp_min(torch.finfo(torch.float32).tiny)).clamp_min_(1e-4)
+    power_mean = relative.pow(exponent / 2).mean(dim=-1, keepdim=True).pow(2 / exponent)
+    return (power_mean / relative).pow(1 - exponent / 2).to(squared.dtype)

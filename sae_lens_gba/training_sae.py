@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from sae_lens_gba.batch_statistics import quantile_bias, require_usable, typical_norm
 from sae_lens_gba.calibrated_biases import CalibratedBiases
-from sae_lens_gba.nested_reconstructions import NestedSquaredError
+from sae_lens_gba.nested_reconstructions import NestedError
 from sae_lens_gba.optimizer_hooks import attend_optimizer_of
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
@@ -73,7 +73,7 @@ class GBATrainingSAE(CalibratedBiases):
         JumpReLU:  f = h * [h > threshold]          ReLU:  f = max(h, 0)
         x_hat / s = (f * output_scale) W_dec + b_dec
         loss = (mean over samples of ||x_hat - x||^p)^(2/p) / s^2, p = error_exponent, and nothing
-               else but, with n_nested_reconstructions > 1, the mean squared error of the
+               else but, with n_nested_reconstructions > 1, the mean of the same of the
                outputs of the first groups alone, times nested_weight
 
     Every ``adapt_every_n_steps`` steps the biases b (``-threshold``, or ``b_enc`` with
@@ -326,7 +326,8 @@ class GBATrainingSAE(CalibratedBiases):
         step = self._step
         if self._bands.n_bands == 1 or step is None or step.parts is None:
             return {}
-        error = NestedSquaredError.apply(step.parts, self._left_to_latents(step))
+        left = self._left_to_latents(step)
+        error = NestedError.apply(step.parts, left, self.cfg.error_exponent)
         return {"nested_mse_loss": self.cfg.nested_weight * error}
 
     def _left_to_latents(self, step: Step) -> torch.Tensor:

@@ -1,26 +1,31 @@
+import pytest
 import torch
 
-from sae_lens_gba.nested_reconstructions import NestedBands, NestedSquaredError
+from sae_lens_gba.nested_reconstructions import NestedBands, NestedError
 from sae_lens_gba.sparse_autoencoder_ops import ActiveSet
 
 
-def test_nested_squared_error_is_that_of_running_sums() -> None:
+@pytest.mark.parametrize("exponent", [2.0, 1.0, 0.5])
+def test_nested_error_is_that_of_running_sums(exponent: float) -> None:
     parts = torch.randn(4, 6, 3, dtype=torch.float64)
     target = torch.randn(6, 3, dtype=torch.float64)
-    plain = (parts.cumsum(dim=0)[:-1] - target).square().sum(dim=2).mean()
-    torch.testing.assert_close(NestedSquaredError.apply(parts, target), plain)
+    norms = (parts.cumsum(dim=0)[:-1] - target).norm(dim=2)
+    plain = norms.pow(exponent).mean(dim=1).pow(2 / exponent).mean()
+    torch.testing.assert_close(NestedError.apply(parts, target, exponent), plain)
 
 
-def test_a_running_sum_trains_its_last_part_alone() -> None:
+@pytest.mark.parametrize("exponent", [2.0, 1.0, 0.5])
+def test_a_running_sum_trains_its_last_part_alone(exponent: float) -> None:
     parts = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=True)
     target = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     before = torch.zeros_like(target)
     errors = []
     for k, part in enumerate(parts[:-1]):
-        errors.append((before + part - (target if k == 0 else target.detach())).square().sum(dim=1))
+        norms = (before + part - (target if k == 0 else target.detach())).norm(dim=1)
+        errors.append(norms.pow(exponent).mean().pow(2 / exponent))
         before = (before + part).detach()
     plain = torch.autograd.grad(torch.stack(errors).mean(), (parts, target))
-    ours = torch.autograd.grad(NestedSquaredError.apply(parts, target), (parts, target))
+    ours = torch.autograd.grad(NestedError.apply(parts, target, exponent), (parts, target))
     torch.testing.assert_close(ours, plain)
 
 

@@ -32,13 +32,15 @@ from experiments.lab.training import (
 from sae_lens_gba import resumable_run
 from sae_lens_gba.demo.model import default_cache_dir
 
+NESTED = "gba, more nesting"  # what docs/choosing.md has for strict hierarchies
+
 
 @dataclass(frozen=True)
 class Run:
     """One SAE.
 
     Args:
-        method: of `architectures`.
+        method: "gba", `NESTED`, or SAELens' name of an architecture.
         steps: of `Config.batch_size` samples each.
         learning_rate: falls to nothing over the last quarter.
         l0_asked: active latents a sample.
@@ -68,14 +70,8 @@ class Config:
     """
 
     runs: tuple[Run, ...] = (
+        Run(NESTED, 5_000, 1e-2),
         Run("gba", 5_000, 1e-2),
-        Run("gba", 20_000, 1e-2),
-        Run("gba", 5_000, 1e-2, l0_asked=20.0),
-        Run("gba", 5_000, 1e-2, l0_asked=30.0),
-        Run("batchtopk", 2_000, 3e-3),
-        Run("matryoshka_batchtopk", 2_000, 3e-3),
-        Run("gba", 2_000, 1e-2),
-        Run("gba", 5_000, 1e-2, d_sae=16_384),
     )
     n_features: int = 16_384
     n_roots: int = 128
@@ -84,10 +80,25 @@ class Config:
     held_out: int = 20_480
 
 
+# what takes hours and more: each run goes on where it was stopped
+LONG = Config(
+    (
+        Run(NESTED, 20_000, 1e-2),
+        Run("gba", 20_000, 1e-2),
+        Run("gba", 5_000, 1e-2, l0_asked=20.0),
+        Run("gba", 5_000, 1e-2, l0_asked=30.0),
+        Run("batchtopk", 5_000, 3e-3),
+        Run("matryoshka_batchtopk", 5_000, 3e-3),
+        Run("gba", 5_000, 1e-2, d_sae=16_384),
+    )
+)
+
+
 def spec_of(run: Run) -> dict[str, Any]:
     """As `build_sae` takes it; Matryoshka's widths are the board's."""
-    if run.method == "gba":
-        return recommended_gba(run.d_sae, run.l0_asked)
+    if run.method in ("gba", NESTED):
+        nested = {"nested_weight": 1.0, "l0_warm_up_start": 2.4} if run.method == NESTED else {}
+        return recommended_gba(run.d_sae, run.l0_asked, **nested)
     widths = [w for w in (128, 512, 2048) if w < run.d_sae] + [run.d_sae]
     own = {"matryoshka_widths": widths} if run.method == "matryoshka_batchtopk" else {}
     return of_saelens(run.method, d_sae=run.d_sae, k=run.l0_asked, **own)
@@ -104,11 +115,14 @@ def run(config: Config) -> Tables:
         while True:
             yield sampler.sample(config.batch_size)
 
+    def key_of(one: Run) -> dict[str, Any]:
+        return {**sizes, **asdict(one), "spec": spec_of(one)}
+
     def row_of(one: Run) -> dict[str, Any]:
         settings = TrainingSettings(
             one.steps, config.batch_size, one.learning_rate, decay_steps=one.steps // 4
         )
-        own = result_folder(folder, {**sizes, **asdict(one)})
+        own = result_folder(folder, key_of(one))
         with resumable_run(own, resume=True):
             sae = build_sae(spec_of(one), config.d_in, one.seed, one.steps)
             SAETrainer(trainer_config(settings), sae, batches()).fit()
@@ -117,11 +131,7 @@ def run(config: Config) -> Tables:
         logging.info("%s", row)
         return row
 
-    return {
-        "rows": [
-            once(folder, {**sizes, **asdict(one)}, partial(row_of, one)) for one in config.runs
-        ]
-    }
+    return {"rows": [once(folder, key_of(one), partial(row_of, one)) for one in config.runs]}
 
 
 def main() -> None:
@@ -134,7 +144,12 @@ def main() -> None:
         "batch_size": 512,
         "held_out": 4096,
     }
-    run_experiments("GBA on SynthSAEBench-16k.", {"synthsaebench": Config()}, run, quick)
+    run_experiments(
+        "GBA on SynthSAEBench-16k.",
+        {"synthsaebench": Config(), "synthsaebench_long": LONG},
+        run,
+        quick,
+    )
 
 
 if __name__ == "__main__":
