@@ -37,7 +37,7 @@ NAMES = {
     "matryoshka_batchtopk": "Matryoshka", "topk": "TopK", "standard": "Standard",
     "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
     "random directions": "random directions", "gba_transcoder": "GBA",
-    "gba_skip_transcoder": "GBA with skip",
+    "gba_skip_transcoder": "GBA with skip", "gba, more nesting": "GBA, more nesting",
 }  # fmt: skip
 
 
