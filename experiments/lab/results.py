@@ -102,13 +102,14 @@ def result_folder(folder: Path, key: dict[str, Any]) -> Path:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, git commit, date and command of this process."""
+    """Versions, git commit, date and command of this process; results don't make a tree dirty."""
     script, *arguments = sys.argv
+    code = ("--", ":(top)", ":(top,exclude)experiments/results")
     return {
         "command": shlex.join(["python", Path(script).name, *arguments]),
         "date": utc_now(),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no", *code)),
         "python": platform.python_version(),
         "versions": package_versions(),
         "machine": platform.machine(),
