@@ -52,6 +52,7 @@ class Config:
         methods: which of `architectures` to train, and RANDOM for untrained directions.
         train_tokens: tokens cached for training; more steps see them again.
         held_out_tokens: of documents that training does not see.
+        contexts_per_document: of the held-out text, its first ones; None for all.
         ce_contexts: held-out contexts for the model's loss with the SAE in place.
         context: tokens a context, BOS included.
         d_sae: latents.
@@ -72,6 +73,7 @@ class Config:
     methods: tuple[str, ...] = ("gba", "batchtopk", "jumprelu", "matryoshka", FROZEN, RANDOM)
     train_tokens: int = 400_000
     held_out_tokens: int = 20_000
+    contexts_per_document: int | None = None
     ce_contexts: int = 16
     context: int = 128
     d_sae: int = 1152
@@ -172,7 +174,7 @@ class Benchmark:
         """Where the SAE of a run of full length is, in a folder of the hook point's name."""
         asked = spec.get("k", spec.get("target_l0"))
         name = f"{name.replace(' ', '_')}_{asked:.4g}_rate_{rate}_seed_{seed}"
-        return self.folder / f"saes_{self.config.steps}" / name
+        return self.folder / f"saes_{self.config.d_sae}_{self.config.steps}" / name
 
     def probed(self, name: str, spec: Row, rate: float, seed: int) -> list[Row]:
         """Scores of a trained SAE's sparse probes, a row for each data set and k."""
@@ -224,6 +226,8 @@ class Benchmark:
     def _key(self, spec: Row) -> dict[str, Any]:
         config = self.config
         tokens = [config.train_tokens, config.held_out_tokens, config.ce_contexts, config.context]
+        if config.contexts_per_document is not None:
+            tokens.append(config.contexts_per_document)
         # the last entry: what else the result depends on, to be changed when that changes
         return {"spec": spec, "batch_size": config.batch_size, "tokens": tokens, "revision": 2}
 
@@ -231,7 +235,13 @@ class Benchmark:
 def run(config: Config) -> Tables:
     """All there is to know of one hook point."""
     n_tokens = (config.train_tokens, config.held_out_tokens)
-    (here,) = demo_hook_points((config.hook_name,), n_tokens, config.context, config.ce_contexts)
+    (here,) = demo_hook_points(
+        (config.hook_name,),
+        n_tokens,
+        config.context,
+        config.ce_contexts,
+        config.contexts_per_document,
+    )
     benchmark = Benchmark(config, here, default_cache_dir() / "language_model_comparison")
     tables: Tables = {"rows": [], "tuning": [], "chosen": [], "consistency": [], "probing": []}
     first = config.seeds[0]
@@ -264,10 +274,23 @@ def run(config: Config) -> Tables:
 
 # the second hook point, without probing
 MLP = Config(hook_name="blocks.8.hook_mlp_out", probing_datasets=())
+# sixteen latents for each dimension, no token seen twice, a context of each held-out document
+WIDE = Config(
+    methods=("gba", "batchtopk"),
+    train_tokens=1_050_000,
+    held_out_tokens=100_000,
+    contexts_per_document=1,
+    ce_contexts=64,
+    d_sae=9216,
+    other_l0=(64.0,),
+    tune_steps=300,
+    seeds=(0, 1),
+    probing_datasets=(),
+)
 
 
 def main() -> None:
-    """The residual stream, then the MLP output."""
+    """The residual stream, the MLP output, and the residual stream with many more latents."""
     quick = {
         "train_tokens": 20_000,
         "held_out_tokens": 4_000,
@@ -281,7 +304,11 @@ def main() -> None:
     }
     run_experiments(
         "GBA and SAELens' architectures on SmolLM2-135M at the same L0.",
-        {"language_model_comparison": Config(), "language_model_comparison_mlp": MLP},
+        {
+            "language_model_comparison": Config(),
+            "language_model_comparison_mlp": MLP,
+            "language_model_comparison_wide": WIDE,
+        },
         run,
         quick,
         by_method=True,

@@ -19,10 +19,23 @@ from sae_lens_gba.atomic_write import write_atomically
 BATCH_CONTEXTS = 16
 
 
-def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: int) -> torch.Tensor:
+def tokenise(
+    model: TransformerBridge,
+    texts: Dataset,
+    n_tokens: int,
+    context: int,
+    contexts_per_document: int | None = None,
+) -> torch.Tensor:
     """Contexts of one document each, BOS first, int64, shape (n, context).
 
-    A long document gives several contexts; what is left at its end, and short ones, are left out.
+    What is left at the end of a document, and short ones, are left out.
+
+    Args:
+        model: whose tokenizer it is.
+        texts: documents, in column ``text``.
+        n_tokens: to have at least, BOS not counted.
+        context: tokens a context, BOS included.
+        contexts_per_document: its first ones; None for all.
 
     Raises:
         ValueError: the texts don't hold that many tokens.
@@ -32,7 +45,8 @@ def tokenise(model: TransformerBridge, texts: Dataset, n_tokens: int, context: i
     for text in texts["text"]:
         ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
         starts = range(0, len(ids) - context + 2, context - 1)
-        rows += [[bos, *ids[start : start + context - 1]] for start in starts]
+        chosen = starts[:contexts_per_document]
+        rows += [[bos, *ids[start : start + context - 1]] for start in chosen]
         if len(rows) * (context - 1) >= n_tokens:
             return torch.tensor(rows)
     raise ValueError(f"the texts hold only {len(rows) * (context - 1)} of {n_tokens} tokens.")

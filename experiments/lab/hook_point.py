@@ -97,6 +97,7 @@ def hook_points(
     context: int,
     ce_contexts: int,
     cache: Path,
+    contexts_per_document: int | None = None,
 ) -> Iterator[HookPoint]:
     """The hook points ``names``; one pass of the model serves all, and is kept in ``cache``.
 
@@ -108,23 +109,43 @@ def hook_points(
         context: tokens a context, BOS included.
         ce_contexts: held-out contexts for the model's loss, evenly spaced.
         cache: folder; made if need be.
+        contexts_per_document: of the held-out text, its first ones; None for all.
     """
-    tokens = [tokenise(model, t, n, context) for t, n in zip(texts, n_tokens, strict=True)]
+    parts = {
+        "train": tokenise(model, texts[0], n_tokens[0], context),
+        "held_out": tokenise(model, texts[1], n_tokens[1], context, contexts_per_document),
+    }
+    several = "" if contexts_per_document is None else f"_{contexts_per_document}_a_document"
+    files = {"train": "train", "held_out": "held_out" + several}
     train, held_out = (
-        cached_activations(model, t, names, cache / f"{part}_{t.numel()}.safetensors")
-        for part, t in zip(("train", "held_out"), tokens, strict=True)
+        cached_activations(model, t, names, cache / f"{files[part]}_{t.numel()}.safetensors")
+        for part, t in parts.items()
     )
     for name in names:
         scale = train[name].shape[1] ** 0.5 / mean_norm(train[name])
         # from all over the held-out text: one document can give many contexts in a row
-        ce_tokens = tokens[1][:: max(1, len(tokens[1]) // ce_contexts)][:ce_contexts]
+        kept = parts["held_out"]
+        ce_tokens = kept[:: max(1, len(kept) // ce_contexts)][:ce_contexts]
         yield HookPoint(name, model, train[name], held_out[name], ce_tokens, scale)
 
 
 def demo_hook_points(
-    names: tuple[str, ...], n_tokens: tuple[int, int], context: int, ce_contexts: int
+    names: tuple[str, ...],
+    n_tokens: tuple[int, int],
+    context: int,
+    ce_contexts: int,
+    contexts_per_document: int | None = None,
 ) -> Iterator[HookPoint]:
     """`hook_points` of the demo's model on the demo's texts, kept in the user's cache."""
     texts = (demo_texts(), demo_texts(held_out=True))
     cache = default_cache_dir() / "paper"
-    return hook_points(load_demo_model(), texts, names, n_tokens, context, ce_contexts, cache)
+    return hook_points(
+        load_demo_model(),
+        texts,
+        names,
+        n_tokens,
+        context,
+        ce_contexts,
+        cache,
+        contexts_per_document,
+    )

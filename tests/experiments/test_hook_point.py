@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 
 from experiments.lab.activations import cached_activations, tokenise
@@ -86,3 +87,14 @@ def test_contexts_for_the_models_loss_come_from_all_over_the_held_out_text(
     tokens = tokenise(tiny_bridge, tiny_texts, 100, 12)
     assert torch.equal(here.ce_tokens, tokens[:: len(tokens) // 3][:3])
     assert not torch.equal(here.ce_tokens, tokens[:3])
+
+
+def test_a_few_contexts_of_each_document_are_of_many_documents(tiny_bridge: Any) -> None:
+    long, short = " ".join(f"word{i}" for i in range(200)), "a b c d e f g h i j k l m n"
+    texts = Dataset.from_dict({"text": [long, short, long[::-1]]})
+    every = tokenise(tiny_bridge, texts, 30, 12)
+    one = tokenise(tiny_bridge, texts, 30, 12, contexts_per_document=1)
+    assert len(every) > len(one) == 3
+    assert torch.equal(one[0], every[0])
+    with pytest.raises(ValueError, match="hold only 33 of 40 tokens"):
+        tokenise(tiny_bridge, texts, 40, 12, contexts_per_document=1)
