@@ -20,6 +20,7 @@ from sae_lens_gba.calibration import (
     calibrate_groups,
 )
 from sae_lens_gba.checksums import write_checksums
+from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
 from sae_lens_gba.gba_parameters import GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # L0s for which thresholds are saved along, relative to the one trained for
 OTHER_L0S = tuple(2 ** (i / 2) for i in range(-6, 5))
+# pairs of sample and latent that are looked at when thresholds move, relative to those that fire
+_MOST_PAIRS = 3
 # those take more pairs of sample and latent than the one L0: fewer samples, to a percent or so
 _SAMPLES_FOR_OTHERS = 8192
 
@@ -84,22 +87,63 @@ class CalibratedBiases(GBAParameters):
             self._other_l0s = self._thresholds_for_other_l0s()
 
     def _calibrate(self) -> bool:
-        """Put each group's mean on target on the recent samples; whether that could be done."""
-        adapter = self.adapter
-        target_l0 = adapter.target_l0
-        for found in self._calibrated_for([target_l0], len(self.recent_samples)):
-            if found.l0 < 0.99 * target_l0:
-                logger.warning(
-                    "target_l0=%.4g can't be reached: with all biases at 0, %.4g latents are "
-                    "active a sample; the biases were not calibrated.", target_l0, found.l0
-                )  # fmt: skip
-                return False
-            unit = self._margin_unit()
-            self.set_bias((self.bias - found.offset[adapter.group] * unit).clamp(max=0))
-            adapter.frequency = adapter.share.own(found.frequency).to(adapter.frequency.dtype)
-            self._calibration = found
-            return True
-        return False
+        """L0 on target on the recent samples; whether that could be done."""
+        adapter, n_samples = self.adapter, len(self.recent_samples)
+        target_l0, for_error = adapter.target_l0, self._calibrates_for_error()
+        l0s = [target_l0, _MOST_PAIRS * target_l0] if for_error else [target_l0]
+        calibrated = self._calibrated_for(l0s, n_samples)
+        if not calibrated:
+            return False
+        found = calibrated[0]
+        if found.l0 < 0.99 * target_l0:
+            logger.warning(
+                "target_l0=%.4g can't be reached: with all biases at 0, %.4g latents are "
+                "active a sample; the biases were not calibrated.", target_l0, found.l0
+            )  # fmt: skip
+            return False
+        highest = self._moved(calibrated[-1])
+        self.set_bias(self._moved(found))
+        if for_error:
+            threshold, frequency = self._equal_gain(-highest, round(found.l0 * n_samples))
+            self.set_bias(-threshold)
+            found = replace(found, frequency=frequency)
+        adapter.frequency = adapter.share.own(found.frequency).to(adapter.frequency.dtype)
+        self._calibration = found
+        return True
+
+    def _moved(self, found: Calibration) -> torch.Tensor:
+        """The biases that it says, (d_sae,)."""
+        moved_by = found.offset[self.adapter.group] * self._margin_unit()
+        return (self.bias - moved_by).clamp(max=0).to(self.state_dtype)
+
+    def _calibrates_for_error(self) -> bool:
+        """Whether the error of a sample can be told from what is kept of it."""
+        return self._is_jumprelu and self.cfg.calibrate_for == "error"
+
+    @torch.no_grad()
+    def _equal_gain(self, lowest: torch.Tensor, n_active: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Thresholds of one's own latents, frequencies of all; see `sae_lens_gba.equal_gain`.
+
+        Args:
+            lowest: that thresholds may become, in units of `input_scale`, (d_sae,).
+            n_active: of all pairs of recent sample and latent, how many are to fire.
+        """
+        share, threshold, precise = self.adapter.share, -self.bias, self.state_dtype
+        W_enc, W_dec = self._encoder(), self._scaled_W_dec()
+        parts: list[Pairs] = []
+        for rows in self._recent_rows(len(self.recent_samples)):
+            x = self._uncentred(rows)
+            h = (self._centred(x) @ W_enc).to(precise) / self.input_scale
+            fires, possible = h > threshold, h > lowest
+            output = share.sum((h * fires).to(self.dtype) @ W_dec)
+            residual = (x - self._stock_b_dec()) / self.input_scale - output
+            gain = gains(h, fires, residual.to(precise), W_dec.to(precise))
+            latent = possible.nonzero()[:, 1]
+            parts.append(Pairs(h[possible], gain[possible], latent, fires[possible]))
+        threshold, count = equal_gain_thresholds(
+            Pairs.joined(parts), n_active, threshold, lowest, share
+        )
+        return threshold, share.whole(count).double() / len(self.recent_samples)
 
     @torch.no_grad()
     def _calibrated_for(
@@ -113,8 +157,7 @@ class CalibratedBiases(GBAParameters):
             lowest: below which no threshold goes, in units of `input_scale`, (d_sae,); None
                 means 0.
         """
-        adapter = self.adapter
-        group_frequency = adapter.targets.group_mean(adapter.target_frequency).double()
+        adapter, group_frequency = self.adapter, self._group_frequency()
         sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
         rarest = float((group_frequency * sizes).min())
         if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
@@ -129,6 +172,13 @@ class CalibratedBiases(GBAParameters):
             adapter.share,
             lowest,
         )
+
+    def _group_frequency(self) -> torch.Tensor:
+        """Where each group's mean is put, share of samples, float64, (n_groups,)."""
+        adapter, found = self.adapter, self._calibration
+        if found is None or not self._calibrates_for_error():
+            return adapter.targets.group_mean(adapter.target_frequency).double()
+        return adapter.targets.group_mean(adapter.share.own(found.frequency))
 
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
@@ -157,10 +207,14 @@ class CalibratedBiases(GBAParameters):
     def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
         """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
         W_enc = self._encoder()
+        for rows in self._recent_rows(n_samples):
+            h = self._centred(self._uncentred(rows)) @ W_enc
+            yield h.to(self.state_dtype) / self.input_scale
+
+    def _recent_rows(self, n_samples: int) -> Iterator[torch.Tensor]:
+        """The last samples of training, chunks of (n, d_in), the last batch first."""
         for batch in reversed(self.recent_samples.batches):
-            for rows in batch[:n_samples].split(CHUNK_ROWS):
-                h = self._centred(self._uncentred(rows)) @ W_enc
-                yield h.to(self.state_dtype) / self.input_scale
+            yield from batch[:n_samples].split(CHUNK_ROWS)
             n_samples -= min(n_samples, len(batch))
             if n_samples == 0:
                 return
@@ -208,9 +262,13 @@ class CalibratedBiases(GBAParameters):
     def groups(self) -> NeuronGroups:
         """Groups, targets, and frequencies: as calibrated, or as at the last adaptation.
 
-        With thresholds for other L0s where the biases are `settled <settle>`.
+        A group's target is where its mean was put: with ``calibrate_for="error"`` not where it was
+        while training. With thresholds for other L0s where the biases are `settled <settle>`.
         """
         groups = self.adapter.groups()
+        if self._calibration is not None and self._calibrates_for_error():
+            target = self._group_frequency()[self.adapter.group].cpu()
+            groups = replace(groups, target_frequency=target.to(groups.target_frequency.dtype))
         if self._other_l0s is None:
             return groups
         l0s, offsets = self._other_l0s

@@ -74,8 +74,11 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             products are used. Results agree to rounding. 0 turns them off. None takes what pays on
             the device: 0.1 on a CPU.
         calibration_samples (int): On how many of the last samples the biases are set, when training
-            ends, so that each group's mean frequency is on target. They are kept in memory while
-            training (samples x d_in). 0 leaves the biases as the last adaptation left them.
+            ends, so that L0 is what was asked for. They are kept in memory while training
+            (samples x d_in). 0 leaves the biases as the last adaptation left them.
+        calibrate_for (str): Which latents have how much of that L0: "error" lets each fire until
+            one more activation lowers the squared error no more than any other's would; "groups"
+            puts each group's mean frequency on its target, as does "error" with a ReLU.
         decoder_init_norm (float | None): Must be 1.0: decoder rows are kept at unit norm.
         d_in (int): Input dimension. Inherited from SAEConfig.
         d_sae (int): Number of latents. Inherited from SAEConfig.
@@ -96,6 +99,7 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float | None = None
     calibration_samples: int = 32768
+    calibrate_for: Literal["error", "groups"] = "error"
     decoder_init_norm: float | None = 1.0
 
     @override

@@ -97,8 +97,10 @@ class GBATrainingSAE(CalibratedBiases):
     - Groups are sized so that each carries the same share of L0, and feedback acts on each
       group's mean frequency, by Newton's step; ``bias_update="paper"`` and
       ``group_sizing="equal"`` give the paper's (test_bias_adaptation.py).
-    - Once training pauses or ends, biases are set so that each group is on target exactly;
-      ``calibration_samples=0`` leaves them as they are (test_calibration.py).
+    - Once training pauses or ends, biases are set so that L0 is on target exactly and one more
+      activation gains the same whichever latent's it is (test_equal_gain.py), or each group is on
+      target with ``calibrate_for="groups"``; ``calibration_samples=0`` leaves them as they are
+      (test_calibration.py).
     - The most active groups must reconstruct the input without the rarer ones as well;
       ``n_nested_reconstructions=1`` turns it off (test_training_sae.py).
     - Samples far off count for less than in a mean squared error; ``error_exponent=2`` gives

@@ -1,6 +1,7 @@
 """Settings of GBA training transcoders."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sae_lens import (
     JumpReLUSkipTranscoderConfig,
@@ -32,6 +33,7 @@ class GBATrainingTranscoderConfig(GBATrainingSAEConfig):
             directions and moves at this multiple of the learning rate; so does a skip connection.
         error_exponent (float): As of an SAE; a transcoder has the mean squared error by default.
         n_nested_reconstructions (int): As of an SAE. A transcoder is better without, at 1.
+        calibrate_for (str): Must be "groups": no targets are kept to tell errors by.
         tied (bool): Must be False: input and output are different activations.
         apply_b_dec_to_input (bool): Must be False: b_dec is in the target's units. Inputs are
             centred while training, by a mean of their own that goes into b_enc when saving.
@@ -42,6 +44,7 @@ class GBATrainingTranscoderConfig(GBATrainingSAEConfig):
     encoder_correction_rate: float = 1.0
     error_exponent: float = 2.0
     n_nested_reconstructions: int = 1
+    calibrate_for: Literal["error", "groups"] = "groups"
     apply_b_dec_to_input: bool = False
     d_out: int | None = None
     hook_name_out: str = ""
@@ -90,6 +93,7 @@ class GBATrainingSkipTranscoderConfig(GBATrainingTranscoderConfig):
 
 
 _ONLY = {
+    "calibrate_for": ("groups",),
     "tied": (False,),
     "apply_b_dec_to_input": (False,),
     "normalize_activations": ("none", "expected_average_only_in"),

@@ -114,7 +114,7 @@ def test_a_saved_sae_has_exactly_the_stock_parameters(tmp_path: Path, activation
 
 
 def test_groups_targets_and_measured_frequencies_travel_along(tmp_path: Path) -> None:
-    sae = GBATrainingSAE(tiny_config())
+    sae = GBATrainingSAE(tiny_config(calibrate_for="groups"))
     take_steps(make_trainer(sae, 10), 10)
     sae.save_inference_model(tmp_path)
     groups = NeuronGroups.load(tmp_path)

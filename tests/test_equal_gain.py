@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
+from tests.toolbox import make_trainer, take_steps, tiny_config
+
+
+def all_pairs(
+    h: torch.Tensor, gain: torch.Tensor, threshold: torch.Tensor, lowest: torch.Tensor
+) -> Pairs:
+    possible = h > lowest
+    fires = (h > threshold)[possible]
+    return Pairs(h[possible], gain[possible], possible.nonzero()[:, 1], fires)
+
+
+def test_a_gain_is_what_the_squared_error_falls_by() -> None:
+    torch.manual_seed(0)
+    n, d_sae, d_in = 5, 4, 3
+    h, W_dec, target = torch.randn(n, d_sae), torch.randn(d_sae, d_in), torch.randn(n, d_in)
+    fires = h > 0.3
+
+    def error(active: torch.Tensor) -> torch.Tensor:
+        return (target - (h * active) @ W_dec).square().sum(dim=1)
+
+    found = gains(h, fires, target - (h * fires) @ W_dec, W_dec)
+    for m in range(d_sae):
+        latent = torch.arange(d_sae) == m
+        falls_by = error(fires & ~latent) - error(fires | latent)
+        torch.testing.assert_close(found[:, m], falls_by, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_active", [1, 6, 11, 20])
+def test_where_gains_fall_with_pre_activations_the_highest_gains_fire(n_active: int) -> None:
+    torch.manual_seed(n_active)
+    h = torch.rand(7, 3) + 0.1
+    gain = torch.tensor([1.0, 2.0, 0.5]) * h - torch.tensor([0.1, 0.7, 0.0])
+    threshold, lowest = torch.full((3,), 2.0), torch.zeros(3)  # nothing fires so far
+    new, count = equal_gain_thresholds(
+        all_pairs(h, gain, threshold, lowest), n_active, threshold, lowest
+    )
+    fires = h > new
+    assert torch.equal(fires.sum(dim=0), count)
+    assert torch.equal(fires, gain >= gain.flatten().sort(descending=True).values[n_active - 1])
+
+
+def test_a_pair_of_little_gain_fires_for_those_of_more_gain_below_it() -> None:
+    h = torch.tensor([[4.0, 4.0], [3.0, 3.0], [2.0, 2.0]])
+    gain = torch.tensor([[0.0, 2.0], [9.0, 1.0], [0.0, 0.5]])
+    threshold, lowest = torch.full((2,), 5.0), torch.zeros(2)
+    pairs = all_pairs(h, gain, threshold, lowest)
+    for n_active, expected in ((2, [2, 0]), (3, [2, 1]), (4, [2, 2]), (1, [1, 0])):
+        new, count = equal_gain_thresholds(pairs, n_active, threshold, lowest)
+        assert count.tolist() == expected
+        assert torch.equal((h > new).sum(dim=0), count)
+
+
+def test_equal_pairs_fire_together_and_few_firings_are_kept() -> None:
+    # latent 0: all that it has is worth nothing, but it fired on three samples; latent 1: the
+    # second and third are equal, and worth more than the first
+    h = torch.tensor([[3.0, 5.0], [2.5, 4.0], [2.0, 4.0], [1.0, 1.0]])
+    gain = torch.tensor([[-1.0, 1.0], [-1.0, 2.0], [-1.0, 2.0], [-1.0, 0.1]])
+    threshold, lowest = torch.tensor([1.5, 4.5]), torch.tensor([0.5, 0.5])
+    new, count = equal_gain_thresholds(all_pairs(h, gain, threshold, lowest), 6, threshold, lowest)
+    assert count.tolist() == [3, 3]
+    assert new.tolist() == [1.5, 2.5]
+
+
+def test_a_latent_without_pairs_keeps_its_threshold() -> None:
+    nothing = Pairs(torch.zeros(0), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0).bool())
+    threshold = torch.tensor([1.0, 2.0])
+    new, count = equal_gain_thresholds(nothing, 4, threshold, torch.zeros(2))
+    assert torch.equal(new, threshold)
+    assert count.tolist() == [0, 0]
+
+
+def test_on_its_samples_an_sae_explains_more_with_the_same_l0() -> None:
+    torch.manual_seed(0)
+    sae = GBATrainingSAE(tiny_config(calibrate_for="error"))
+    take_steps(make_trainer(sae, 300), 300)
+    x = torch.cat(list(sae.recent_samples.batches))
+
+    @torch.no_grad()
+    def found(calibrate_for: str) -> tuple[float, float, torch.Tensor]:
+        sae.train().cfg.calibrate_for = calibrate_for
+        acts = sae.eval().encode(x)
+        error = float((sae.decode(acts) - x).square().sum(dim=1).mean())
+        fires = acts > 0
+        return float(fires.sum()) / len(x), error, fires.double().mean(dim=0)
+
+    by_error, by_groups = found("error"), found("groups")
+    assert by_groups[0] == pytest.approx(4.0, rel=2e-3)
+    assert by_error[0] == pytest.approx(4.0, rel=2e-3)
+    assert by_error[1] < 0.98 * by_groups[1]
+    assert (by_error[2] > 0).equal(by_groups[2] > 0)
+    # what is saved says where the groups are, not where they were while training
+    sae.train().cfg.calibrate_for = "error"
+    groups = sae.eval().groups()
+    for row in groups.summary():
+        assert row["target_frequency"] == pytest.approx(row["measured_frequency"], rel=1e-5)
+    torch.testing.assert_close(groups.measured_frequency.double(), by_error[2], atol=1e-6, rtol=0)
