@@ -57,7 +57,8 @@ class LatentSlice(GBATrainingSAE):
 
         every step        the output, by nested set: (n_nested, batch, d_out); two single numbers
         every adaptation  sums by group, a few times (2, n_groups)
-        calibration       the margins that its pairs of sample and latent have
+        calibration       the margins that its pairs of sample and latent have; the output for
+                          the samples, once; some fifty single numbers
 
     What is `shared` and what its step needs are bit-equal on all ranks. Every method that looks at
     all latents (decode, groups' means, calibration, saving) must be called by all ranks.
