@@ -36,7 +36,7 @@ SAMPLES_FILENAME = "recent_samples.safetensors"
 
 # of a run that goes on, these may be other ones
 _FREE_TO_CHANGE = {
-    "checkpoint_path", "device", "dtype", "logger", "metadata", "n_checkpoints",
+    "calibrate_for", "checkpoint_path", "device", "dtype", "logger", "metadata", "n_checkpoints",
     "save_final_checkpoint", "total_training_samples",
 }  # fmt: skip
 

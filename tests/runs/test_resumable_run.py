@@ -226,6 +226,10 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         resumable_run(tmp_path, resume=True),
     ):
         make_trainer(sae, STEPS, mixture(1, BATCH), BATCH).fit()
+    # what is done after training may be decided during it
+    sae = GBATrainingSAE(tiny_config(calibrate_for="groups", calibration_samples=1024))
+    with resumable_run(tmp_path, resume=True):
+        make_trainer(sae, STEPS, mixture(1, BATCH), BATCH).fit()
 
 
 def test_a_folder_is_one_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
