@@ -21,7 +21,7 @@ from sae_lens_gba.calibration import (
 )
 from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
-from sae_lens_gba.gba_parameters import GBAParameters
+from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS, GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 
@@ -138,6 +138,7 @@ class CalibratedBiases(GBAParameters):
             output = share.sum((h * fires).to(self.dtype) @ W_dec)
             residual = (x - self._stock_b_dec()) / self.input_scale - output
             gain = gains(h, fires, residual.to(precise), W_dec.to(precise))
+            gain = gain * self._output_factor(rows).square()
             latent = possible.nonzero()[:, 1]
             parts.append(Pairs(h[possible], gain[possible], latent, fires[possible]))
         threshold, count = equal_gain_thresholds(
@@ -173,12 +174,25 @@ class CalibratedBiases(GBAParameters):
             lowest,
         )
 
+    def _output_factor(self, rows: torch.Tensor) -> torch.Tensor:
+        """By what the output for each of these inputs is multiplied in the end, (n, 1) or ()."""
+        if self.cfg.normalize_activations not in RUN_TIME_NORMALISATIONS:
+            return self.input_scale.new_ones(())
+        out = []
+        for value in (1.0, 0.0):
+            x = self._uncentred(rows)  # SAELens keeps what it divided by, until it is undone
+            out.append(self.run_time_activation_norm_fn_out(torch.full_like(x, value)))
+        return (out[0] - out[1])[:, :1].to(self.state_dtype)
+
     def _group_frequency(self) -> torch.Tensor:
         """Where each group's mean is put, share of samples, float64, (n_groups,)."""
         adapter, found = self.adapter, self._calibration
+        target = adapter.targets.group_mean(adapter.target_frequency).double()
         if found is None or not self._calibrates_for_error():
-            return adapter.targets.group_mean(adapter.target_frequency).double()
-        return adapter.targets.group_mean(adapter.share.own(found.frequency))
+            return target
+        frequency = adapter.share.own(found.frequency.to(adapter.group.device))
+        mean = adapter.targets.group_mean(frequency)
+        return torch.where(mean > 0, mean, target)
 
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""

@@ -11,6 +11,7 @@ so that the sum of all gains is the largest that the wanted L0 allows: with a pr
 the same for all, each latent fires as long as its gains pay. Pure functions, no SAE.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -21,7 +22,7 @@ from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
 # of its firings so far, the least that a latent keeps: chance shall not silence a rare one
 _LEAST_KEPT = 0.25
 _LEAST_FIRINGS = 10
-_BISECTION_STEPS = 24
+_BISECTION_STEPS = 40
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def equal_gain_thresholds(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The new thresholds, and how many pairs of each latent lie above; both (d_sae,).
 
-    Pairs of equal pre-activation fire together or not at all, so a few less than wanted may. A
-    latent that never fired keeps its threshold unless it pays to lower it.
+    Pairs of equal pre-activation fire together or not at all, so a few more or less than wanted
+    may. A latent that never fired keeps its threshold unless it pays to lower it.
 
     Args:
         pairs: all that are above ``lowest``.
@@ -109,20 +110,38 @@ def equal_gain_thresholds(
         reached = torch.where(value == best[latent], rank, 0)
         return torch.zeros_like(n_pairs).scatter_reduce(0, latent, reached, "amax")
 
-    high = float(share.sum(pairs.gain.abs().amax() if len(h) else threshold.new_zeros(())))
-    low = -high
+    # in steps that are finest near 0: a massive activation's gain can be a million of others'
+    sizes = pairs.gain.abs() if len(h) else threshold.new_zeros(1)
+    highest, unit = share.sum(torch.stack([sizes.amax(), sizes.median()])).tolist()
+    unit = max(unit, 1e-12 * highest) or 1.0
+    low, high = -math.asinh(highest / unit), math.asinh(highest / unit)
     for _ in range(_BISECTION_STEPS):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if int(share.sum(firing(middle).sum())) > n_active else (low, middle)
-        )
-    count = firing(high)
+        too_many = int(share.sum(firing(unit * math.sinh(middle)).sum())) > n_active
+        low, high = (middle, high) if too_many else (low, middle)
+    count = firing(unit * math.sinh(high))
     # latents that fire more often at the slightly lower price, one after the other
-    more = share.whole(firing(low) - count)
+    more = share.whole(firing(unit * math.sinh(low)) - count)
     lacking = n_active - share.sum(count.sum())
     count = count + share.own((lacking - more.cumsum(0) + more).clamp(min=0).minimum(more))
+    count = _between_unequal(count, rank, latent, h > following)
     fires = count > 0
     at = (start + count - 1)[fires]
     moved = threshold.clone()
     moved[fires] = (h[at] + following[at]) / 2
     return moved, count
+
+
+def _between_unequal(
+    count: torch.Tensor, rank: torch.Tensor, latent: torch.Tensor, is_end: torch.Tensor
+) -> torch.Tensor:
+    """``count`` of each latent's pairs, or the nearest number that a threshold can divide."""
+    wanted = count[latent]
+    below = torch.where(is_end & (rank <= wanted), rank, 0)
+    below = torch.zeros_like(count).scatter_reduce(0, latent, below, "amax")
+    above = torch.where(is_end & (rank >= wanted), rank, torch.iinfo(rank.dtype).max)
+    above = torch.full_like(count, torch.iinfo(rank.dtype).max).scatter_reduce(
+        0, latent, above, "amin"
+    )
+    is_nearer = above - count <= count - below
+    return torch.where(is_nearer | (below == 0) & (count > 0), above, below)

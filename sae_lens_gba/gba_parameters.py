@@ -17,6 +17,9 @@ from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
 
 logger = logging.getLogger(__name__)
 
+# of SAELens' normalisations, those of each sample by itself, which the output undoes
+RUN_TIME_NORMALISATIONS = ("layer_norm", "constant_norm_rescale")
+
 
 class GBAParameters(EncoderFollowsDecoder):
     """Everything about a `GBATrainingSAE` but what it computes; its table says what is what.

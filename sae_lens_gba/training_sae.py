@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sae_lens_gba.batch_statistics import quantile_bias, require_usable, typical_norm
 from sae_lens_gba.calibrated_biases import CalibratedBiases
+from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS
 from sae_lens_gba.nested_reconstructions import NestedError
 from sae_lens_gba.optimizer_hooks import attend_optimizer_of
 from sae_lens_gba.sparse_autoencoder_ops import (
@@ -295,7 +296,7 @@ class GBATrainingSAE(CalibratedBiases):
         if self.training and not self._has_started():
             return self.input_scale * 0
         weight = self.target_scale**-2
-        if self.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
             weight = weight * step.normalised.square().sum() / step.sae_in.square().sum()
         return weight
 

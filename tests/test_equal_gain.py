@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 
@@ -66,6 +69,32 @@ def test_equal_pairs_fire_together_and_few_firings_are_kept() -> None:
     assert new.tolist() == [1.5, 2.5]
 
 
+@pytest.mark.parametrize("n_active", range(1, 9))
+def test_what_is_counted_is_what_fires_where_pairs_are_equal(n_active: int) -> None:
+    h = torch.tensor([[2.0, 3.0]] + 6 * [[1.0, 1.0]])
+    gain = torch.full((7, 2), 0.3)
+    threshold, lowest = torch.full((2,), 5.0), torch.zeros(2)
+    new, count = equal_gain_thresholds(
+        all_pairs(h, gain, threshold, lowest), n_active, threshold, lowest
+    )
+    assert torch.equal((h > new).sum(dim=0), count)
+    # none, one or all of a latent's
+    assert abs(int(count.sum()) - n_active) <= 3
+
+
+def test_a_massive_activation_does_not_blur_the_price_of_all_others() -> None:
+    torch.manual_seed(0)
+    h = torch.rand(200, 6) + 0.1
+    gain = torch.linspace(0.2, 2, 6) * h
+    threshold, lowest = torch.full((6,), 2.0), torch.zeros(6)
+    expected, _ = equal_gain_thresholds(
+        all_pairs(h, gain, threshold, lowest), 300, threshold, lowest
+    )
+    h[0, 0], gain[0, 0] = 1e5, 1e10
+    found, _ = equal_gain_thresholds(all_pairs(h, gain, threshold, lowest), 300, threshold, lowest)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=0.03)
+
+
 def test_a_latent_without_pairs_keeps_its_threshold() -> None:
     nothing = Pairs(torch.zeros(0), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0).bool())
     threshold = torch.tensor([1.0, 2.0])
@@ -81,7 +110,7 @@ def test_on_its_samples_an_sae_explains_more_with_the_same_l0() -> None:
     x = torch.cat(list(sae.recent_samples.batches))
 
     @torch.no_grad()
-    def found(calibrate_for: str) -> tuple[float, float, torch.Tensor]:
+    def found(calibrate_for: Literal["error", "groups"]) -> tuple[float, float, torch.Tensor]:
         sae.train().cfg.calibrate_for = calibrate_for
         acts = sae.eval().encode(x)
         error = float((sae.decode(acts) - x).square().sum(dim=1).mean())
@@ -99,3 +128,25 @@ def test_on_its_samples_an_sae_explains_more_with_the_same_l0() -> None:
     for row in groups.summary():
         assert row["target_frequency"] == pytest.approx(row["measured_frequency"], rel=1e-5)
     torch.testing.assert_close(groups.measured_frequency.double(), by_error[2], atol=1e-6, rtol=0)
+
+
+def test_with_layer_norm_a_sample_counts_as_large_as_it_is() -> None:
+    sae = GBATrainingSAE(tiny_config(normalize_activations="layer_norm"))
+    x = torch.randn(9, sae.cfg.d_in) * torch.arange(1, 10).unsqueeze(1)
+    torch.testing.assert_close(sae._output_factor(x), x.std(dim=1, keepdim=True))
+    assert float(GBATrainingSAE(tiny_config())._output_factor(x)) == 1.0
+
+
+def test_a_group_that_never_fires_keeps_its_target() -> None:
+    torch.manual_seed(0)
+    sae = GBATrainingSAE(tiny_config())
+    take_steps(make_trainer(sae, 50), 50)
+    sae.eval()
+    assert sae._calibration is not None
+    frequency = torch.where(sae.adapter.group == 1, 0.0, sae._calibration.frequency)
+    sae._calibration = replace(sae._calibration, frequency=frequency)
+    target = sae.groups().target_frequency
+    assert float(target.min()) > 0
+    assert target[sae.adapter.group == 1].equal(
+        sae.adapter.target_frequency[sae.adapter.group == 1]
+    )

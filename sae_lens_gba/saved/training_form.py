@@ -139,12 +139,15 @@ def _set_adapter(
     if groups is None:
         return
     adapter.frequency.copy_(groups.measured_frequency)
+    spectrum: FrequencySpectrum = training_sae.cfg.spectrum()
     if keep_targets:
         adapter.group.copy_(groups.group)
         adapter.target_frequency.copy_(groups.target_frequency)
+        # those of its training, which a calibration moves at the same L0
+        if math.isclose(float(groups.target_frequency.sum()), spectrum.l0, rel_tol=0.02):
+            adapter.target_frequency.copy_(torch.tensor(spectrum.frequencies)[groups.group])
         return
     most_active_first = groups.measured_frequency.sort(descending=True, stable=True).indices
-    spectrum: FrequencySpectrum = training_sae.cfg.spectrum()
     adapter.group[most_active_first] = spectrum.group_of_neuron().to(adapter.group.device)
     adapter.target_frequency[most_active_first] = spectrum.target_of_neuron().to(
         adapter.target_frequency

@@ -94,7 +94,7 @@ def record_training(
             f"sae is a {type(sae).__name__}, which has no groups to watch: train with a "
             "GBATrainingSAEConfig, or without charts."
         )
-    adapter, groups = sae.adapter, sae.groups().summary()
+    adapter, groups = sae.adapter, sae.adapter.groups().summary()
     started_at = int(adapter.n_steps)
     record = TrainingRecord(
         target_frequency=[row["target_frequency"] for row in groups],

@@ -87,6 +87,7 @@ def test_training_calibration_and_saving(tmp_path: Path, settings: dict[str, Any
     x = next(mixture(3)).double()
     torch.testing.assert_close(there.sae(x.to(NAME)).cpu(), here.sae(x))
     there.sae.save_inference_model(tmp_path / "stock")
+    assert there.sae.to("cpu").groups().summary() == here.sae.groups().summary()
     stock = SAE.load_from_disk(tmp_path / "stock", device="cpu")
     torch.testing.assert_close(stock(x), here.sae(x))
 
