@@ -72,8 +72,8 @@ def latent_columns(sae: SaeResult, index: int, rows: Iterable[int]) -> list[dict
         said = [sae.explanations.get(latent, "") for latent in range(sae.d_sae)]
         add("explanation", said, "text", "As read from the file that was given.")
     add("group", table.group, "integer", "Group of GBA; 0 is the most active.")
-    add("target", table.target_frequency, "share", "Share of tokens its group was trained to fire "
-        "on.")  # fmt: skip
+    add("target", table.target_frequency, "share", "Share of tokens its group was set to fire on "
+        "when training ended.")  # fmt: skip
     add("frequency", table.frequency, "share", "Share of tokens it fired on here. SAELens: feature "
         "density; its log10: sparsity.")  # fmt: skip
     add("Z-score", table.z_score, "number", "By how many standard deviations its mean "
