@@ -7,7 +7,7 @@ tuned on seed 0, which falls to nothing over the last quarter; of a GBA SAE the 
 whole run, as ``sae-lens-gba train`` has it. Two baselines know nothing of features (arXiv
 2602.14111): a BatchTopK SAE whose random decoder is frozen, and random directions.
 
-    python -m experiments.benchmarks.architecture_comparison [--quick]
+    python -m experiments.benchmarks.architecture_comparison [--quick] [--methods gba ...]
 
 The comparison on a language model is language_model_comparison.py.
 """
@@ -302,6 +302,7 @@ def main() -> None:
         },
         run,
         quick,
+        by_method=True,
     )
 
 
