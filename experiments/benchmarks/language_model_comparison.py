@@ -276,7 +276,7 @@ def run(config: Config) -> Tables:
 MLP = Config(hook_name="blocks.8.hook_mlp_out", probing_datasets=())
 # sixteen latents for each dimension, no token seen twice, a context of each held-out document
 WIDE = Config(
-    methods=("gba", "batchtopk"),
+    methods=("gba", "batchtopk", RANDOM),
     train_tokens=1_050_000,
     held_out_tokens=100_000,
     contexts_per_document=1,
