@@ -55,7 +55,7 @@ class BiasAdapter(nn.Module):
         band: in pre-activation units; 0 before the first adaptation.
         input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
             the data slowly, see `followed_norm`.
-        warm_up: what the targets are multiplied by for now; 1 once they have come down.
+        warm_up: what the targets are multiplied by for now.
         share: of the SAE's latents, what is counted here: all, or one process' part of them.
             ``spectrum`` is that of all.
     """
@@ -154,7 +154,7 @@ class BiasAdapter(nn.Module):
 
     @property
     def targets(self) -> Targets:
-        """Those of the moment, while training; `target_frequency` is where they end."""
+        """Those of the moment, while training; an SAE in use has `target_frequency`."""
         frequency = self.target_frequency
         if self.warm_up > 1:
             most = frequency.clamp(min=_MOST_IN_WARM_UP)

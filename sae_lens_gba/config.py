@@ -68,6 +68,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             as they are.
         l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
             least 1.
+        l0_warm_up_end (float): What they are multiplied by when they have fallen; at least 1. Above
+            1, the SAE trains with more active latents than it shall have, and calibration alone
+            brings L0 to where it was asked for.
         bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,
             measured on the first batch.
         sparse_below_density (float | None): Share of active entries in a batch below which sparse
@@ -96,6 +99,7 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     nested_weight: float = 0.5
     l0_warm_up_steps: int = 0
     l0_warm_up_start: float = 1.7
+    l0_warm_up_end: float = 1.0
     bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float | None = None
     calibration_samples: int = 32768
@@ -106,6 +110,11 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     def __post_init__(self) -> None:
         check_choices(self, GBATrainingSAEConfig)
         check_values(self, _POSSIBLE)
+        if self.l0_warm_up_end > 1 and self.calibration_samples == 0:
+            raise ValueError(
+                f"l0_warm_up_end={self.l0_warm_up_end!r} with calibration_samples=0: L0 would stay "
+                "that many times too high; give calibration_samples, or l0_warm_up_end=1."
+            )
         self.check(self.d_sae)
         super().__post_init__()
 
@@ -170,6 +179,7 @@ _POSSIBLE: dict[str, Check] = {
     "nested_weight": POSITIVE,
     "l0_warm_up_steps": integer(0),
     "l0_warm_up_start": number(lambda v: 1 <= v <= 10, "a number from 1 to 10"),
+    "l0_warm_up_end": number(lambda v: 1 <= v <= 10, "a number from 1 to 10"),
     "output_scale_init": POSITIVE,
     "encoder_correction_rate": (POSITIVE[0], f"{POSITIVE[1]} (tied=True for no correction)"),
     "sparse_below_density": or_none(number(lambda v: 0 <= v <= 1, "a number from 0 to 1")),

@@ -315,8 +315,8 @@ class GBATrainingSAE(CalibratedBiases):
         return {_WARM_UP: TrainCoefficientConfig(1.0, warm_up_steps=self.cfg.l0_warm_up_steps)}
 
     def _warm_up(self, coefficients: dict[str, float]) -> float:
-        start, done = self.cfg.l0_warm_up_start, coefficients.get(_WARM_UP, 1.0)
-        return start + (1 - start) * done
+        start, end = self.cfg.l0_warm_up_start, self.cfg.l0_warm_up_end
+        return start + (end - start) * coefficients.get(_WARM_UP, 1.0)
 
     @override
     def calculate_aux_loss(

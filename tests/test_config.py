@@ -38,6 +38,7 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("l0_warm_up_steps", 2.5),
         ("l0_warm_up_start", 0.5),
         ("l0_warm_up_start", float("nan")),
+        ("l0_warm_up_end", 0.9),
         ("encoder_correction_rate", 0.0),
         ("target_l0", "4"),
         ("output_scale_init", float("nan")),
@@ -148,6 +149,11 @@ def test_nested_sets_end_where_groups_end() -> None:
     cfg = GBATrainingSAEConfig(512, 1000, group_sizing="equal", n_nested_reconstructions=5)
     assert cfg.nested_set_of_group() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert GBATrainingSAEConfig(512, 1000, n_groups=1).nested_set_of_group() == [0]
+
+
+def test_an_l0_that_nothing_would_bring_down_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"l0_warm_up_end=1\.3 with calibration_samples=0"):
+        GBATrainingSAEConfig(16, 64, target_l0=4, l0_warm_up_end=1.3, calibration_samples=0)
 
 
 def test_the_stock_architecture_follows_the_activation() -> None:

@@ -12,6 +12,7 @@ from sae_lens.synthetic import (
 )
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
+from sae_lens_gba.saved.stock_form import stock_form
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 D_IN, D_SAE, BATCH = 64, 256, 1024
@@ -78,6 +79,19 @@ def test_l0_follows_targets_that_fall() -> None:
     sae.eval()
     x = torch.cat([next(mixture(5)) for _ in range(8)])
     assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(4.0, rel=0.05)
+
+
+def test_what_trains_with_more_active_latents_ends_with_those_asked_for() -> None:
+    sae = GBATrainingSAE(
+        tiny_config(l0_warm_up_steps=300, l0_warm_up_start=2.4, l0_warm_up_end=1.5)
+    )
+    trainer = make_trainer(sae, 400)
+    step = take_steps(trainer, 400)
+    assert float(sae.adapter.targets.frequency.sum()) == pytest.approx(1.5 * 4.0)
+    assert float(step.losses["l0_over_target"]) == pytest.approx(1.0, abs=0.15)
+    x = torch.cat([next(mixture(5)) for _ in range(8)])
+    for one in (sae.eval(), stock_form(sae)):
+        assert float((one.encode(x) > 0).sum(1).float().mean()) == pytest.approx(4.0, rel=0.05)
 
 
 def test_no_target_is_raised_beyond_what_a_latent_can_do() -> None:
