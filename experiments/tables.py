@@ -37,7 +37,7 @@ NAMES = {
     "matryoshka_batchtopk": "Matryoshka", "topk": "TopK", "standard": "Standard",
     "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
     "random directions": "random directions", "gba_transcoder": "GBA",
-    "gba_skip_transcoder": "GBA with skip", "gba, more nesting": "GBA, more nesting",
+    "gba_skip_transcoder": "GBA with skip", "gba, hierarchies": "GBA, for hierarchies",
 }  # fmt: skip
 
 
@@ -162,18 +162,22 @@ def synthsaebench(result: Result) -> str:
     """The published board, and what was measured here on its world."""
     batch = result["config"]["batch_size"]
     table = [
-        [f"{name}, as published", "4,096", "25", "200 M", f"{f1:.3f}", f"{mcc:.3f}", *3 * ("",)]
+        [f"{name}, as published", "4,096", "25", "200 M", "", f"{f1:.3f}", f"{mcc:.3f}",
+         *3 * ("",)]
         for name, (f1, mcc) in BOARD.items()
-    ]
+    ]  # fmt: skip
+    runs: dict[tuple[Any, ...], list[Row]] = {}
     for row in result["rows"]:
-        fields = ("f1", "mcc", "explained_variance")
+        same = row["method"], row["d_sae"], row["l0_asked"], row["steps"]
+        runs.setdefault(same, []).append(row)
+    for (method, d_sae, l0_asked, steps), own in runs.items():
+        measures = {"f1": 3, "mcc": 3, "explained_variance": 3, "l0": 1, "dead": 0}
         table.append([
-            NAMES[row["method"]], f"{row['d_sae']:,}", f"{row['l0_asked']:g}",
-            f"{row['steps'] * batch / 1e6:.1f} M", *(f"{row[field]:.3f}" for field in fields),
-            f"{row['l0']:.1f}", f"{row['dead']}",
+            NAMES[method], f"{d_sae:,}", f"{l0_asked:g}", f"{steps * batch / 1e6:.1f} M",
+            f"{len(own)}", *(f"{_mean(own, f):.{digits}f}" for f, digits in measures.items()),
         ])  # fmt: skip
-    header = ["", "latents", "L0 asked", "samples", "F1", "MCC", "explained variance", "L0", "dead"]
-    return markdown(header, table)
+    header = ["", "latents", "L0 asked", "samples", "seeds", "F1", "MCC", "explained variance"]
+    return markdown([*header, "L0", "dead"], table)
 
 
 def l0_control(result: Result) -> str:

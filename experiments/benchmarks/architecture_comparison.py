@@ -32,11 +32,13 @@ from experiments.lab.sparse_samples import SparseSampler
 from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
     FROZEN,
+    HIERARCHIES,
     RANDOM,
     Row,
     TrainingSettings,
     best_rate,
     build_sae,
+    gba_for_hierarchies,
     of_saelens,
     random_directions,
     recommended_gba,
@@ -75,6 +77,7 @@ class Config:
         "matryoshka_batchtopk",
         "gba paper",
         "gba",
+        HIERARCHIES,
         FROZEN,
         RANDOM,
     )
@@ -118,6 +121,7 @@ def architectures(config: Config) -> dict[str, Row]:
         **{name: of_saelens(name, d_sae=d_sae, **own) for name, own in saelens.items()},
         "gba paper": {**paper, "adapt_every_n_steps": 10},
         "gba": recommended_gba(d_sae, k),
+        HIERARCHIES: gba_for_hierarchies(d_sae, k),
         FROZEN: {**of_saelens("batchtopk", d_sae=d_sae, k=k), FROZEN: True},
     }
 
@@ -270,7 +274,7 @@ LARGE = Config(
 )
 # as many latents as features, at the L0 that the data have: where others lose their latents
 FULL_WIDTH = Config(
-    methods=("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba", FROZEN, RANDOM),
+    methods=("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba", HIERARCHIES, FROZEN, RANDOM),
     d_sae=2048,
     l0=14.0,
 )

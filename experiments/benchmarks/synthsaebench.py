@@ -23,8 +23,10 @@ from experiments.lab.results import Tables, once, result_folder
 from experiments.lab.sparse_samples import SparseSampler
 from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
+    HIERARCHIES,
     TrainingSettings,
     build_sae,
+    gba_for_hierarchies,
     of_saelens,
     recommended_gba,
     trainer_config,
@@ -32,15 +34,13 @@ from experiments.lab.training import (
 from sae_lens_gba import resumable_run
 from sae_lens_gba.demo.model import default_cache_dir
 
-NESTED = "gba, more nesting"  # what docs/choosing.md has for strict hierarchies
-
 
 @dataclass(frozen=True)
 class Run:
     """One SAE.
 
     Args:
-        method: "gba", `NESTED`, or SAELens' name of an architecture.
+        method: "gba", `HIERARCHIES`, or SAELens' name of an architecture.
         steps: of `Config.batch_size` samples each.
         learning_rate: falls to nothing over the last quarter.
         l0_asked: active latents a sample.
@@ -70,7 +70,9 @@ class Config:
     """
 
     runs: tuple[Run, ...] = (
-        Run(NESTED, 5_000, 1e-2),
+        Run(HIERARCHIES, 5_000, 1e-2),
+        Run(HIERARCHIES, 5_000, 1e-2, seed=1),
+        Run(HIERARCHIES, 5_000, 1e-2, seed=2),
         Run("gba", 5_000, 1e-2),
     )
     n_features: int = 16_384
@@ -83,7 +85,7 @@ class Config:
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config(
     (
-        Run(NESTED, 20_000, 1e-2),
+        Run(HIERARCHIES, 20_000, 1e-2),
         Run("gba", 20_000, 1e-2),
         Run("gba", 5_000, 1e-2, l0_asked=20.0),
         Run("gba", 5_000, 1e-2, l0_asked=30.0),
@@ -96,9 +98,10 @@ LONG = Config(
 
 def spec_of(run: Run) -> dict[str, Any]:
     """As `build_sae` takes it; Matryoshka's widths are the board's."""
-    if run.method in ("gba", NESTED):
-        nested = {"nested_weight": 1.0, "l0_warm_up_start": 2.4} if run.method == NESTED else {}
-        return recommended_gba(run.d_sae, run.l0_asked, **nested)
+    if run.method == "gba":
+        return recommended_gba(run.d_sae, run.l0_asked)
+    if run.method == HIERARCHIES:
+        return gba_for_hierarchies(run.d_sae, run.l0_asked)
     widths = [w for w in (128, 512, 2048) if w < run.d_sae] + [run.d_sae]
     own = {"matryoshka_widths": widths} if run.method == "matryoshka_batchtopk" else {}
     return of_saelens(run.method, d_sae=run.d_sae, k=run.l0_asked, **own)

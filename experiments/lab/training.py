@@ -23,6 +23,7 @@ from sae_lens_gba.synthetic.feature_mixture import FeatureMixture
 ALL_STEPS = "all steps"  # in a spec, stands for their number
 FROZEN = "frozen decoder"
 RANDOM = "random directions"
+HIERARCHIES = "gba, hierarchies"
 Row = dict[str, Any]
 
 
@@ -100,6 +101,12 @@ def recommended_gba(d_sae: int, target_l0: float, **settings: Any) -> dict[str, 
     """A GBA SAE as ``sae-lens-gba train`` makes it: targets that fall for the whole run."""
     start = {"architecture": "gba", "d_sae": d_sae, "target_l0": target_l0}
     return {**start, "l0_warm_up_steps": ALL_STEPS, **settings}
+
+
+def gba_for_hierarchies(d_sae: int, target_l0: float) -> dict[str, Any]:
+    """The same as docs/choosing.md has it where features form strict hierarchies."""
+    settings = {"nested_weight": 1.0, "l0_warm_up_start": 3.0, "l0_warm_up_end": 1.5}
+    return recommended_gba(d_sae, target_l0, **settings)
 
 
 def build_sae(
