@@ -65,7 +65,7 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             not. More of it recovers more of a hierarchy's general features and reconstructs less.
         l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
             where they shall end; best is the whole run, as the command has it. 0 starts with them
-            as they are.
+            there.
         l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
             least 1.
         l0_warm_up_end (float): What they are multiplied by when they have fallen; at least 1. Above
