@@ -38,7 +38,6 @@ NAMES = {
     "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
     "random directions": "random directions", "gba_transcoder": "GBA",
     "gba_skip_transcoder": "GBA with skip", "gba, hierarchies": "GBA, for hierarchies",
-    "gba, more nesting": "GBA, more nesting",
 }  # fmt: skip
 
 
