@@ -18,6 +18,7 @@ from sae_lens_gba.saved.loading import load
 from tests.distributed.several import Rank
 
 MINUTES, CHECKPOINT_SECONDS, FOREVER = 10.0, 2.0, 10**8
+LONGEST_START = 60.0  # seconds
 MAY_GROW = 32.0  # MiB, between the first and the last third of a process
 
 
@@ -25,6 +26,13 @@ def rss(process_id: int) -> float:
     """Resident memory in MiB."""
     pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def wait_for_newer(rank: Rank, folder: Path, before: int) -> None:
+    """Until a checkpoint of more samples is there, so that all a process needs is loaded."""
+    end = time.monotonic() + LONGEST_START
+    while newest(folder) <= before and rank.process.is_alive() and time.monotonic() < end:
+        rank.process.join(0.1)
 
 
 def watch(rank: Rank, seconds: float) -> list[float]:
@@ -58,6 +66,7 @@ def rows(scale: float) -> list[dict[str, Any]]:
         for i in range(kills):
             every = min(CHECKPOINT_SECONDS, seconds / kills / 8)
             rank = begin(work, folder, "SyntheticSAERunner", FOREVER, every, {})
+            wait_for_newer(rank, folder, before)
             memory.append([round(mib, 1) for mib in watch(rank, seconds / kills)])
             last = i == kills - 1
             os.kill(rank.process.pid, signal.SIGTERM if last else signal.SIGKILL)
