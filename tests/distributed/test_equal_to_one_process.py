@@ -16,7 +16,7 @@ from tests.toolbox import tiny_config
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default": ({}, {}),
     "latents that ranks do not divide, falling targets": (
-        {"d_sae": 61, "l0_warm_up_steps": 50},
+        {"d_sae": 61, "l0_warm_up_steps": 50, "l0_warm_up_end": 1.3},
         {},
     ),
     "shards of different sizes": ({}, {"uneven": True}),
