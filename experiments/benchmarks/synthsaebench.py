@@ -83,10 +83,9 @@ class Config:
 
 
 # what takes hours and more: each run goes on where it was stopped
-LONG = Config(
+LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
+OTHERS = Config(
     (
-        Run(HIERARCHIES, 20_000, 1e-2),
-        Run("gba", 20_000, 1e-2),
         Run("gba", 5_000, 1e-2, l0_asked=20.0),
         Run("gba", 5_000, 1e-2, l0_asked=30.0),
         Run("batchtopk", 5_000, 3e-3),
@@ -149,7 +148,7 @@ def main() -> None:
     }
     run_experiments(
         "GBA on SynthSAEBench-16k.",
-        {"synthsaebench": Config(), "synthsaebench_long": LONG},
+        {"synthsaebench": Config(), "synthsaebench_long": LONG, "synthsaebench_others": OTHERS},
         run,
         quick,
     )
