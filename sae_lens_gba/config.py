@@ -63,6 +63,8 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
         nested_weight (float): Weight of the nested sets' mean error in the loss, where the error of
             all latents has 1. Each set's error trains only the latents that the set before it has
             not. More of it recovers more of a hierarchy's general features and reconstructs less.
+            With l0_warm_up_steps this is its mean: it falls with the targets, from twice as much to
+            nothing, for the sets to find features first and all latents to explain the input last.
         l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
             where they shall end; best is the whole run, as the command has it. 0 starts with them
             there.
@@ -96,9 +98,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     output_scale_init: float = 1.0
     error_exponent: float = 0.5
     n_nested_reconstructions: int = 5
-    nested_weight: float = 0.5
+    nested_weight: float = 1.0
     l0_warm_up_steps: int = 0
-    l0_warm_up_start: float = 1.7
+    l0_warm_up_start: float = 1.5
     l0_warm_up_end: float = 1.0
     bias_init: Literal["zero", "quantile"] = "quantile"
     sparse_below_density: float | None = None

@@ -75,7 +75,8 @@ class GBATrainingSAE(CalibratedBiases):
         x_hat / s = (f * output_scale) W_dec + b_dec
         loss = (mean over samples of ||x_hat - x||^p)^(2/p) / s^2, p = error_exponent, and nothing
                else but, with n_nested_reconstructions > 1, the mean of the same of the
-               outputs of the first groups alone, times nested_weight
+               outputs of the first groups alone, times nested_weight, which falls with the
+               targets
 
     Every ``adapt_every_n_steps`` steps the biases b (``-threshold``, or ``b_enc`` with
     ReLU) are moved until each neuron fires as often as its group should; see
@@ -331,7 +332,13 @@ class GBATrainingSAE(CalibratedBiases):
             return {}
         left = self._left_to_latents(step)
         error = NestedError.apply(step.parts, left, self.cfg.error_exponent)
-        return {"nested_mse_loss": self.cfg.nested_weight * error}
+        return {"nested_mse_loss": self._nested_weight(step_input.coefficients) * error}
+
+    def _nested_weight(self, coefficients: dict[str, float]) -> float:
+        """From twice `nested_weight` to nothing while targets fall, so the mean is as asked."""
+        if self.cfg.l0_warm_up_steps == 0:
+            return self.cfg.nested_weight
+        return 2 * self.cfg.nested_weight * (1 - coefficients.get(_WARM_UP, 1.0))
 
     def _left_to_latents(self, step: Step) -> torch.Tensor:
         """What the latents' parts of the output should add up to, (batch, d_in)."""

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,24 @@ def test_nested_loss_is_that_of_the_first_groups_alone(density: float) -> None:
     torch.testing.assert_close(output.losses["mse_loss"], errors[-1], rtol=1e-4, atol=1e-4)
     whole = output.losses["mse_loss"] + output.losses["nested_mse_loss"]
     torch.testing.assert_close(output.loss, whole)
+
+
+def test_the_nested_loss_falls_with_the_targets_and_keeps_its_mean() -> None:
+    x = next(mixture(0))
+
+    def nested_loss(progress: float, warm_up_steps: int) -> float:
+        torch.manual_seed(0)
+        cfg = tiny_config(l0_warm_up_steps=warm_up_steps, l0_warm_up_start=1.0)
+        sae = randomise(GBATrainingSAE(cfg))
+        given = replace(step_input(x), coefficients={"l0_warm_up": progress})
+        return sae.training_forward_pass(given).losses["nested_mse_loss"].item()
+
+    constant = nested_loss(1.0, warm_up_steps=0)
+    assert constant > 0
+    assert nested_loss(0.0, 100) == pytest.approx(2 * constant)
+    assert nested_loss(0.5, 100) == pytest.approx(constant)
+    assert nested_loss(0.75, 100) == pytest.approx(constant / 2)
+    assert nested_loss(1.0, 100) == 0.0
 
 
 def test_decode_takes_what_it_is_given_whatever_was_encoded_last() -> None:
