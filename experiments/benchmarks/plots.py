@@ -111,7 +111,7 @@ def _bars(axis: Axes, names: list[str], groups: dict[str, list[float]], title: s
     for i, (label, heights) in enumerate(groups.items()):
         places = [n + width * (i - (len(groups) - 1) / 2) for n in range(len(names))]
         axis.bar(places, heights, width, label=label)
-    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_xticks(range(len(names)), names, fontsize=8, rotation=20)
     axis.set_title(title, fontsize=9)
     axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
     axis.legend(frameon=False, fontsize=8, loc="upper right", ncols=len(groups))
