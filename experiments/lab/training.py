@@ -105,8 +105,7 @@ def recommended_gba(d_sae: int, target_l0: float, **settings: Any) -> dict[str, 
 
 def gba_for_hierarchies(d_sae: int, target_l0: float) -> dict[str, Any]:
     """The same as docs/choosing.md has it where features form strict hierarchies."""
-    settings = {"nested_weight": 2.0, "l0_warm_up_start": 2.4, "l0_warm_up_end": 1.3}
-    return recommended_gba(d_sae, target_l0, **settings)
+    return recommended_gba(d_sae, target_l0, l0_warm_up_start=2.4, l0_warm_up_end=1.3)
 
 
 def build_sae(
