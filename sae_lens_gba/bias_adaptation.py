@@ -41,7 +41,7 @@ import torch
 from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
 
 _OVERDUE = 5.0  # times a neuron should have fired while it was silent
-_GAIN = 0.3  # of the log-proportional rules: bias moves by _GAIN * decrease * c * miss
+_GAIN = 0.3  # of all rules but the paper's: bias moves by _GAIN * decrease * c * miss
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class AdaptationRates:
         decrease: how far a neuron that fires too often is moved, per adaptation.
         increase: how far a dead neuron is moved, per adaptation.
         dead_frequency: a neuron below this share of samples is dead.
-        frequency_cap: group_mean only: a single neuron is pushed down above this
+        frequency_cap: group_newton and group_mean only: a single neuron is pushed down above this
             multiple of its target.
     """
 

@@ -109,11 +109,9 @@ class BiasAdapter(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """As torch's, after undoing the cast of every tensor to one dtype by SAELens' loader.
+        """As torch's, but that targets follow from the settings.
 
-        Groups and targets follow from the settings; which neuron is in which group is as
-        stored, if groups of these sizes are. Counts in float32 are exact; in a lower precision
-        they are not, and the window since the last adaptation begins anew.
+        Which neuron is in which group is as stored, if groups of these sizes are.
         """
         if f"{prefix}group" in state_dict:
             group = self._group_to_load(state_dict[f"{prefix}group"].long())
@@ -121,17 +119,6 @@ class BiasAdapter(nn.Module):
             state_dict[f"{prefix}target_frequency"] = torch.tensor(self.spectrum.frequencies)[
                 group.cpu()
             ]
-        lossy = torch.finfo(torch.float32).eps
-        # not in checkpoints of before version 0.1; SAELens loads onto the meta device
-        for name, like in (("near_counts", "fire_counts"), ("band", "peak")):
-            if f"{prefix}{like}" in state_dict:
-                zeros = torch.zeros_like(state_dict[f"{prefix}{like}"])
-                state_dict.setdefault(f"{prefix}{name}", zeros)
-        for name in ("fire_counts", "near_counts", "silent_samples", "n_samples", "n_steps"):
-            value = state_dict.get(f"{prefix}{name}")
-            if value is not None and value.is_floating_point():
-                is_exact = torch.finfo(value.dtype).eps <= lossy or name == "n_steps"
-                state_dict[f"{prefix}{name}"] = value.long() if is_exact else value.long() * 0
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _group_to_load(self, stored: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Biases of a training SAE that give exactly the L0 asked for, whenever it is used."""
 
 import logging
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -81,10 +82,27 @@ class CalibratedBiases(GBAParameters):
         saved are the same.
         """
         if self._calibration is None:
+            self._warn_of_few_samples()
             self._calibrate()
         self._in_training = None
         if self._other_l0s is None:
             self._other_l0s = self._thresholds_for_other_l0s()
+
+    def _warn_of_few_samples(self) -> None:
+        held, least = len(self.recent_samples), self._least_samples()
+        has_trained = self._has_started() and int(self.adapter.n_steps) > 0
+        if self.cfg.calibration_samples > 0 and has_trained and held < least:
+            logger.warning(
+                "L0 is as the last adaptation left it, not exactly target_l0: %d samples are held, "
+                "calibration takes %d. Train on some more, give calibration_samples=%d or more, or "
+                "use sae_lens_gba.calibrate on the saved SAE.", held, least, least
+            )  # fmt: skip
+
+    def _least_samples(self) -> int:
+        """Of which the rarest group is expected to fire often enough to say anything."""
+        group_frequency = self._group_frequency()
+        sizes = torch.tensor(self.adapter.spectrum.sizes, device=group_frequency.device)
+        return math.ceil(LEAST_FIRINGS / float((group_frequency * sizes).min()))
 
     def _calibrate(self) -> bool:
         """L0 on target on the recent samples; whether that could be done."""
@@ -158,17 +176,15 @@ class CalibratedBiases(GBAParameters):
             lowest: below which no threshold goes, in units of `input_scale`, (d_sae,); None
                 means 0.
         """
-        adapter, group_frequency = self.adapter, self._group_frequency()
-        sizes = torch.tensor(adapter.spectrum.sizes, device=group_frequency.device)
-        rarest = float((group_frequency * sizes).min())
-        if not self._has_started() or n_samples * rarest < LEAST_FIRINGS:
+        adapter = self.adapter
+        if not self._has_started() or n_samples < self._least_samples():
             return []
         return calibrate_groups(
             partial(self._recent_pre_activations, n_samples),
             -self.bias,
             self._margin_unit(),
             adapter.group,
-            group_frequency,
+            self._group_frequency(),
             l0s,
             adapter.share,
             lowest,

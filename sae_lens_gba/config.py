@@ -24,6 +24,7 @@ from sae_lens_gba.adaptation_settings import (
     integer,
     number,
     or_none,
+    require,
 )
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 
@@ -63,16 +64,17 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
         nested_weight (float): Weight of the nested sets' mean error in the loss, where the error of
             all latents has 1. Each set's error trains only the latents that the set before it has
             not. More of it recovers more of a hierarchy's general features and reconstructs less.
-            With l0_warm_up_steps this is its mean: it falls with the targets, from twice as much to
-            nothing, for the sets to find features first and all latents to explain the input last.
+            With l0_warm_up_steps this is its mean over those steps: it falls with the targets, from
+            twice as much to nothing, for the sets to find features first and all latents to explain
+            the input last.
         l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
             where they shall end; best is the whole run, as the command has it. 0 starts with them
             there.
         l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
             least 1.
-        l0_warm_up_end (float): What they are multiplied by when they have fallen; at least 1. Above
-            1, the SAE trains with more active latents than it shall have, and calibration alone
-            brings L0 to where it was asked for.
+        l0_warm_up_end (float): What they are multiplied by when they have fallen; from 1 to
+            l0_warm_up_start. Above 1, the SAE trains with more active latents than it shall have,
+            and calibration alone brings L0 to where it was asked for.
         bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,
             measured on the first batch.
         sparse_below_density (float | None): Share of active entries in a batch below which sparse
@@ -117,6 +119,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
                 f"l0_warm_up_end={self.l0_warm_up_end!r} with calibration_samples=0: L0 would stay "
                 "that many times too high; give calibration_samples, or l0_warm_up_end=1."
             )
+        start = self.l0_warm_up_start
+        holds = self.l0_warm_up_end <= start
+        require(self, "l0_warm_up_end", holds, f"at most l0_warm_up_start={start}: targets fall")
         self.check(self.d_sae)
         super().__post_init__()
 
@@ -178,7 +183,7 @@ _POSSIBLE: dict[str, Check] = {
     "d_sae": COUNT,
     "error_exponent": number(lambda v: 0.1 <= v <= 2, "a number from 0.1 to 2"),
     "n_nested_reconstructions": COUNT,
-    "nested_weight": POSITIVE,
+    "nested_weight": (POSITIVE[0], f"{POSITIVE[1]} (n_nested_reconstructions=1 for no nesting)"),
     "l0_warm_up_steps": integer(0),
     "l0_warm_up_start": number(lambda v: 1 <= v <= 10, "a number from 1 to 10"),
     "l0_warm_up_end": number(lambda v: 1 <= v <= 10, "a number from 1 to 10"),

@@ -269,17 +269,7 @@ class GBAParameters(EncoderFollowsDecoder):
                     "end of training): set tied=False to go on from it."
                 )
             state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
-        if "adapter.band" not in state_dict:
-            self._to_todays_units(state_dict)
         self._started = False
-
-    def _to_todays_units(self, state_dict: dict[str, Any]) -> None:
-        """Of a checkpoint of before version 0.1, whose biases were in units of the input."""
-        norm = float(state_dict["adapter.input_norm"])
-        if norm > 0:
-            for name in ("b_dec", "b_enc", "threshold", "adapter.peak"):
-                if name in state_dict:
-                    state_dict[name] = state_dict[name] / (norm / math.sqrt(self.cfg.d_in))
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -46,7 +46,6 @@ class BiasAdaptationHook:
     def __init__(self, sae: TrainingSAE[Any], settings: AdaptationSettings):
         self.sae = sae
         self.settings = settings
-        self._parameter = _adapted_parameter(sae)
         self._handles: list[RemovableHandle] = []
         spectrum = settings.spectrum_of(sae.cfg.d_sae)
         self.adapter = BiasAdapter(
@@ -91,6 +90,10 @@ class BiasAdaptationHook:
         """Groups, targets, and frequencies as measured at the last adaptation."""
         return self.adapter.groups()
 
+    @property
+    def _parameter(self) -> nn.Parameter:
+        return _adapted_parameter(self.sae)  # another one where moving the SAE made it so
+
     def _take_over(self) -> None:
         self._parameter.requires_grad_(False)
         self._parameter.grad = None
@@ -111,6 +114,8 @@ class BiasAdaptationHook:
         if not self.sae.training:
             return
         require_usable(tensor, step=self.adapter.steps_taken)
+        if self.adapter.peak.device != tensor.device:  # the SAE was moved since
+            self.adapter.to(tensor.device)
         x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
         self.adapter.follow_norm(
             typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
@@ -125,7 +130,7 @@ class BiasAdaptationHook:
         self.adapter.observe(tensor if is_bias else tensor - parameter)
         new_bias = self.adapter.adapt_if_due(parameter if is_bias else -parameter, self._bias_range)
         if new_bias is not None:
-            # a new tensor: the step in progress still uses the old values
+            # a new tensor: what the step has computed with the old values keeps them
             self._parameter.data = (new_bias if is_bias else -new_bias).to(parameter.dtype)
 
     def _bias_range(self) -> torch.Tensor:

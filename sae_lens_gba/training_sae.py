@@ -247,7 +247,11 @@ class GBATrainingSAE(CalibratedBiases):
 
     def _input_and_target(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What of a trainer's batch is encoded, and what the output is compared with."""
-        self._require_d_in(batch)
+        if batch.ndim != 2 or batch.shape[1] != self.cfg.d_in or len(batch) == 0:
+            raise ValueError(
+                f"a batch of shape {tuple(batch.shape)} is not possible: an SAE trains on samples, "
+                f"(n, d_in={self.cfg.d_in}), at least one."
+            )
         return batch, batch
 
     @torch.no_grad()

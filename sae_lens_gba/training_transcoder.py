@@ -116,10 +116,10 @@ class GBATrainingTranscoder(GBATrainingSAE):
     @override
     def _input_and_target(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         d_in, d_out = self.cfg.d_in, self.d_out
-        if batch.ndim != 2 or batch.shape[1] != d_in + d_out:
+        if batch.ndim != 2 or batch.shape[1] != d_in + d_out or len(batch) == 0:
             raise ValueError(
                 f"a batch of shape {tuple(batch.shape)} is not possible: a transcoder trains on "
-                f"inputs and targets side by side, (n, d_in={d_in} + d_out={d_out})."
+                f"inputs and targets side by side, (n, d_in={d_in} + d_out={d_out}), at least one."
             )
         sae_in, target = batch.split([d_in, d_out], dim=1)
         # inputs are kept for calibration, and would keep the targets with them

@@ -69,6 +69,17 @@ def test_a_latent_without_an_encoder_holds_nothing_up() -> None:
     assert found.l0 == pytest.approx(float((h > 0).sum()) / 400, abs=0.01)
 
 
+def test_too_few_samples_to_calibrate_on_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    for n, is_too_few in ((16, True), (4096, False)):
+        sae = GBATrainingSAE(tiny_config(calibration_samples=n, l0_warm_up_end=1.5))
+        take_steps(make_trainer(sae, 300, mixture(1, batch=16), batch=16), 300)
+        sae.settle()
+        l0 = float(sae.groups().measured_frequency.sum())
+        assert (abs(l0 - 4) > 0.1) is is_too_few
+        assert ("L0 is as the last adaptation left it" in caplog.text) is is_too_few
+        caplog.clear()
+
+
 def test_recent_samples_are_copies() -> None:
     recent, buffer = RecentSamples(100), torch.zeros(1000, 3)
     recent.add(buffer[:40])

@@ -39,6 +39,7 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("l0_warm_up_start", 0.5),
         ("l0_warm_up_start", float("nan")),
         ("l0_warm_up_end", 0.9),
+        ("l0_warm_up_end", 1.6),
         ("encoder_correction_rate", 0.0),
         ("target_l0", "4"),
         ("output_scale_init", float("nan")),

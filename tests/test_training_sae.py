@@ -360,15 +360,24 @@ def test_a_batch_all_of_whose_values_are_too_large_touches_nothing(scale: float)
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (2, 3, 16), (16,)])
+def test_no_batch_that_is_not_one_of_samples(shape: tuple[int, ...]) -> None:
+    sae = GBATrainingSAE(tiny_config())
+    with pytest.raises(ValueError, match=r"a batch of shape .* \(n, d_in=16\), at least one"):
+        sae.training_forward_pass(step_input=step_input(torch.ones(shape)))
+
+
 @pytest.mark.parametrize("shape", [(256, 1), (256, 17), (256,)])
 def test_inputs_of_another_width_are_refused_before_anything_is_learnt(
     shape: tuple[int, ...],
 ) -> None:
     # (256, 1) would be broadcast
     sae = GBATrainingSAE(tiny_config())
-    for run in (sae.encode, sae, lambda x: sae.training_forward_pass(step_input=step_input(x))):
+    for run in (sae.encode, sae):
         with pytest.raises(ValueError, match=r"inputs of shape .* must be d_in=16"):
             run(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"a batch of shape .* \(n, d_in=16\), at least one"):
+        sae.training_forward_pass(step_input=step_input(torch.ones(shape)))
     assert float(sae.adapter.input_norm) == 0
 
 

@@ -183,6 +183,8 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         whole = self._stock_trainer(sae)
         whole.optimizer.load_state_dict(optimizer)
         whole.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict())
+        for name, scheduler in self.coefficient_schedulers.items():
+            whole.coefficient_schedulers[name].load_state_dict(scheduler.state_dict())
         whole.activation_scaler = self.activation_scaler
         for name in _COUNTERS:
             setattr(whole, name, getattr(self, name))
@@ -228,6 +230,7 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
             said = (
                 {name: getattr(whole, name) for name in _COUNTERS},
                 whole.lr_scheduler.state_dict(),
+                {name: s.state_dict() for name, s in whole.coefficient_schedulers.items()},
                 whole.activation_scaler,
                 optimizer["param_groups"],
                 {
@@ -235,26 +238,28 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
                     for index, state in optimizer["state"].items()
                 },
             )
-        counters, lr_scheduler, self.activation_scaler, groups, layout = self.ranks.from_rank(
+        counters, lr, coefficients, self.activation_scaler, groups, layout = self.ranks.from_rank(
             0, said
         )
         for name, value in counters.items():
             setattr(self, name, value)
-        self.lr_scheduler.load_state_dict(lr_scheduler)
+        self.lr_scheduler.load_state_dict(lr)
+        for name, state in coefficients.items():
+            self.coefficient_schedulers[name].load_state_dict(state)
         share = self.sae.share
         for name in _BY_LATENT:
             theirs = None if whole is None else getattr(whole, name)
             share.from_rank_0(getattr(self, name), theirs, torch.Size([share.d_sae]))
-        state: dict[int, dict[str, torch.Tensor]] = {}
+        adam: dict[int, dict[str, torch.Tensor]] = {}
         parameters = self.optimizer.param_groups[0]["params"]
         for index, tensors in layout.items():
-            state[index] = {}
+            adam[index] = {}
             for name, (shape, dtype) in tensors.items():
                 like = parameters[index] if len(shape) else torch.empty(())
-                into = state[index][name] = torch.empty_like(like, dtype=dtype)
+                into = adam[index][name] = torch.empty_like(like, dtype=dtype)
                 theirs = None if optimizer is None else optimizer["state"][index][name]
                 share.from_rank_0(into, theirs, shape)
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": adam, "param_groups": groups})
 
     # --- what SAELens tells wandb and the metadata is of all latents, not of this rank's ---
 

@@ -179,7 +179,7 @@ def _require_same(whose: str, saved: dict[str, Any], now: dict[str, Any], checkp
     for name in _differing(saved, now):
         raise RunFolderError(
             f"the {whose}'s {name}={now.get(name)!r} differs from {saved.get(name)!r}, with which "
-            f"{checkpoint} was trained: go on with the same settings, or begin anew elsewhere."
+            f"{checkpoint} was trained: give {name}={saved.get(name)!r}, or begin anew elsewhere."
         )
 
 

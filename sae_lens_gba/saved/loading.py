@@ -140,10 +140,11 @@ def to_training_sae(
     """A GBATrainingSAE with the function of a stock jumprelu or standard SAE.
 
     Its settings are those it was trained with, where the SAE says so, with ``changes`` on
-    top. Groups and targets are those of ``groups``; if a change concerns the frequencies
-    (target_l0, n_groups, ...), the new targets go to latents by their measured frequency,
-    highest to the most active. Its outputs are the same up to rounding: decoder norms move
-    to ``output_scale``. Biases start where they were; b_dec is not started anew.
+    top; nested sets whose weight had fallen to nothing stay away. Groups and L0 are those of
+    ``groups``. If a change concerns the frequencies (target_l0, n_groups, ...), or no settings
+    give groups of these sizes, the targets go to latents by their measured frequency, highest
+    to the most active. Its outputs are the same up to rounding: decoder norms move to
+    ``output_scale``. Biases start where they were; b_dec is not started anew.
 
     For SAELens' ``from_pretrained_path``, save it: ``to_training_sae(...).save_model(folder)``.
     To resume an interrupted run exactly, use the checkpoint itself: this forgets the

@@ -23,6 +23,8 @@ from sae_lens_gba.saved.loading import load
 from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
 
 ROWS = 512  # of activations that are encoded at a time
+# the L0s that were saved are as measured, within a percent of those that were wanted
+_NEAR = 1.01
 
 
 @torch.no_grad()
@@ -56,6 +58,7 @@ def calibrate(
     jumprelu = _jumprelu(saved)
     batches = [activations] if isinstance(activations, torch.Tensor) else list(activations)
     _check_activations(batches, jumprelu)
+    batches = [batch for batch in batches if len(batch) > 0]
     group, group_frequency, l0 = _groups_and_l0(saved, target_l0)
     sizes = torch.bincount(group).double().cpu()
     n_samples = sum(len(batch) for batch in batches)
@@ -114,13 +117,14 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
         )
     known = groups.other_l0s.double()
     lowest, highest = float(known[0]), float(known[-1])
-    if not lowest * (1 - 1e-6) <= l0 <= highest * (1 + 1e-6):
+    if not lowest / _NEAR <= l0 <= highest * _NEAR:
         nearest = lowest if not l0 > highest else highest
         raise CalibrationError(
             f"l0={l0:g} is not among those this SAE was saved with thresholds for: the nearest "
             f"possible value is {nearest:.4g}; for others, pass activations to "
             "sae_lens_gba.calibrate."
         )
+    l0 = min(max(l0, lowest), highest)
     offset = _interpolate(known.log(), groups.offsets.double(), math.log(l0))
     moved_by = offset[groups.group] * jumprelu.W_enc.detach().norm(dim=0).cpu().double()
     target = _targets_at(groups, l0)

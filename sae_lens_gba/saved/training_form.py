@@ -38,7 +38,7 @@ def training_form(
     training_sae = GBATrainingSAE(_config(sae, groups, changes))
     with torch.no_grad():
         _copy_weights(sae, training_sae)
-        _set_adapter(sae, training_sae, groups, keep_targets=not _SPECTRUM_SETTINGS & set(changes))
+        _set_adapter(sae, training_sae, groups, regroup=bool(_SPECTRUM_SETTINGS & set(changes)))
     return training_sae
 
 
@@ -69,13 +69,20 @@ def _config(
     settings: dict[str, Any] = {}
     if trained_with is not None:
         settings = trained_with.get_training_architecture_details()
+        if trained_with.l0_warm_up_steps > 0 and "l0_warm_up_steps" not in changes:
+            settings["n_nested_reconstructions"] = 1  # at the end they had no weight any more
     elif groups is not None:
-        lowest = float(groups.target_frequency.min())
+        sizes = groups.group.bincount()
         settings = {
-            "n_groups": int(groups.group.max()) + 1,
+            "n_groups": len(sizes),
             "highest_target_frequency": float(groups.target_frequency.max()),
-            "lowest_target_frequency": lowest,
+            "group_sizing": "equal" if int(sizes.max() - sizes.min()) <= 1 else "power_law",
         }
+    if groups is not None and not _SPECTRUM_SETTINGS & set(changes):
+        l0 = float(groups.target_frequency.double().sum())
+        # a calibration moves targets at the same L0; another one was asked for since
+        if trained_with is None or not math.isclose(trained_with.spectrum().l0, l0, rel_tol=0.02):
+            settings["target_l0"] = l0
     for name in ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations"):
         settings[name] = cfg[name]
     settings.update(
@@ -130,7 +137,7 @@ def _input_scale(sae: SAE[Any]) -> float | None:
 
 
 def _set_adapter(
-    sae: SAE[Any], training_sae: GBATrainingSAE, groups: NeuronGroups | None, keep_targets: bool
+    sae: SAE[Any], training_sae: GBATrainingSAE, groups: NeuronGroups | None, regroup: bool
 ) -> None:
     adapter = training_sae.adapter
     if _input_scale(sae) is None:
@@ -140,18 +147,13 @@ def _set_adapter(
         return
     adapter.frequency.copy_(groups.measured_frequency)
     spectrum: FrequencySpectrum = training_sae.cfg.spectrum()
-    if keep_targets:
-        adapter.group.copy_(groups.group)
-        adapter.target_frequency.copy_(groups.target_frequency)
-        # those of its training, which a calibration moves at the same L0
-        if math.isclose(float(groups.target_frequency.sum()), spectrum.l0, rel_tol=0.02):
-            adapter.target_frequency.copy_(torch.tensor(spectrum.frequencies)[groups.group])
-        return
-    most_active_first = groups.measured_frequency.sort(descending=True, stable=True).indices
-    adapter.group[most_active_first] = spectrum.group_of_neuron().to(adapter.group.device)
-    adapter.target_frequency[most_active_first] = spectrum.target_of_neuron().to(
-        adapter.target_frequency
-    )
+    group = groups.group
+    if regroup or tuple(group.bincount().tolist()) != spectrum.sizes:
+        most_active_first = groups.measured_frequency.sort(descending=True, stable=True).indices
+        group = torch.empty_like(group)
+        group[most_active_first] = spectrum.group_of_neuron()
+    adapter.group.copy_(group)
+    adapter.target_frequency.copy_(torch.tensor(spectrum.frequencies)[group])
 
 
 def training_config(cfg: dict[str, Any]) -> GBATrainingSAEConfig | None:

@@ -90,13 +90,13 @@ def draw(record: TrainingRecord) -> Figure:
 
 
 def _group_frequencies(ax: Axes, record: TrainingRecord) -> None:
-    by_group = np.array(record.group_frequency).T
-    for k, frequency in enumerate(by_group):
+    by_group, targets = np.array(record.group_frequency).T, np.array(record.target_frequency).T
+    for k, (frequency, target) in enumerate(zip(by_group, targets, strict=True)):
         color = group_color(k, len(by_group))
         # a group that is silent cannot be shown on a log axis
         seen = np.where(frequency > 0, frequency, np.nan)
         ax.plot(record.step, seen, color=color, label=f"group {k}")
-        ax.axhline(record.target_frequency[k], color=color, linestyle=":", linewidth=1)
+        ax.plot(record.step, target, color=color, linestyle=":", linewidth=1)
     ax.set_yscale("log")
     ax.set_title("mean frequency by group (dotted: target)")
     ax.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.14))
@@ -104,7 +104,7 @@ def _group_frequencies(ax: Axes, record: TrainingRecord) -> None:
 
 def _l0(ax: Axes, record: TrainingRecord) -> None:
     ax.plot(record.step, record.l0, label="measured")
-    ax.axhline(record.target_l0, color="gray", linestyle=":", label="target")
+    ax.plot(record.step, record.target_l0, color="gray", linestyle=":", label="target")
     ax.set_ylim(bottom=0)
     ax.set_title("L0 (active latents a sample)")
     ax.legend()

@@ -21,26 +21,26 @@ DENSITY_START, DENSITY_STOP, DENSITY_BINS = -6.0, 0.0, 60
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """One entry an adaptation of the biases in each list but the first three.
+    """One entry an adaptation of the biases in each list but the first.
 
     Attributes:
-        target_frequency: of each group, share of samples.
         group_size: latents of each group.
-        target_l0: sum of all latents' targets.
         step: optimizer steps done.
+        target_frequency: of each group at that time, share of samples.
+        target_l0: sum of all latents' targets at that time.
         l0: sum of the latents' frequencies since the adaptation before.
         dead: latents below the config's dead_frequency.
-        on_target: share of latents within a factor of 2 of their target.
+        on_target: share of latents within a factor of 2 of their target at that time.
         group_frequency: mean frequency of each group.
         bias_quantiles: of the biases, at QUANTILES.
         density: latents by log10 of frequency, DENSITY_BINS bins from DENSITY_START to
             DENSITY_STOP.
     """
 
-    target_frequency: list[float]
     group_size: list[int]
-    target_l0: float
     step: list[int] = field(default_factory=list)
+    target_frequency: list[list[float]] = field(default_factory=list)
+    target_l0: list[float] = field(default_factory=list)
     l0: list[float] = field(default_factory=list)
     dead: list[int] = field(default_factory=list)
     on_target: list[float] = field(default_factory=list)
@@ -94,13 +94,9 @@ def record_training(
             f"sae is a {type(sae).__name__}, which has no groups to watch: train with a "
             "GBATrainingSAEConfig, or without charts."
         )
-    adapter, groups = sae.adapter, sae.adapter.groups().summary()
+    adapter = sae.adapter
     started_at = int(adapter.n_steps)
-    record = TrainingRecord(
-        target_frequency=[row["target_frequency"] for row in groups],
-        group_size=[row["size"] for row in groups],
-        target_l0=float(adapter.target_frequency.sum()),
-    )
+    record = TrainingRecord(group_size=[row["size"] for row in adapter.groups().summary()])
 
     def look(*_: Any) -> None:
         period = adapter.adapt_every_n_steps
@@ -122,13 +118,15 @@ def record_training(
 @torch.no_grad()
 def _take_down(record: TrainingRecord, sae: GBATrainingSAE, step: int) -> None:
     adapter = sae.adapter
-    frequency = adapter.frequency.float().cpu()
-    on_target = share_on_target(frequency, adapter.target_frequency.float().cpu())
+    frequency, targets = adapter.frequency.float().cpu(), adapter.targets
+    target = targets.frequency.float().cpu()
     record.step.append(step)
+    record.target_frequency.append(targets.group_mean(targets.frequency).tolist())
+    record.target_l0.append(float(target.sum()))
     record.l0.append(float(frequency.sum()))
     record.dead.append(int((frequency < adapter.rates.dead_frequency).sum()))
-    record.on_target.append(float(on_target))
-    record.group_frequency.append(adapter.targets.group_mean(adapter.frequency).tolist())
+    record.on_target.append(float(share_on_target(frequency, target)))
+    record.group_frequency.append(targets.group_mean(adapter.frequency).tolist())
     quantiles = sae.bias.float().cpu().quantile(torch.tensor(QUANTILES))
     record.bias_quantiles.append(quantiles.tolist())
     # of living latents

@@ -113,9 +113,14 @@ def test_training_goes_on_after_a_fold() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
-def test_other_architectures_with_the_hook(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("attached_first", [False, True])
+def test_other_architectures_with_the_hook(
+    architecture: str, attached_first: bool, tmp_path: Path
+) -> None:
     # values can't be compared: new data of a parameter (`.data =`) do not arrive in this device's
-    sae = TrainingSAE.from_dict({"architecture": architecture, "d_in": 16, "d_sae": 64}).to(NAME)
+    sae = TrainingSAE.from_dict({"architecture": architecture, "d_in": 16, "d_sae": 64})
+    if not attached_first:
+        sae = sae.to(NAME)
     hook = BiasAdaptationHook.attach(sae, target_l0=4.0, adapt_every_n_steps=5)
     trained(sae, NAME).sae.save_model(tmp_path)
     assert int(hook.adapter.n_steps) == STEPS

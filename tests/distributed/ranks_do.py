@@ -61,6 +61,11 @@ def whole_sae(**settings: Any) -> GBATrainingSAE:
     return tiny_sae(**{"dtype": "float64", **settings})
 
 
+def falling_sae() -> GBATrainingSAE:
+    """Whose latents no number of ranks divides, and whose targets fall when it is stopped."""
+    return whole_sae(d_sae=61, l0_warm_up_steps=20)
+
+
 def trainer_config(steps: int, **settings: Any) -> SAETrainerConfig:
     defaults = {"lr": 3e-3, "lr_end": 3e-3, "n_batches_for_norm_estimate": 4}
     return SAETrainerConfig(
@@ -151,7 +156,7 @@ def train_beside_one_process(
 def checkpoint_and_go_on(rank: int, folder: Path, stop_at: int, steps: int) -> dict[str, Any]:
     """Trains, with a checkpoint on the way; the end, and what the stock SAE of it reconstructs."""
     with join() as ranks:
-        trainer = trainer_on(ranks, whole_sae(d_sae=61), steps)
+        trainer = trainer_on(ranks, falling_sae(), steps)
         take_steps(trainer, stop_at)
         trainer.save_checkpoint("stopped", folder)
         take_steps(trainer, steps - stop_at)
@@ -168,7 +173,7 @@ def go_on(rank: int, checkpoint: Path, stop_at: int, steps: int) -> dict[str, An
     """Trains on from a checkpoint, whoever wrote it."""
     with join() as ranks:
         torch.manual_seed(100 + rank)  # nothing may depend on it
-        trainer = trainer_on(ranks, GBATrainingSAE(whole_sae(d_sae=61).cfg), steps, skip=stop_at)
+        trainer = trainer_on(ranks, GBATrainingSAE(falling_sae().cfg), steps, skip=stop_at)
         trainer.load_trainer_state(checkpoint)
         trainer.sae.load_weights_from_checkpoint(checkpoint)
         take_steps(trainer, steps - stop_at)

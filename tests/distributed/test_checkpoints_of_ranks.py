@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE, TrainingSAE
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
-from tests.distributed.ranks_do import BATCH, checkpoint_and_go_on, go_on, samples, whole_sae
+from tests.distributed.ranks_do import BATCH, checkpoint_and_go_on, falling_sae, go_on, samples
 from tests.distributed.several import results
 from tests.toolbox import make_trainer, take_steps
 
@@ -44,7 +44,7 @@ def test_ranks_go_on_as_if_nothing_had_happened(
 def test_one_process_goes_on_with_saelens_alone(
     folder: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    sae = GBATrainingSAE(whole_sae(d_sae=61).cfg)
+    sae = GBATrainingSAE(falling_sae().cfg)
     data = islice(samples(), STOP_AT, None)
     trainer = make_trainer(sae, STEPS, data, BATCH, lr=3e-3, lr_end=3e-3)
     trainer.load_trainer_state(folder / "stopped")
@@ -57,7 +57,7 @@ def test_one_process_goes_on_with_saelens_alone(
 
 
 def test_ranks_go_on_from_a_checkpoint_of_one_process(tmp_path: Path) -> None:
-    trainer = make_trainer(whole_sae(d_sae=61), STEPS, samples(), BATCH, lr=3e-3, lr_end=3e-3)
+    trainer = make_trainer(falling_sae(), STEPS, samples(), BATCH, lr=3e-3, lr_end=3e-3)
     take_steps(trainer, STOP_AT)
     trainer.save_checkpoint("stopped", base_path=tmp_path)
     take_steps(trainer, STEPS - STOP_AT)
@@ -68,7 +68,7 @@ def test_ranks_go_on_from_a_checkpoint_of_one_process(tmp_path: Path) -> None:
 def test_files_are_those_of_one_process(
     folder: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
-    trainer = make_trainer(whole_sae(d_sae=61), STEPS, samples(), BATCH)
+    trainer = make_trainer(falling_sae(), STEPS, samples(), BATCH)
     take_steps(trainer, STOP_AT)
     trainer.save_checkpoint("stopped", base_path=tmp_path)
     trainer.sae.save_inference_model(tmp_path / "stock")

@@ -7,8 +7,10 @@ import pytest
 import torch
 from sae_lens import SAE, TrainingSAE
 
-from sae_lens_gba import GBATrainingSAE, NeuronGroups
+from sae_lens_gba import GBATrainingSAE, NeuronGroups, at_l0
+from sae_lens_gba.adaptation_settings import AdaptationSettings
 from sae_lens_gba.errors import NotTrainableError
+from sae_lens_gba.frequency_spectrum import GroupSizing
 from sae_lens_gba.saved.loading import load, to_training_sae
 from tests.hub_fixtures import D_IN, D_SAE, activations, trainer
 
@@ -110,16 +112,46 @@ def test_biases_above_zero_come_with_a_warning(caplog: pytest.LogCaptureFixture)
     assert "b_enc of this SAE is above 0" in caplog.text
 
 
-def test_groups_alone_give_the_targets_whatever_the_order_of_latents(sae_folder: Path) -> None:
-    ordered = NeuronGroups.load(sae_folder)
+@pytest.mark.parametrize("sizing", ["power_law", "equal"])
+def test_groups_of_a_hook_give_the_targets_whatever_the_order_of_latents(
+    sizing: GroupSizing, tmp_path: Path
+) -> None:
+    settings = AdaptationSettings(target_l0=3.0, n_groups=5, group_sizing=sizing)
+    spectrum = settings.spectrum_of(D_SAE)
     order = torch.randperm(D_SAE)
-    groups = NeuronGroups(
-        ordered.group[order], ordered.target_frequency[order], ordered.measured_frequency[order]
-    )
+    group, target = spectrum.group_of_neuron()[order], spectrum.target_of_neuron()[order]
+    groups = NeuronGroups(group, target, measured_frequency=torch.rand(D_SAE))
     sae = to_training_sae(random_stock_sae(), groups)
-    for name in ("group", "target_frequency", "measured_frequency"):
-        assert torch.equal(getattr(sae.groups(), name), getattr(groups, name))
-    assert sae.cfg.n_groups == 4
+    sae.save_model(tmp_path)
+    again: TrainingSAE[Any] = TrainingSAE.load_from_disk(tmp_path)
+    assert isinstance(again, GBATrainingSAE)
+    for trained in (sae, again):
+        assert torch.equal(trained.groups().group, group)
+        torch.testing.assert_close(trained.groups().target_frequency, target)
+
+
+def test_groups_that_no_settings_give_are_formed_anew_at_their_l0() -> None:
+    group = torch.tensor([0] * 30 + [1, 1])
+    target = torch.tensor([0.1] * 30 + [0.01, 0.01])
+    measured = torch.rand(D_SAE)
+    sae = to_training_sae(random_stock_sae(), NeuronGroups(group, target, measured))
+    targets = sae.groups().target_frequency
+    assert float(targets.sum()) == pytest.approx(3.02, rel=1e-4)
+    assert sae.adapter.group.bincount().tolist() == list(sae.cfg.spectrum().sizes)
+    assert (targets[measured.argsort(descending=True)].diff() <= 0).all()
+
+
+def test_at_another_l0_it_trains_at_that_one(sae_folder: Path, tmp_path: Path) -> None:
+    at_2 = at_l0(sae_folder, 2.0)
+    sae = at_2.to_training_sae()
+    x = activations(8)
+    torch.testing.assert_close(sae(x), at_2.sae(x), rtol=1e-5, atol=1e-5)
+    sae.save_model(tmp_path)
+    again: TrainingSAE[Any] = TrainingSAE.load_from_disk(tmp_path)
+    assert isinstance(again, GBATrainingSAE)
+    assert sae.cfg.target_l0 == pytest.approx(2.0, rel=0.01)
+    for trained in (sae, again):
+        assert trained.adapter.target_l0 == pytest.approx(2.0, rel=0.01)
 
 
 def test_a_latent_without_a_decoder_stays_silent_in_the_output() -> None:
@@ -142,11 +174,15 @@ def test_what_can_not_be_trained_is_refused(sae_folder: Path) -> None:
         to_training_sae(sae_folder, target_l0=-1)
 
 
-def test_targets_do_not_fall_once_more(jumprelu_sae: GBATrainingSAE, tmp_path: Path) -> None:
+def test_neither_targets_nor_nested_weight_fall_once_more(
+    jumprelu_sae: GBATrainingSAE, tmp_path: Path
+) -> None:
     jumprelu_sae.cfg.l0_warm_up_steps = 500
     try:
         jumprelu_sae.save_inference_model(tmp_path / "run")
     finally:
         jumprelu_sae.cfg.l0_warm_up_steps = 0
-    assert to_training_sae(tmp_path / "run").cfg.l0_warm_up_steps == 0
-    assert to_training_sae(tmp_path / "run", l0_warm_up_steps=9).cfg.l0_warm_up_steps == 9
+    still = to_training_sae(tmp_path / "run").cfg
+    assert (still.l0_warm_up_steps, still.n_nested_reconstructions) == (0, 1)
+    anew = to_training_sae(tmp_path / "run", l0_warm_up_steps=9).cfg
+    assert (anew.l0_warm_up_steps, anew.n_nested_reconstructions) == (9, 5)

@@ -71,6 +71,21 @@ def test_at_the_l0_it_was_trained_for_the_sae_stays_as_it_is(folder: Path) -> No
     torch.testing.assert_close(same.sae.threshold, saved.sae.threshold, rtol=1e-3, atol=1e-4)
 
 
+def test_the_ends_of_the_range_can_be_asked_for(folder: Path) -> None:
+    known = NeuronGroups.load(folder).other_l0s
+    assert known is not None
+    for end, beyond in ((known[0], 0.995), (known[-1], 1.005)):
+        at_the_end, a_bit_beyond = (
+            at_l0(folder, float(end) * by).sae.get_parameter("threshold") for by in (1, beyond)
+        )
+        assert torch.equal(at_the_end, a_bit_beyond)
+
+
+def test_an_empty_batch_says_nothing(folder: Path) -> None:
+    x = samples(1000)
+    assert l0(calibrate(folder, [x[:0], x], 3.0).sae, x) == pytest.approx(3.0, rel=1e-3)
+
+
 def test_thresholds_for_other_l0s_travel_with_the_groups(folder: Path, tmp_path: Path) -> None:
     groups = NeuronGroups.load(folder)
     assert groups.other_l0s is not None

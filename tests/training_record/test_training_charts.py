@@ -24,6 +24,7 @@ Trained = tuple[GBATrainingSAE, TrainingRecord]
 def new_sae() -> GBATrainingSAE:
     torch.manual_seed(0)
     cfg = tiny_config(d_in=8, d_sae=D_SAE, n_groups=3, target_l0=3.0, adapt_every_n_steps=PERIOD)
+    cfg.l0_warm_up_steps = STEPS
     return GBATrainingSAE(cfg)
 
 
@@ -54,10 +55,19 @@ def test_the_last_entry_is_the_state_of_the_sae(trained: Trained) -> None:
         assert record.group_frequency[-1][k] == pytest.approx(float(frequency[group == k].mean()))
     assert record.bias_quantiles[-1][2] == pytest.approx(float(sae.bias.quantile(0.5)))
     assert record.bias_quantiles[-1] == sorted(record.bias_quantiles[-1])
-    assert record.target_l0 == pytest.approx(3.0, rel=1e-3)
     assert record.group_size == group.bincount().tolist()
     for density, dead in zip(record.density, record.dead, strict=True):
         assert sum(density) + dead == D_SAE
+
+
+def test_targets_are_those_of_the_moment(trained: Trained) -> None:
+    sae, record = trained
+    expected = [3 * (1.5 - 0.5 * step / STEPS) for step in record.step]
+    assert record.target_l0 == pytest.approx(expected, rel=1e-3)
+    final = sae.adapter.targets.group_mean(sae.adapter.target_frequency)
+    times = torch.tensor(record.target_frequency) / final
+    assert (times.diff(dim=0) < 0).all()
+    torch.testing.assert_close(times[0], torch.full((3,), expected[0] / 3), rtol=1e-3, atol=0)
 
 
 def test_watching_changes_nothing(trained: Trained) -> None:
