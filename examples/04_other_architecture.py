@@ -1,11 +1,12 @@
-"""Make SAELens' own standard or jumprelu SAE hold a frequency spectrum."""
+"""Make SAELens' own standard or jumprelu training SAE hold an L0, group by group."""
 
 import argparse
 from collections.abc import Iterator
 
 import torch
 from sae_lens import JumpReLUTrainingSAEConfig, TrainingSAE
-from sae_lens.saes.sae import TrainStepInput
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import BiasAdaptationHook
 
@@ -24,25 +25,11 @@ def main() -> None:
     steps = parser.parse_args().steps
     torch.manual_seed(0)
     # no sparsity loss: the hook keeps the latents sparse
-    cfg = JumpReLUTrainingSAEConfig(D_IN, D_SAE, l0_coefficient=0.0, decoder_init_norm=1.0)
-    sae = TrainingSAE.from_dict(cfg.to_dict())
+    settings = JumpReLUTrainingSAEConfig(D_IN, D_SAE, l0_coefficient=0.0, decoder_init_norm=1.0)
+    sae = TrainingSAE.from_dict(settings.to_dict())
     hook = BiasAdaptationHook.attach(sae, target_l0=3.0)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3)
-    data = activations()
-    coefficients = dict.fromkeys(sae.get_coefficients(), 0.0)
-    for step in range(steps):
-        output = sae.training_forward_pass(
-            step_input=TrainStepInput(
-                sae_in=next(data),
-                coefficients=coefficients,
-                dead_neuron_mask=None,
-                n_training_steps=step,
-                is_logging_step=False,
-            )
-        )
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    cfg = SAETrainerConfig(steps * BATCH, BATCH, lr=1e-3, lr_end=1e-3)
+    SAETrainer(cfg, sae, activations()).fit()
     for row in hook.groups().summary():
         print(
             "group {group}: {size:3d} latents, target {target_frequency:.4f}, "

@@ -30,8 +30,10 @@ class BiasAdaptationHook:
 
     While attached, ``b_enc`` of a standard SAE, or ``threshold`` of a jumprelu SAE, gets no
     gradient: it is moved by the same `BiasAdapter` as a GBA SAE's, watching the SAE's
-    ``hook_sae_acts_pre``, in training mode only. Losses are left as they are: set the
-    sparsity coefficient to 0, or it works against the adaptation.
+    ``hook_sae_acts_pre``, in training mode only. ``b_dec`` of a standard SAE gets its gradient
+    from the output alone, as a GBA SAE's: the encoder's would move it until the feedback is
+    undone. Losses are left as they are: set the sparsity coefficient to 0, or it works against
+    the adaptation.
 
     A copy of the SAE (``copy.deepcopy``) has a hook of its own, and ``sae.reset_hooks`` leaves it
     where it is: `remove` is what ends the adaptation.
@@ -83,7 +85,7 @@ class BiasAdaptationHook:
             handle.remove()
         self._handles.clear()
         self._parameter.requires_grad_(True)
-        for name in ("save_model", "load_weights_from_checkpoint"):
+        for name in ("save_model", "load_weights_from_checkpoint", "process_sae_in"):
             vars(self.sae).pop(name, None)
 
     def groups(self) -> NeuronGroups:
@@ -108,6 +110,14 @@ class BiasAdaptationHook:
         vars(sae)["load_weights_from_checkpoint"] = partial(
             self._load_with_state, sae.load_weights_from_checkpoint
         )
+        if isinstance(sae, StandardTrainingSAE):
+            vars(sae)["process_sae_in"] = partial(self._encoder_input, sae.process_sae_in)
+
+    def _encoder_input(
+        self, process_sae_in: Callable[[torch.Tensor], torch.Tensor], sae_in: torch.Tensor
+    ) -> torch.Tensor:
+        x = process_sae_in(sae_in)
+        return x.detach() if self.sae.training else x
 
     @torch.no_grad()
     def _on_input(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
