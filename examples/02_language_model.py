@@ -56,4 +56,4 @@ cfg = LanguageModelSAERunnerConfig(
 texts = load_text(args.dataset).dataset
 LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=texts).run()
 sae = SAE.load_from_disk(OUTPUT)
-print(f"{type(sae).__name__} with {sae.cfg.d_sae} latents: L0 {sae.cfg.metadata.l0:.2f}")
+print(f"{type(sae).__name__}, {sae.cfg.d_sae} latents: calibrated to L0 {sae.cfg.metadata.l0:.2f}")

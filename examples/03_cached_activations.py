@@ -22,7 +22,6 @@ from sae_lens_gba import GBATrainingSAEConfig, NeuronGroups
 from sae_lens_gba.sources import load_text
 
 CACHE = "activations"
-
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="gpt2", help="Hub name or folder")
 parser.add_argument("--dataset", default="NeelNanda/pile-10k", help="Hub name or text file")
@@ -34,7 +33,7 @@ parser.add_argument("--d-sae", type=int, default=16_384)
 parser.add_argument("--batch", type=int, default=4096)
 args = parser.parse_args()
 
-d_in = AutoConfig.from_pretrained(args.model).hidden_size
+d_in, steps = AutoConfig.from_pretrained(args.model).hidden_size, args.tokens // args.batch
 shared: dict[str, Any] = {
     "model_name": args.model, "model_class_name": "AutoModelForCausalLM",
     "model_from_pretrained_kwargs": {}, "hook_name": args.hook, "dataset_path": args.dataset,
@@ -49,12 +48,13 @@ CacheActivationsRunner(cache, override_dataset=texts).run()
 
 for l0 in args.l0s:
     torch.manual_seed(0)
+    folder = f"l0_{l0:g}"
     cfg = LanguageModelSAERunnerConfig(
-        **shared, sae=GBATrainingSAEConfig(d_in=d_in, d_sae=args.d_sae, target_l0=l0),
-        use_cached_activations=True, cached_activations_path=CACHE, is_dataset_tokenized=False,
-        train_batch_size_tokens=args.batch, n_batches_in_buffer=64, lr=3e-3,
-        logger=LoggingConfig(log_to_wandb=False), output_path=f"l0_{l0:g}", checkpoint_path=None,
+        **shared, sae=GBATrainingSAEConfig(d_in, args.d_sae, target_l0=l0, l0_warm_up_steps=steps),
+        use_cached_activations=True, cached_activations_path=CACHE, n_batches_in_buffer=64,
+        is_dataset_tokenized=False, logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None,
+        train_batch_size_tokens=args.batch, lr=1e-2, lr_decay_steps=steps // 4, output_path=folder,
     )  # fmt: skip
     LanguageModelSAETrainingRunner(cfg, override_dataset=texts).run()
-    groups = NeuronGroups.load(f"l0_{l0:g}")
-    print(f"asked for L0 {l0:g}, got {groups.measured_frequency.sum():.2f}")
+    l0_got = float(NeuronGroups.load(folder).measured_frequency.sum())
+    print(f"asked for L0 {l0:g}, calibrated to {l0_got:.2f}")

@@ -28,11 +28,12 @@ parser.add_argument("--context", type=int, default=128, help="tokens a sequence"
 args = parser.parse_args()
 
 torch.manual_seed(0)
+steps = args.tokens // args.batch
 model: Any = TransformerBridge.boot_transformers(args.model)
 # SAEs are made one after another from one random generator: each has weights of its own
 saes = {
     f"l0_{l0:g}_seed_{seed}": GBATrainingSAEConfig(
-        d_in=model.cfg.d_model, d_sae=args.d_sae, target_l0=l0
+        d_in=model.cfg.d_model, d_sae=args.d_sae, target_l0=l0, l0_warm_up_steps=steps
     )
     for l0 in args.l0s
     for seed in range(args.seeds)
@@ -40,7 +41,8 @@ saes = {
 cfg = MultiSAETrainingRunnerConfig(
     saes=saes, hook_names=args.hook, model_name=args.model, model_from_pretrained_kwargs={},
     dataset_path=args.dataset, context_size=args.context, training_tokens=args.tokens,
-    train_batch_size_tokens=args.batch, n_batches_in_buffer=64, lr=3e-3,
+    train_batch_size_tokens=args.batch, n_batches_in_buffer=64,
+    exclude_special_tokens=True, lr=1e-2, lr_decay_steps=steps // 4,
     logger=LoggingConfig(log_to_wandb=False), output_path="sweep", checkpoint_path=None,
 )  # fmt: skip
 texts = load_text(args.dataset).dataset
@@ -48,7 +50,7 @@ MultiSAETrainingRunner(cfg, override_model=model, override_dataset=texts).run()
 
 for l0 in args.l0s:
     first, *others = (SAE.load_from_disk(f"sweep/l0_{l0:g}_seed_{i}") for i in range(args.seeds))
-    print(f"L0 asked {l0:g}, got {first.cfg.metadata.l0:.2f}")
+    print(f"L0 asked {l0:g}, calibrated to {first.cfg.metadata.l0:.2f}")
     for other in others:
         (share,) = shares_consistent(first.W_dec, other.W_dec)
         print(f"  found again with another seed (MCS > 0.9): {share:.1%} of the latents")

@@ -32,6 +32,7 @@ parser.add_argument("--context", type=int, default=128, help="tokens a sequence"
 args = parser.parse_args()
 
 torch.manual_seed(0)
+steps = args.tokens // args.batch
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model: Any = TransformerBridge.boot_transformers(args.model, device=device)
 layers = range(model.cfg.n_layers)
@@ -39,20 +40,21 @@ cfg = MultiSAETrainingRunnerConfig(
     saes={
         f"layer_{i}": GBATrainingSkipTranscoderConfig(
             d_in=model.cfg.d_model, d_sae=args.d_sae, target_l0=args.target_l0,
-            hook_name_out=f"blocks.{i}.hook_mlp_out", device=device,
+            l0_warm_up_steps=steps, hook_name_out=f"blocks.{i}.hook_mlp_out", device=device,
         )
         for i in layers
     },
     hook_names={f"layer_{i}": f"blocks.{i}.mlp.hook_in" for i in layers},
     model_name=args.model, dataset_path=args.dataset, context_size=args.context,
     exclude_special_tokens=True, training_tokens=args.tokens, train_batch_size_tokens=args.batch,
-    n_batches_in_buffer=64, lr=1e-2, lr_decay_steps=args.tokens // args.batch // 4,
+    n_batches_in_buffer=64, lr=1e-2, lr_decay_steps=steps // 4,
     logger=LoggingConfig(log_to_wandb=False), device=device, output_path="transcoders",
     checkpoint_path=None,
 )  # fmt: skip
 TranscoderSetTrainingRunner(cfg, load_text(args.dataset).dataset, model).run()
 for i in layers:
     transcoder = SAE.load_from_disk(f"transcoders/layer_{i}")
-    print(f"{type(transcoder).__name__} of layer {i}: L0 {transcoder.cfg.metadata.l0:.2f}")
+    l0 = transcoder.cfg.metadata.l0
+    print(f"{type(transcoder).__name__} of layer {i}, calibrated to L0 {l0:.2f}")
 folder = export_for_circuit_tracer([f"transcoders/layer_{i}" for i in layers], "for_circuit_tracer")
 print(f"upload {folder} to a repo, and circuit-tracer loads it by the repo's name")

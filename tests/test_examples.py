@@ -52,14 +52,14 @@ TINY = ["--context", "16", "--tokens", "2048", "--batch", "128", "--d-sae", "64"
 def test_an_sae_of_a_language_model_is_trained(run: Run, on_tiny_model: list[str]) -> None:
     hook = ["--hook", "blocks.0.hook_resid_post", "--target-l0", "4"]
     said = run("02_language_model.py", *on_tiny_model, *TINY, *hook)
-    (l0,) = re.findall(r"JumpReLUSAE with 64 latents: L0 (\S+)", said)
+    (l0,) = re.findall(r"JumpReLUSAE, 64 latents: calibrated to L0 (\S+)", said)
     assert float(l0) == pytest.approx(4.0, rel=0.05)
 
 
 def test_cached_activations_serve_several_saes(run: Run, on_tiny_model: list[str]) -> None:
     arguments = ["--hook", "model.layers.0", "--l0s", "3", "5"]
     said = run("03_cached_activations.py", *on_tiny_model, *TINY, *arguments)
-    got = [float(l0) for l0 in re.findall(r"got (\S+)", said)]
+    got = [float(l0) for l0 in re.findall(r"calibrated to (\S+)", said)]
     assert got == pytest.approx([3.0, 5.0], rel=0.05)
 
 
@@ -137,7 +137,7 @@ def test_two_processes_train_one_sae(tmp_path: Path) -> None:
 
 def test_every_mlp_gets_a_transcoder(run: Run, on_tiny_model: list[str], tmp_path: Path) -> None:
     said = run("11_transcoder.py", *on_tiny_model, *TINY, "--target-l0", "4")
-    l0s = re.findall(r"JumpReLUSkipTranscoder of layer \d: L0 (\S+)", said)
+    l0s = re.findall(r"JumpReLUSkipTranscoder of layer \d, calibrated to L0 (\S+)", said)
     assert [float(l0) for l0 in l0s] == pytest.approx([4.0, 4.0], rel=0.05)
     assert (tmp_path / "for_circuit_tracer" / "layer_1.safetensors").is_file()
 
