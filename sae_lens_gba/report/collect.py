@@ -132,33 +132,33 @@ def _read(
 ) -> torch.Tensor:
     """The pass over the text; its token ids, shape (n_sequences, n_tokens).
 
-    SAEs of the same hook share the model's activations.
+    SAEs of the same hook and head share the model's activations.
     """
-    stores: dict[str, ActivationsStore] = {}
+    stores: dict[tuple[str, int | None], ActivationsStore] = {}
     for reading in readings:
+        head = reading.saved.sae.cfg.metadata.hook_head_index
         for hook, width in reading.saved.widths.items():
-            if hook in stores:
+            if (hook, head) in stores:
                 continue
             store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
             store.hook_name, store.d_in = hook, width
             # tokens and positions are the first SAE's, whatever the others were trained on
             store.seqpos_slice = next(iter(stores.values()), store).seqpos_slice
-            stores[hook] = store
-    first = stores[readings[0].saved.hook_name]
+            stores[hook, head] = store
+    first = next(iter(stores.values()))
     special = torch.tensor(get_special_token_ids(model.tokenizer))
     d_sae = max(reading.saved.d_sae for reading in readings)
     text: list[torch.Tensor] = []
     n_read = 0
     for tokens in token_batches(first, cfg.n_tokens, d_sae):
-        seen = {hook: activations_on(store, tokens) for hook, store in stores.items()}
+        seen = {place: activations_on(store, tokens) for place, store in stores.items()}
         text.append(tokens[:, slice(*first.seqpos_slice)].cpu())
         places = torch.isin(text[-1], special, invert=True).flatten().nonzero().squeeze(1)
         for reading in readings:
             saved = reading.saved
-            x, target = (
-                seen[hook].flatten(0, 1)[places.to(seen[hook].device)]
-                for hook in (saved.hook_name, saved.hook_name_out)
-            )
+            head = saved.sae.cfg.metadata.hook_head_index
+            of_both = (seen[hook, head] for hook in (saved.hook_name, saved.hook_name_out))
+            x, target = (acts.flatten(0, 1)[places.to(acts.device)] for acts in of_both)
             reading.update(x, target, n_read + places)
         n_read += text[-1].numel()
     if readings[0].selectivity.n_samples == 0:

@@ -102,8 +102,11 @@ class Reader:
             ids = ids[:, : self._store.context_size].to(self._store.device)
             sae = self._saved.sae
             acts = sae.encode(activations_on(self._store, ids)[0].to(sae.dtype))
-        acts = (acts.to_dense() if acts.is_sparse else acts).float().cpu()
+            ids = ids[:, slice(*self._store.seqpos_slice)]  # the positions that it was trained on
+        acts = (acts.to_dense() if acts.is_sparse else acts).float().abs().cpu()
         tokens = ids[0].tolist()
+        if not tokens:  # too short a text for the positions that the SAE was trained on
+            return Answer([], [], n_left_out, 0.0, [])
         special = [i for i, token in enumerate(tokens) if token in self._tokens.special]
         acts[special] = 0
         # a latent that was silent in the report is the news here

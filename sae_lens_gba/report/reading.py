@@ -89,7 +89,8 @@ class Reading:
         x = x.to(sae.dtype)
         acts, pre_activations = _encode(sae, x)
         self.variance.add_batch(decoded(sae, acts, x).float(), target)
-        acts = (acts.to_dense() if acts.is_sparse else acts).float()
+        # AbsTopK's have signs
+        acts = (acts.to_dense() if acts.is_sparse else acts).float().abs()
         active = acts > 0
         self.selectivity.add(acts if pre_activations is None else pre_activations, active)
         self.max_activation = torch.maximum(self.max_activation, acts.amax(dim=0).cpu())

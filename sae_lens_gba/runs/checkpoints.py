@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import SAETrainerConfig
-from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
@@ -37,7 +38,13 @@ SAMPLES_FILENAME = "recent_samples.safetensors"
 # of a run that goes on, these may be other ones
 _FREE_TO_CHANGE = {
     "calibrate_for", "checkpoint_path", "device", "dtype", "logger", "metadata", "n_checkpoints",
-    "save_final_checkpoint", "total_training_samples",
+    "save_final_checkpoint",
+}  # fmt: skip
+
+# settings of a trainer that are a runner's as well, under the same name
+_OF_RUNNER = {
+    "adam_beta1", "adam_beta2", "lr", "lr_decay_steps", "lr_end", "lr_scheduler_name",
+    "lr_warm_up_steps", "n_restart_cycles", "training_tokens",
 }  # fmt: skip
 
 AnyTrainer = SAETrainer[Any, Any] | MultiSAETrainer
@@ -91,6 +98,7 @@ class Checkpoints:
             return
         if not (resume_from / STATE_FILENAME).is_file():  # saved by several processes together
             for name, part in parts_of(trainer).items():
+                _require_same_schedule(part.cfg, resume_from / name)
                 _restore_part(part, resume_from / name)
             return
         # weights_only: tensors and plain values, nothing that could run
@@ -138,6 +146,28 @@ class Checkpoints:
         return path
 
 
+def require_settings_of(checkpoint: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """That a run goes on with the settings of a checkpoint, of whatever number of processes.
+
+    Raises:
+        RunFolderError: a setting is another one.
+    """
+    saved = read_json(checkpoint / SAE_CFG_FILENAME)
+    _require_same("SAE", saved, cfg.sae.to_dict(), checkpoint)
+    _require_same_schedule(cfg.to_sae_trainer_config(), checkpoint)
+
+
+def _require_same_schedule(cfg: SAETrainerConfig, checkpoint: Path) -> None:
+    """Of a checkpoint without `STATE_FILENAME`, but with its runner's settings."""
+    path = checkpoint / RUNNER_CFG_FILENAME
+    if not path.is_file():
+        return
+    saved, now = read_json(path), _settings(cfg)
+    now["training_tokens"] = now.pop("total_training_samples", saved.get("training_tokens"))
+    for name in sorted(_OF_RUNNER & now.keys() & saved.keys()):
+        _require_same("run", {name: saved[name]}, {name: now[name]}, checkpoint)
+
+
 def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:
     # not trainer.save_checkpoint, which uploads the weights to wandb each time
     part.sae.save_model(folder)
@@ -172,7 +202,10 @@ def _batches_before_training(trainer: AnyTrainer) -> int:
 
 
 def _settings(cfg: SAETrainerConfig) -> dict[str, Any]:
-    return {k: v for k, v in asdict(cfg).items() if k not in _FREE_TO_CHANGE}
+    settings = {k: v for k, v in asdict(cfg).items() if k not in _FREE_TO_CHANGE}
+    if cfg.lr_scheduler_name == "constant" and cfg.lr_decay_steps == 0:
+        del settings["total_training_samples"]  # nothing follows the run's length
+    return settings
 
 
 def _require_same(whose: str, saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:

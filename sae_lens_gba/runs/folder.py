@@ -98,10 +98,12 @@ def _has_sae(folder: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """The system's own lock, which ends with the process, however that ends."""
-    with _lock(path):
+    with _lock(path) as file:
         try:
             yield
         finally:
+            if fcntl is None:  # Windows removes no file that is open
+                file.close()
             path.unlink(missing_ok=True)
 
 

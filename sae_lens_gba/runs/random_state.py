@@ -52,7 +52,10 @@ def draw_again(provider: Iterator[Any], n_batches: int, before: dict[str, Any]) 
     if isinstance(provider, SyntheticActivationIterator) or is_live(provider):
         return
     if isinstance(provider, PrefetchingIterator):
-        _log.warning("with prefetch_llm_batches, the data go on in another order.")
+        _log.warning(
+            "with prefetch_llm_batches the data begin anew: resume without it, and they go on with "
+            "what was not read yet."
+        )
         return
     set_random_state(before)
     for _ in trange(n_batches, desc="Data up to the checkpoint", leave=False):

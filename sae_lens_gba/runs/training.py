@@ -23,6 +23,7 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
+from sae_lens_gba.runs.checkpoints import require_settings_of
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, require_minutes, resumable_run
 from sae_lens_gba.runs.transcoders import (
@@ -132,15 +133,17 @@ def train_on_ranks(
             found = ranks.from_rank(0, found)
             if found is not None:
                 cfg.resume_from_checkpoint = str(found)
-            cfg.checkpoint_path = str(folder / CHECKPOINTS)
             cfg.llm_device = str(ranks.device)
             model = _model_of(cfg)
             cfg = _fitted_to(model, cfg, d_in_of_model)
+            if is_first and found is not None:
+                require_settings_of(found, cfg)
             with _no_warning_of_a_model():
                 is_sae = _target_of(cfg) is None
                 runner = LatentParallelRunner if is_sae else LatentParallelTranscoderRunner
                 together = runner(cfg, ranks, override_model=model)
                 together.checkpoint_minutes = checkpoint_minutes
+                together.resume_folder = folder / CHECKPOINTS
                 sae = together.run()
             if is_first:
                 remove_checkpoints(folder)

@@ -161,12 +161,18 @@ def to_training_sae(
         ValueError: a setting is not possible.
         GBAError: a folder can't be read; see `load`.
     """
-    if isinstance(sae, str | Path):
-        sae = load(sae)
+    saved = opened(sae)
+    return training_form(saved.sae, saved.groups if groups is None else groups, changes)
+
+
+def opened(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:
+    """An SAE as functions of this package take one: trained with GBA or not, loaded or a folder."""
     if isinstance(sae, SavedSAE):
-        groups = sae.groups if groups is None else groups
-        sae = sae.sae
-    return training_form(sae, groups, changes)
+        return sae
+    if isinstance(sae, SAE):
+        return SavedSAE(sae, sae.cfg.to_dict())
+    folder = Path(sae).expanduser()
+    return read_saved(folder, groups_required=False) if folder.is_dir() else load(sae)
 
 
 def _folder(source: str | Path) -> Path | None:

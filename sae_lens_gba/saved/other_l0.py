@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from sae_lens_gba.calibration import (
 )
 from sae_lens_gba.errors import CalibrationError
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.saved.loading import load
-from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
+from sae_lens_gba.saved.loading import opened
+from sae_lens_gba.saved.saved_sae import SavedSAE
 
 ROWS = 512  # of activations that are encoded at a time
 # the L0s that were saved are as measured, within a percent of those that were wanted
@@ -54,7 +55,7 @@ def calibrate(
     Raises:
         CalibrationError: no thresholds, no target, an L0 that can't be reached, or too few samples.
     """
-    saved = _as_saved(sae)
+    saved = opened(sae)
     jumprelu = _jumprelu(saved)
     batches = [activations] if isinstance(activations, torch.Tensor) else list(activations)
     _check_activations(batches, jumprelu)
@@ -69,26 +70,28 @@ def calibrate(
             f"sample, so pass at least {math.ceil(LEAST_FIRINGS / rarest)}."
         )
     unit = jumprelu.W_enc.norm(dim=0).float()
-    some = jumprelu.process_sae_in(batches[0][:ROWS].to(jumprelu.device))
-    unit = (unit * typical_norm(some) / math.sqrt(jumprelu.cfg.d_in)).clamp(min=1e-30)
+
+    def inputs(rows: torch.Tensor) -> torch.Tensor:
+        return jumprelu.process_sae_in(rows.to(jumprelu.device))
 
     def pre_activations() -> Iterator[torch.Tensor]:
         for batch in batches:
             for rows in batch.split(ROWS):
-                sae_in = jumprelu.process_sae_in(rows.to(jumprelu.device))
-                yield (sae_in @ jumprelu.W_enc + jumprelu.b_enc).float()
+                yield (inputs(rows) @ jumprelu.W_enc + jumprelu.b_enc).float()
 
-    (found,) = calibrate_groups(
-        pre_activations, jumprelu.threshold.float(), unit, group, group_frequency, [l0]
-    )
+    with _heads_joined(jumprelu):
+        scale = typical_norm(inputs(batches[0][:ROWS])) / math.sqrt(jumprelu.cfg.d_in)
+        unit = (unit * scale).clamp(min=1e-30)
+        (found,) = calibrate_groups(
+            pre_activations, jumprelu.threshold.float(), unit, group, group_frequency, [l0]
+        )
     if found.l0 < 0.99 * l0:
         raise CalibrationError(
             f"target_l0={l0:g} can't be reached on these activations: with all thresholds at 0, "
             f"{found.l0:.4g} latents are active a sample; ask for that or less."
         )
-    return _moved(
-        saved, found.offset[group] * unit, _measured(saved, group, l0, found), found.n_samples
-    )
+    groups = _measured(saved, group, l0, found)
+    return _moved(saved, found.offset[group] * unit, groups, found.l0, found.n_samples)
 
 
 def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
@@ -107,7 +110,7 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
     Raises:
         CalibrationError: the SAE has no thresholds for other L0s, or not for this one.
     """
-    saved = _as_saved(sae)
+    saved = opened(sae)
     jumprelu = _jumprelu(saved)
     groups = saved.groups
     if groups is None or groups.other_l0s is None or groups.offsets is None:
@@ -128,16 +131,8 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
     offset = _interpolate(known.log(), groups.offsets.double(), math.log(l0))
     moved_by = offset[groups.group] * jumprelu.W_enc.detach().norm(dim=0).cpu().double()
     target = _targets_at(groups, l0)
-    return _moved(saved, moved_by, NeuronGroups(groups.group, target, target.clone()))
-
-
-def _as_saved(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:
-    if isinstance(sae, SavedSAE):
-        return sae
-    if isinstance(sae, SAE):
-        return SavedSAE(sae, sae.cfg.to_dict())
-    folder = Path(sae).expanduser()
-    return read_saved(folder, groups_required=False) if folder.is_dir() else load(sae)
+    groups = NeuronGroups(groups.group, target, target.clone())
+    return _moved(saved, moved_by, groups, float(target.sum()))
 
 
 def _jumprelu(saved: SavedSAE) -> JumpReLUSAE | JumpReLUTranscoder:
@@ -147,6 +142,18 @@ def _jumprelu(saved: SavedSAE) -> JumpReLUSAE | JumpReLUTranscoder:
             "only 'jumprelu' and jumprelu transcoders have."
         )
     return saved.sae
+
+
+@contextmanager
+def _heads_joined(sae: SAE[Any]) -> Iterator[None]:
+    """It reads (n, d_in), though it is of attention heads."""
+    reshapes = sae.hook_z_reshaping_mode
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshapes:
+            sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 def _check_activations(batches: list[torch.Tensor], sae: SAE[Any]) -> None:
@@ -205,24 +212,31 @@ def _moved(
     saved: SavedSAE,
     moved_by: torch.Tensor,
     groups: NeuronGroups | None,
+    l0: float,
     n_samples: int | None = None,
 ) -> SavedSAE:
     """A copy with thresholds ``moved_by`` higher, (d_sae,), that says what it is now."""
-    sae = deepcopy(saved.sae)
+    # not a deepcopy: SAELens' reshaping of attention heads would stay bound to the original
+    sae = type(saved.sae)(deepcopy(saved.sae.cfg))
+    sae.load_state_dict(saved.sae.state_dict())
+    sae.to(saved.sae.device).eval()
     threshold = sae.get_parameter("threshold").data
     threshold.copy_((threshold.double() + moved_by.to(threshold.device)).clamp(min=0))
     cfg = deepcopy(saved.cfg)
+    sae.cfg.metadata.l0 = l0
+    cfg.setdefault("metadata", {})["l0"] = l0
     if groups is not None:
         gba = {
             **(cfg["metadata"].get("gba") or {}),
             "groups": groups.summary(),
-            "l0": {"target": float(groups.target_frequency.sum()),
-                   "measured": float(groups.measured_frequency.sum()), "n_samples": n_samples},
-        }  # fmt: skip
+            "l0": {
+                "target": float(groups.target_frequency.sum()),
+                "measured": l0,
+                "n_samples": n_samples,
+            },
+        }
         gba.pop("evaluation", None)  # of the SAE as it was
-        cfg["metadata"]["gba"] = gba
-        cfg["metadata"]["l0"] = gba["l0"]["measured"]
-        sae.cfg.metadata.gba, sae.cfg.metadata.l0 = gba, cfg["metadata"]["l0"]
+        sae.cfg.metadata.gba = cfg["metadata"]["gba"] = gba
     return replace(saved, sae=sae, cfg=cfg, groups=groups, log_sparsity=None)
 
 

@@ -46,6 +46,10 @@ from sae_lens_gba.saved.stock_form import fold_activation_scaler, stock_form
 from sae_lens_gba.saved.training_form import training_config, training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
 
+_OPTIONAL = (GROUPS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME)
+# architectures without a threshold whose latents are active where the pre-activation is above 0
+_RELU = ("standard", "transcoder", "skip_transcoder")
+
 
 @dataclass(frozen=True)
 class SavedSAE:
@@ -114,8 +118,9 @@ class SavedSAE:
         threshold = getattr(self.sae, "threshold", None)
         if isinstance(threshold, torch.Tensor):
             return threshold.detach().float().cpu()
-        b_enc = getattr(self.sae, "b_enc", None)
-        return -b_enc.detach().float().cpu() if isinstance(b_enc, torch.Tensor) else None
+        if self.sae.cfg.architecture() not in _RELU:
+            return None
+        return -self.sae.get_parameter("b_enc").detach().float().cpu()
 
     def to_training_sae(self, **changes: Any) -> GBATrainingSAE:
         """A training SAE to go on from; see `sae_lens_gba.to_training_sae`."""
@@ -125,7 +130,9 @@ class SavedSAE:
         """Write its files, so that `load` and SAELens read them, all of them or none."""
         with files_written_whole(Path(folder)) as new:
             self.write_files(new)
-            (Path(folder) / CHECKSUMS_FILENAME).unlink(missing_ok=True)  # of what was there
+            for name in (CHECKSUMS_FILENAME, *_OPTIONAL):  # of what was there
+                if not (new / name).exists():
+                    (Path(folder) / name).unlink(missing_ok=True)
 
     def write_files(self, folder: Path) -> None:
         """As `save`, one file after the other, into a folder that is nobody's yet."""
@@ -202,8 +209,12 @@ def read_saved(
         path = folder / RUNNER_CFG_FILENAME
         runner_cfg = read_json(path) if path.is_file() else None
     saved.sae.to(device=device, dtype=str_to_dtype(dtype or saved.sae.cfg.dtype))
+    cfg = saved.cfg
+    if dtype is not None:
+        saved.sae.cfg.dtype, cfg = dtype, {**cfg, "dtype": dtype}
     return replace(
         saved,
+        cfg=cfg,
         log_sparsity=saved.log_sparsity if log_sparsity is None else log_sparsity,
         runner_cfg=runner_cfg,
         **{"source": str(folder), "label": folder.resolve().name, **origin},

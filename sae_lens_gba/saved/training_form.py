@@ -85,13 +85,15 @@ def _config(
             settings["target_l0"] = l0
     for name in ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations"):
         settings[name] = cfg[name]
+    metadata = deepcopy(sae.cfg.metadata)
+    metadata.neuronpedia_id = None  # its dashboards are not of what is trained from here
     settings.update(
         activation="jumprelu" if cfg["architecture"] == "jumprelu" else "relu",
         reshape_activations=cfg["reshape_activations"],
         dtype=cfg["dtype"],
         device=str(sae.device),
         tied=bool(settings.get("tied")) and _is_tied(sae),
-        metadata=deepcopy(sae.cfg.metadata),
+        metadata=metadata,
         l0_warm_up_steps=0,  # it has been at its L0
     )
     return GBATrainingSAEConfig(**{**settings, **changes})

@@ -62,6 +62,18 @@ def test_a_tokenizer_may_have_no_bos(sae_dir: Path, model_folder: Path) -> None:
     assert Reader(model, saved).read(WORDS).tokens[-3:] == WORDS.split()
 
 
+def test_only_the_positions_that_it_was_trained_on_are_read(
+    sae_dir: Path, model_folder: Path
+) -> None:
+    (saved,) = load_saes([sae_dir])
+    saved.sae.cfg.metadata.seqpos_slice = (2, None)
+    reader = Reader(load_model_of(saved.sae, str(model_folder), "cpu"), saved)
+    answer = reader.read(WORDS)
+    assert answer.tokens == WORDS.split()[1:]
+    assert {one.latent for one in answer.latents} == {7, 9}
+    assert reader.read("").tokens == []
+
+
 def test_the_latents_of_the_words_fire_on_them(port: int) -> None:
     status, content = ask(port, "POST", "/read", {"text": WORDS})
     answer = json.loads(content)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
 
 from sae_lens_gba import NeuronGroups
 from sae_lens_gba.metrics import BestMatch, SelectivityMeter
@@ -47,6 +47,15 @@ def read(sae: JumpReLUSAE, x: torch.Tensor, batch: int = 37) -> Reading:
 def details_of(reading: Reading, seed: int = 0) -> list[LatentDetail]:
     generator = torch.Generator().manual_seed(seed)
     return build_details(reading, range(D_SAE), TEXT, MODEL, generator)[0]
+
+
+def test_activations_with_signs_are_counted_by_their_size(x: torch.Tensor) -> None:
+    cfg = {"architecture": "abstopk", "d_in": 8, "d_sae": D_SAE, "k": 3}
+    reading = Reading(SavedSAE(SAE.from_dict(cfg), {}, "here", "here"))
+    reading.update(x, x, torch.arange(N_TOKENS))
+    assert float(reading.frequency.sum()) == pytest.approx(3)
+    assert (reading.firings().activation > 0).all()
+    assert reading.saved.threshold is None
 
 
 def test_how_the_text_is_cut_into_batches_does_not_matter(

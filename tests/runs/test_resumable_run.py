@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,17 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         resumable_run(tmp_path, resume=True),
     ):
         make_trainer(sae, STEPS, mixture(1, BATCH), BATCH).fit()
+    # what follows the run's length ends with it
+    for decay_steps, refused in ((6, True), (0, False)):
+        folder = tmp_path / f"decays_{refused}"
+        interrupt_at(monkeypatch, 3)
+        with pytest.raises(TrainingInterrupted), resumable_run(folder):
+            trainer(lr_decay_steps=decay_steps).fit()
+        monkeypatch.undo()
+        message = f"total_training_samples={2 * STEPS * BATCH} differs from {STEPS * BATCH}"
+        expected = pytest.raises(RunFolderError, match=message) if refused else nullcontext()
+        with expected, resumable_run(folder, resume=True):
+            trainer(steps=2 * STEPS, lr_decay_steps=decay_steps).fit()
     # what is done after training may be decided during it
     sae = GBATrainingSAE(tiny_config(calibrate_for="groups", calibration_samples=1024))
     with resumable_run(tmp_path, resume=True):

@@ -107,6 +107,16 @@ def test_an_sae_that_gba_never_saw_can_be_trained_with_it(kind: str) -> None:
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE), rtol=1e-5, atol=1e-5)
 
 
+def test_a_folder_of_a_stock_sae_will_do(tmp_path: Path) -> None:
+    stock = random_stock_sae()
+    stock.cfg.metadata.neuronpedia_id = "gpt2-small/0-res"
+    stock.save_model(tmp_path)
+    sae = to_training_sae(tmp_path, target_l0=3.0)
+    x = activations(16)
+    torch.testing.assert_close(sae(x), stock(x), rtol=1e-4, atol=1e-4)
+    assert sae.cfg.metadata.neuronpedia_id is None  # which shows another SAE
+
+
 def test_biases_above_zero_come_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     to_training_sae(random_stock_sae("standard"), n_groups=4, target_l0=3.0)
     assert "b_enc of this SAE is above 0" in caplog.text

@@ -81,6 +81,28 @@ def test_the_ends_of_the_range_can_be_asked_for(folder: Path) -> None:
         assert torch.equal(at_the_end, a_bit_beyond)
 
 
+def test_an_sae_of_attention_heads_keeps_reading_heads(tmp_path: Path) -> None:
+    cfg = tiny_config(reshape_activations="hook_z", calibration_samples=4096)
+    cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    sae = GBATrainingSAE(cfg)
+    take_steps(make_trainer(sae, 60), 60)
+    sae.save_inference_model(tmp_path)
+    x, loaded = samples(4000), load(tmp_path)
+    for moved in (at_l0(loaded, 3.0), calibrate(loaded, x, 3.0)):
+        heads = x.view(-1, 4, 4)
+        assert moved.sae(heads).shape == heads.shape
+        assert l0(moved.sae, heads) == pytest.approx(3.0, rel=0.1)
+    assert loaded.sae.hook_z_reshaping_mode
+
+
+def test_the_metadata_of_an_sae_of_others_say_the_l0_it_has() -> None:
+    sae = others_sae()
+    sae.cfg.metadata.l0 = 55.0
+    found = calibrate(sae, samples(2000), 3.0)
+    assert found.sae.cfg.metadata.l0 == found.cfg["metadata"]["l0"] == pytest.approx(3.0, rel=1e-3)
+    assert sae.cfg.metadata.l0 == 55.0
+
+
 def test_an_empty_batch_says_nothing(folder: Path) -> None:
     x = samples(1000)
     assert l0(calibrate(folder, [x[:0], x], 3.0).sae, x) == pytest.approx(3.0, rel=1e-3)

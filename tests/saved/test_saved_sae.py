@@ -1,5 +1,6 @@
 """The stock form in memory, and SAEs of others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from sae_lens import SAE, TrainingSAE
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import GBATrainingSAE, load
 from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.saved.saved_sae import as_saved, read_saved
@@ -64,6 +65,15 @@ def test_a_checkpoint_of_others_is_read_with_its_scale_folded_in(kind: str, tmp_
     assert saved.cfg["normalize_activations"] == saved.sae.cfg.normalize_activations == "none"
     x = activations(16)
     torch.testing.assert_close(saved.sae(x), as_saved(finished).sae(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_it_says_is_what_it_is(sae_folder: Path, tmp_path: Path) -> None:
+    saved = load(sae_folder, dtype="bfloat16")
+    replace(saved, log_sparsity=torch.zeros(D_SAE)).save(tmp_path)
+    assert SAE.load_from_disk(tmp_path).cfg.dtype == "bfloat16"
+    assert (tmp_path / "sparsity.safetensors").exists()
+    saved.save(tmp_path)
+    assert not (tmp_path / "sparsity.safetensors").exists()
 
 
 def test_an_architecture_that_nobody_registered_is_named(sae_folder: Path) -> None:
