@@ -1,8 +1,8 @@
 """What happens to the groups while an SAE trains, as data; needs neither wandb nor a callback."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ class TrainingRecord:
     bias_quantiles: list[list[float]] = field(default_factory=list)
     density: list[list[int]] = field(default_factory=list)
 
+    def go_on_from(self, earlier: "TrainingRecord") -> None:
+        """Begin with what an earlier part of the same run left."""
+        if self.step and earlier.group_size == self.group_size:
+            n = sum(step < self.step[0] for step in earlier.step)
+            for name in (f.name for f in fields(self) if f.name != "group_size"):
+                getattr(self, name)[:0] = getattr(earlier, name)[:n]
+
     def save(self, folder: str | Path) -> Path:
         """Write ``training_record.json`` into an existing folder, all or nothing."""
         path = Path(folder) / RECORD_NAME
@@ -84,7 +91,8 @@ def record_training(
 
     Args:
         sae: the SAE to watch.
-        folder: where the record is saved then, even if training fails; made if need be.
+        folder: where the record is saved then, even if training fails; made if need be. That of
+            a run which was interrupted there is gone on with.
 
     Raises:
         TypeError: the SAE is of another architecture: it has no groups to watch.
@@ -97,6 +105,10 @@ def record_training(
     adapter = sae.adapter
     started_at = int(adapter.n_steps)
     record = TrainingRecord(group_size=[row["size"] for row in adapter.groups().summary()])
+    earlier = None
+    if folder is not None:
+        with suppress(FileNotFoundError, ValueError):
+            earlier = TrainingRecord.load(folder)
 
     def look(*_: Any) -> None:
         period = adapter.adapt_every_n_steps
@@ -110,6 +122,8 @@ def record_training(
     finally:
         handle.remove()
         look()
+        if earlier is not None:
+            record.go_on_from(earlier)
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             record.save(folder)

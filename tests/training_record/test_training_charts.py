@@ -70,6 +70,20 @@ def test_targets_are_those_of_the_moment(trained: Trained) -> None:
     torch.testing.assert_close(times[0], torch.full((3,), expected[0] / 3), rtol=1e-3, atol=0)
 
 
+def test_a_run_that_goes_on_has_one_record(trained: Trained, tmp_path: Path) -> None:
+    sae = new_sae()
+    for _ in range(2):
+        with record_training(sae, tmp_path) as record:
+            train(sae)
+    assert record.step == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert record.l0[:4] == trained[1].l0
+    assert TrainingRecord.load(tmp_path) == record
+    anew = new_sae()
+    with record_training(anew, tmp_path) as record:
+        train(anew)
+    assert record == trained[1]
+
+
 def test_watching_changes_nothing(trained: Trained) -> None:
     alone = new_sae()
     train(alone)
