@@ -362,7 +362,10 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "synthetic": ("architecture_comparison.json", synthetic),
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
-    "synthsaebench": ("synthsaebench.json", synthsaebench),
+    "synthsaebench": (
+        "synthsaebench.json synthsaebench_long.json synthsaebench_others.json",
+        synthsaebench,
+    ),
     "l0_control": ("l0_control.json", l0_control),
     "other_l0": ("other_l0.json", other_l0),
     "throughput": ("training_throughput.json", throughput),
