@@ -164,8 +164,8 @@ def _require_same_schedule(cfg: SAETrainerConfig, checkpoint: Path) -> None:
         return
     saved, now = read_json(path), _settings(cfg)
     now["training_tokens"] = now.pop("total_training_samples", saved.get("training_tokens"))
-    for name in sorted(_OF_RUNNER & now.keys() & saved.keys()):
-        _require_same("run", {name: saved[name]}, {name: now[name]}, checkpoint)
+    names = _OF_RUNNER & now.keys() & saved.keys()
+    _require_same("run", {n: saved[n] for n in names}, {n: now[n] for n in names}, checkpoint)
 
 
 def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:

@@ -216,10 +216,9 @@ def _moved(
     n_samples: int | None = None,
 ) -> SavedSAE:
     """A copy with thresholds ``moved_by`` higher, (d_sae,), that says what it is now."""
-    # not a deepcopy: SAELens' reshaping of attention heads would stay bound to the original
-    sae = type(saved.sae)(deepcopy(saved.sae.cfg))
-    sae.load_state_dict(saved.sae.state_dict())
-    sae.to(saved.sae.device).eval()
+    sae = deepcopy(saved.sae)
+    if sae.hook_z_reshaping_mode:  # SAELens' reshaping of heads is bound to the original still
+        sae.turn_on_forward_pass_hook_z_reshaping()
     threshold = sae.get_parameter("threshold").data
     threshold.copy_((threshold.double() + moved_by.to(threshold.device)).clamp(min=0))
     cfg = deepcopy(saved.cfg)

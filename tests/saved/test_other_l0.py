@@ -95,6 +95,11 @@ def test_an_sae_of_attention_heads_keeps_reading_heads(tmp_path: Path) -> None:
     assert loaded.sae.hook_z_reshaping_mode
 
 
+def test_a_copy_has_the_dtype_of_what_was_passed(folder: Path) -> None:
+    sae = load(folder).sae.to(torch.float64)
+    assert calibrate(sae, samples(2000).double(), 3.0).sae.dtype == torch.float64
+
+
 def test_the_metadata_of_an_sae_of_others_say_the_l0_it_has() -> None:
     sae = others_sae()
     sae.cfg.metadata.l0 = 55.0
