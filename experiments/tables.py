@@ -363,7 +363,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": (
-        "synthsaebench.json synthsaebench_long.json synthsaebench_others.json",
+        "synthsaebench.json synthsaebench_long.json "
+        "synthsaebench_other_l0s.json synthsaebench_others.json",
         synthsaebench,
     ),
     "l0_control": ("l0_control.json", l0_control),

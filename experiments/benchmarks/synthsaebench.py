@@ -84,10 +84,15 @@ class Config:
 
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
+OTHER_L0S = Config(
+    tuple(
+        Run(method, 5_000, 1e-2, l0_asked=l0)
+        for method in (HIERARCHIES, "gba")
+        for l0 in (20.0, 30.0)
+    )
+)
 OTHERS = Config(
     (
-        Run("gba", 5_000, 1e-2, l0_asked=20.0),
-        Run("gba", 5_000, 1e-2, l0_asked=30.0),
         Run("batchtopk", 5_000, 3e-3),
         Run("matryoshka_batchtopk", 5_000, 3e-3),
         Run("gba", 5_000, 1e-2, d_sae=16_384),
@@ -148,7 +153,12 @@ def main() -> None:
     }
     run_experiments(
         "GBA on SynthSAEBench-16k.",
-        {"synthsaebench": Config(), "synthsaebench_long": LONG, "synthsaebench_others": OTHERS},
+        {
+            "synthsaebench": Config(),
+            "synthsaebench_long": LONG,
+            "synthsaebench_other_l0s": OTHER_L0S,
+            "synthsaebench_others": OTHERS,
+        },
         run,
         quick,
     )
