@@ -293,12 +293,6 @@ def imbalanced_set(result: Result) -> str:
     return markdown(["method", "FRR(0.8), %", "FRR(0.9), %", "L0", "explained variance"], table)
 
 
-def every_row(result: Result) -> str:
-    """All rows as they are, for results without a table of their own."""
-    names = list(dict.fromkeys(name for row in result["rows"] for name in row))
-    return markdown(names, ([_plain(row.get(name)) for name in names] for row in result["rows"]))
-
-
 def torture(result: Result) -> str:
     """What was done on purpose, and what was lost of it."""
     names = ["fault", "tried", "survived", "lost"]

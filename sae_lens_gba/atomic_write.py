@@ -95,6 +95,18 @@ def remove_at_once(folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The folders in ``folder`` that numbers name, the lowest first."""
+    found = (p for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def remove_older(newest: Path, keep: int) -> None:
+    """Of the `numbered` folders beside ``newest``, up to its own number, the last ``keep`` stay."""
+    for old in [p for p in numbered(newest.parent) if int(p.name) <= int(newest.name)][:-keep]:
+        remove_at_once(old)
+
+
 def remove_partial(parent: Path) -> None:
     """Remove what killed processes left of the above; no other may be writing."""
     for partial in parent.glob(f".*{_PARTIAL}"):

@@ -211,7 +211,7 @@ def group_newton(
     relative = seen.frequency / targets.frequency
     group_miss = targets.group_mean(relative).log().clamp(-2.0, 2.0)
     near = targets.group_mean(seen.near_frequency)
-    passed = targets.group_mean(seen.frequency * seen.band / bias_range)
+    passed = targets.group_mean(seen.frequency * _of_range(seen.band, bias_range))
     fixed = _GAIN * rates.decrease * group_miss
     newton = (group_miss * passed / near).clamp(-2 * rates.decrease, 2 * rates.decrease)
     step = torch.where((near > 0) & (passed > 0), newton, fixed)[targets.group]
@@ -251,6 +251,11 @@ def _clamp(bias: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
     return torch.minimum(torch.maximum(bias, -bias_range), torch.zeros_like(bias))
 
 
+def _of_range(band: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
+    """Its share of c; 0 for a neuron whose encoder is zero, which has neither."""
+    return band / bias_range.clamp(min=torch.finfo(bias_range.dtype).tiny)
+
+
 def next_band(
     seen: Observation, targets: Targets, rates: AdaptationRates, bias_range: torch.Tensor
 ) -> torch.Tensor:
@@ -262,7 +267,7 @@ def next_band(
     Returns:
         Shape (d_sae,), in pre-activation units.
     """
-    width = targets.group_mean(seen.band / bias_range)
+    width = targets.group_mean(_of_range(seen.band, bias_range))
     fired = targets.group_mean(seen.frequency)
     near = targets.group_mean(seen.near_frequency)
     wider = (0.25 * fired / near).clamp(0.5, 2.0)

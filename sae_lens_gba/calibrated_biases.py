@@ -24,7 +24,7 @@ from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
 from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS, GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
+from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS, outside_compilation
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class CalibratedBiases(GBAParameters):
         super().initialize_weights()
         self.recent_samples = RecentSamples(self.cfg.calibration_samples)
 
+    @outside_compilation  # it would be compiled anew for every number of batches held
     def _keep_for_calibration(self, batch: torch.Tensor) -> None:
         self._calibration = self._other_l0s = None
         if self.cfg.calibration_samples > 0:
@@ -67,7 +68,7 @@ class CalibratedBiases(GBAParameters):
         if mode and self._in_training is not None:
             bias, frequency = self._in_training
             self.set_bias(bias)
-            self.adapter.frequency = frequency
+            self.adapter.frequency = frequency.to(self.device)
             self._in_training = self._calibration = None
         elif not mode and self.training and self._calibration is None:
             state = self.bias.clone(), self.adapter.frequency
@@ -244,7 +245,8 @@ class CalibratedBiases(GBAParameters):
     def _recent_rows(self, n_samples: int) -> Iterator[torch.Tensor]:
         """The last samples of training, chunks of (n, d_in), the last batch first."""
         for batch in reversed(self.recent_samples.batches):
-            yield from batch[:n_samples].split(CHUNK_ROWS)
+            # the SAE may have been moved since
+            yield from batch[:n_samples].to(self.device).split(CHUNK_ROWS)
             n_samples -= min(n_samples, len(batch))
             if n_samples == 0:
                 return

@@ -14,11 +14,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
 
+SAMPLES_FILENAME = "recent_samples.safetensors"
 _FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
 _DEEPER = 1.6  # times as far in the next pass, for groups that lack pairs
 LEAST_FIRINGS = 30  # of each group, on all samples, that a calibration must expect to mean anything
@@ -116,6 +119,15 @@ class RecentSamples:
         sizes: list[int] = state["sizes"].tolist()
         batches = state["samples"].split(sizes) if sizes else ()
         self.batches = deque(batch.clone() for batch in batches)
+
+    def save(self, folder: Path) -> None:
+        """As ``recent_samples.safetensors`` of a checkpoint."""
+        save_file(self.state(), folder / SAMPLES_FILENAME)
+
+    def load(self, folder: Path, device: torch.device) -> None:
+        """What a checkpoint has of them, in place of what is held; SAELens' own have none."""
+        if (folder / SAMPLES_FILENAME).is_file():
+            self.restore(load_file(folder / SAMPLES_FILENAME, device=str(device)))
 
 
 def collect_margins(

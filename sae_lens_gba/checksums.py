@@ -15,19 +15,13 @@ CHECKSUMS_FILENAME = "gba_checksums.json"
 _CHUNK_BYTES = 1 << 20
 
 
-def write_checksums(folder: str | Path, names: Collection[str] | None = None) -> Path:
-    """Write the SHA-256 of files in ``folder``, all or nothing.
-
-    Args:
-        folder: exists.
-        names: of the files; None takes all that are there, those of its folders too.
-    """
+def write_checksums(folder: str | Path) -> Path:
+    """Write the SHA-256 of all files in ``folder``, those of its folders too, all or nothing."""
     folder = Path(folder)
     path = folder / CHECKSUMS_FILENAME
-    if names is None:
-        files = (p for p in folder.rglob("*") if p.is_file() and p != path)
-        names = [p.relative_to(folder).as_posix() for p in files]
-    content = {"sha256": {name: file_digest(folder / name) for name in sorted(names)}}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != path)
+    digests = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+    content = {"sha256": digests}
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path

@@ -89,7 +89,7 @@ def training_metrics(adapter: BiasAdapter, bias: torch.Tensor, curves: Curves) -
     whole = adapter.share.whole
     frequency, target = whole(adapter.frequency), whole(adapter.targets.frequency)
     relative = frequency / target
-    curves.add(int(adapter.n_steps), _points(adapter, bias))
+    curves.add(adapter.steps_taken, _points(adapter, bias))
     scalars: dict[str, Callable[[], torch.Tensor]] = {
         "gba/l0_since_last_adaptation": frequency.sum,
         "gba/l0_target": target.sum,

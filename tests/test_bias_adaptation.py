@@ -11,6 +11,7 @@ from sae_lens_gba.bias_adaptation import (
     AdaptationRates,
     Observation,
     Targets,
+    next_band,
 )
 from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum, build_spectrum
@@ -111,6 +112,20 @@ def test_without_a_known_slope_group_newton_is_group_mean() -> None:
     args: dict[str, Any] = {"bias": [-0.5, -0.4], "frequency": [0.1, 0.3], "peak": [1.0, 1.0],
                             "group": [0, 0], "target": [0.1, 0.1]}  # fmt: skip
     assert apply_rule("group_newton", **args) == pytest.approx(apply_rule("group_mean", **args))
+
+
+def test_a_neuron_without_an_encoder_leaves_newton_to_the_others_of_its_group() -> None:
+    # of neuron 1, c and band are 0. e = log 1.1; of 0.12 (p of neuron 0), 0.06 fire within 0.01 c:
+    # slope 0.06 / (0.12 * 0.01) = 50 per c
+    targets = Targets(torch.tensor([0, 0]), torch.full((2,), 0.1), 1)
+    frequency, band, near = (torch.tensor(v) for v in ([0.12, 0.1], [0.02, 0.0], [0.06, 0.0]))
+    seen = Observation(frequency, torch.ones(2), torch.zeros(2), near, band)
+    bias, c = torch.tensor([-0.5, 0.0]), torch.tensor([2.0, 0.0])
+    new = UPDATE_RULES["group_newton"](bias, seen, targets, RATES, c)
+    assert new.tolist() == pytest.approx([-0.5 - 2 * math.log(1.1) / 50, 0.0])
+    # the mean width, 0.005 c, so that a quarter of 0.22 is in it where 0.06 were
+    width = next_band(seen, targets, RATES, c)
+    assert width.tolist() == pytest.approx([2 * 0.005 * 0.25 * 0.22 / 0.06, 0.0])
 
 
 def test_group_mean_takes_a_rare_neuron_for_dead_only_when_it_is_overdue() -> None:

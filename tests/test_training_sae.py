@@ -456,7 +456,9 @@ def test_a_compiled_training_pass_gives_the_same(monkeypatch: pytest.MonkeyPatch
         if compiled:
             compiled_pass = torch.compile(sae.training_forward_pass, backend="aot_eager")
             monkeypatch.setattr(sae, "training_forward_pass", compiled_pass)
-        take_steps(trainer, 12)
+        # and it is compiled, not given up on after so many other batches
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            take_steps(trainer, 12)
         results.append(sae.state_dict())
     for name, plain in results[0].items():
         torch.testing.assert_close(results[1][name], plain, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +250,7 @@ def measure_recovery(
         mixture: its own stream is not used.
         n_samples: held-out rows.
     """
-    inference = stock_form(sae)
+    inference = stock_form(deepcopy(sae))  # which settles its biases: training may go on
     directions = inference.W_dec.detach()
     best = best_match(mixture.features, directions).similarity
     held_out = mixture.held_out().sample(n_samples)[0].split(1000)

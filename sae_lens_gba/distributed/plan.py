@@ -104,8 +104,9 @@ class Plan:
         others = (self.devices - 1) / self.devices
         return others * (2 * self.outputs_bytes + self.batch * self.d_in * _FLOAT)
 
-    def times(self, device: Device = H100) -> dict[str, float]:
-        """Seconds a step by what they are spent on, at the device's peak."""
+    def times(self) -> dict[str, float]:
+        """Seconds a step by what they are spent on, at the peak of an `H100`."""
+        device = H100
         pre_activations = self.batch * self.own_latents
         active_rows = self.batch * self.l0 / self.devices * self.d_in * _FLOAT
         return {

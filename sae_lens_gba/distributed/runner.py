@@ -70,7 +70,7 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
 
     Attributes:
         checkpoint_minutes: between checkpoints; 0 saves none in time.
-        resume_folder: for these; None is ``cfg.checkpoint_path``.
+        resume_folder: for these; None is ``resume`` in ``cfg.checkpoint_path``.
     """
 
     checkpoint_minutes: float = 0.0

@@ -19,7 +19,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from sae_lens_gba.atomic_write import folder_written_whole, remove_at_once
+from sae_lens_gba.atomic_write import folder_written_whole, remove_older
+from sae_lens_gba.calibration import RecentSamples
 from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.distributed.batches import GatheredBatches, checksum_of
 from sae_lens_gba.distributed.latent_slice import LatentSlice
@@ -77,17 +78,16 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         self._parameter_shapes = [shapes[name] for name, _ in sae.named_parameters()]
         self.batches = GatheredBatches(data_provider, self.ranks, self._checksum)
         self.data_provider = self.batches
-        self._in_time: list[Path] = []
-        self._folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path)
+        self._folder = None if cfg.checkpoint_path is None else Path(cfg.checkpoint_path, "resume")
         if evaluator is not None:
             self.evaluator = lambda sae, _, scaler: evaluator(sae, self.batches.own, scaler)
 
     def checkpoint_every(self, minutes: float, folder: Path | None = None) -> None:
-        """Save as time passes, as `resumable_run` does; the newest two of those stay.
+        """Save as time passes, as `resumable_run` does; the newest two stay.
 
         Args:
             minutes: 0 saves none in time.
-            folder: for these, and for the one that a signal leaves; None is
+            folder: for these, and for the one that a signal leaves; None is ``resume`` in
                 ``cfg.checkpoint_path``.
         """
         self._folder = folder or self._folder
@@ -96,19 +96,20 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
     def _save_in_time(self) -> None:
         if self.n_training_steps == 0:  # the scale of activations is being estimated
             return
+        try:
+            self._save_to_resume()
+        except OSError as error:  # better a run without checkpoints than none
+            logger.warning("no checkpoint this time: %s", error)
+        self.ranks.wait_for_all()
+
+    def _save_to_resume(self) -> None:
         whole = self.whole()
         if whole is not None and self._folder is not None:
-            path = self._folder / str(self.n_training_samples)
             # not uploaded to wandb each time
             whole.cfg = replace(whole.cfg, logger=replace(whole.cfg.logger, log_to_wandb=False))
-            try:
-                _write(whole, path)
-                self._in_time.append(path)
-                while len(self._in_time) > 2:
-                    remove_at_once(self._in_time.pop(0))
-            except OSError as error:  # better a run without checkpoints than none
-                logger.warning("no checkpoint this time: %s", error)
-        self.ranks.wait_for_all()
+            path = self._folder / str(self.n_training_samples)
+            _write(whole, path, samples=self.sae.recent_samples)
+            remove_older(path, keep=2)
 
     def fit(self) -> GBATrainingSAE | LatentSlice:
         """Train to the end.
@@ -128,9 +129,9 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
             except StoppedError as error:
                 if self._folder is None:
                     raise
-                name = str(self.n_training_samples)
-                self.save_checkpoint(name, self._folder)
-                where = self.ranks.from_rank(0, str(self._folder / name))
+                self._save_to_resume()
+                path = self._folder / str(self.n_training_samples)
+                where = self.ranks.from_rank(0, str(path))
                 raise StoppedError(f"{error}. Go on from the checkpoint {where}.") from error
         self.sae.settle()
         whole = self.whole()
@@ -251,6 +252,10 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         )
         for name, value in counters.items():
             setattr(self, name, value)
+        # those of before are there
+        self.checkpoint_thresholds = [
+            t for t in self.checkpoint_thresholds if t >= self.n_training_samples
+        ]
         self.lr_scheduler.load_state_dict(lr)
         for name, state in coefficients.items():
             self.coefficient_schedulers[name].load_state_dict(state)
@@ -268,6 +273,19 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
                 theirs = None if optimizer is None else optimizer["state"][index][name]
                 share.from_rank_0(into, theirs, shape)
         self.optimizer.load_state_dict({"state": adam, "param_groups": groups})
+        self._load_recent_samples(Path(checkpoint_path))
+
+    def _load_recent_samples(self, checkpoint: Path) -> None:
+        recent = self.sae.recent_samples
+        if self.ranks.rank == 0:
+            recent.load(checkpoint, torch.device("cpu"))
+        of_rank_0 = list(recent.batches) if self.ranks.rank == 0 else None
+        layout = of_rank_0 and [(batch.shape, batch.dtype) for batch in of_rank_0]
+        recent.batches.clear()
+        for i, (shape, dtype) in enumerate(self.ranks.from_rank(0, layout) or []):
+            into = torch.empty(shape, dtype=dtype, device=self.ranks.device)
+            self.sae.share.from_rank_0(into, of_rank_0 and of_rank_0[i], shape)
+            recent.batches.append(into)
 
     # --- what SAELens tells wandb and the metadata is of all latents, not of this rank's ---
 
@@ -329,7 +347,14 @@ class _OptimizerState:
         self._state = state
 
 
-def _write(whole: SAETrainer[Any, Any], path: Path, wandb_aliases: list[str] | None = None) -> None:
+def _write(
+    whole: SAETrainer[Any, Any],
+    path: Path,
+    wandb_aliases: list[str] | None = None,
+    samples: RecentSamples | None = None,
+) -> None:
     with folder_written_whole(path, replace=True) as partial_folder:
         whole.save_checkpoint(partial_folder.name, path.parent, wandb_aliases)
+        if samples is not None:
+            samples.save(partial_folder)
         write_checksums(partial_folder)

@@ -94,6 +94,8 @@ def activations_on(store: ActivationsStore, tokens: torch.Tensor) -> torch.Tenso
     """
     try:
         return store.get_activations(tokens).float()
+    except torch.OutOfMemoryError:  # a RuntimeError, and no sign of another model
+        raise
     except (KeyError, RuntimeError, AssertionError) as error:
         raise ValueError(
             f"hook_name={store.hook_name} with d_in={store.d_in} does not fit the model "

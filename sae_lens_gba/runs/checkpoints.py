@@ -23,9 +23,9 @@ from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_F
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from sae_lens_gba.atomic_write import folder_written_whole, remove_at_once
+from sae_lens_gba.atomic_write import folder_written_whole, numbered, remove_older
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DamagedFileError, RunFolderError
 from sae_lens_gba.runs.random_state import draw_again, is_live, random_state, set_random_state
@@ -33,7 +33,6 @@ from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 STATE_FILENAME = "run_state.pt"
-SAMPLES_FILENAME = "recent_samples.safetensors"
 
 # of a run that goes on, these may be other ones
 _FREE_TO_CHANGE = {
@@ -58,7 +57,7 @@ def parts_of(trainer: AnyTrainer) -> dict[str, SAETrainer[Any, Any]]:
 
 def newest_whole(folder: Path) -> Path | None:
     """The checkpoint with most samples whose files are all there and as they were saved."""
-    for path in reversed(_numbered(folder)):
+    for path in reversed(numbered(folder)):
         try:
             check_checksums(path)
         except DamagedFileError as error:
@@ -67,12 +66,6 @@ def newest_whole(folder: Path) -> Path | None:
         if has_checksums(path):
             return path
     return None
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """Checkpoints by their samples, the fewest first."""
-    numbered = (p for p in folder.glob("*") if p.name.isdecimal() and p.is_dir())
-    return sorted(numbered, key=lambda p: int(p.name))
 
 
 class Checkpoints:
@@ -100,6 +93,7 @@ class Checkpoints:
             for name, part in parts_of(trainer).items():
                 _require_same_schedule(part.cfg, resume_from / name)
                 _restore_part(part, resume_from / name)
+            _leave_out_past_checkpoints(trainer)
             return
         # weights_only: tensors and plain values, nothing that could run
         state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
@@ -109,10 +103,7 @@ class Checkpoints:
             _restore_part(part, resume_from / name)
         trainer.n_training_steps = state["n_training_steps"]
         trainer.n_training_samples = state["n_training_samples"]
-        # SAELens would save those that are past once more
-        trainer.checkpoint_thresholds = [
-            t for t in trainer.checkpoint_thresholds if t >= trainer.n_training_samples
-        ]
+        _leave_out_past_checkpoints(trainer)
         n_batches = self._start["n_batches"] + trainer.n_training_steps
         draw_again(trainer.data_provider, n_batches, self._start["random_state"])
         provider: object = trainer.data_provider
@@ -127,22 +118,20 @@ class Checkpoints:
             StorageError: the disk is full, or the folder can't be written.
         """
         path = self.folder / str(trainer.n_training_samples)
-        if not path.exists():
-            with folder_written_whole(path) as partial:
-                for name, part in parts_of(trainer).items():
-                    _save_part(part, partial / name)
-                state = {
-                    "start": self._start,
-                    "random_state": random_state(),
-                    "n_training_steps": trainer.n_training_steps,
-                    "n_training_samples": trainer.n_training_samples,
-                }
-                torch.save(state, partial / STATE_FILENAME)
-                if trainer.save_checkpoint_fn is not None:
-                    trainer.save_checkpoint_fn(checkpoint_path=partial)
-                write_checksums(partial)
-        for old in _numbered(self.folder)[: -self.keep]:
-            remove_at_once(old)
+        with folder_written_whole(path, replace=True) as partial:  # there may be a damaged one
+            for name, part in parts_of(trainer).items():
+                _save_part(part, partial / name)
+            state = {
+                "start": self._start,
+                "random_state": random_state(),
+                "n_training_steps": trainer.n_training_steps,
+                "n_training_samples": trainer.n_training_samples,
+            }
+            torch.save(state, partial / STATE_FILENAME)
+            if trainer.save_checkpoint_fn is not None:
+                trainer.save_checkpoint_fn(checkpoint_path=partial)
+            write_checksums(partial)
+        remove_older(path, self.keep)
         return path
 
 
@@ -175,7 +164,7 @@ def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:
         save_file({"sparsity": part.log_feature_sparsity}, folder / SPARSITY_FILENAME)
     part.save_trainer_state(folder)
     if isinstance(part.sae, GBATrainingSAE):
-        save_file(part.sae.recent_samples.state(), folder / SAMPLES_FILENAME)
+        part.sae.recent_samples.save(folder)
 
 
 def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
@@ -183,9 +172,15 @@ def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
     _require_same("SAE", saved, part.sae.cfg.to_dict(), folder)
     part.load_trainer_state(folder)
     part.sae.load_weights_from_checkpoint(folder)
-    if isinstance(part.sae, GBATrainingSAE) and (folder / SAMPLES_FILENAME).is_file():
-        samples = load_file(folder / SAMPLES_FILENAME, device=str(part.sae.device))
-        part.sae.recent_samples.restore(samples)
+    if isinstance(part.sae, GBATrainingSAE):
+        part.sae.recent_samples.load(folder, part.sae.device)
+
+
+def _leave_out_past_checkpoints(trainer: AnyTrainer) -> None:
+    """Of those that `n_checkpoints` asks for, SAELens would save the past ones once more."""
+    trainer.checkpoint_thresholds = [
+        t for t in trainer.checkpoint_thresholds if t >= trainer.n_training_samples
+    ]
 
 
 def _batches_before_training(trainer: AnyTrainer) -> int:

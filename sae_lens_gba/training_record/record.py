@@ -112,7 +112,7 @@ def record_training(
 
     def look(*_: Any) -> None:
         period = adapter.adapt_every_n_steps
-        step = int(adapter.n_steps) // period * period
+        step = adapter.steps_taken // period * period
         if step > (record.step[-1] if record.step else started_at):
             _take_down(record, sae, step)
 

@@ -92,6 +92,17 @@ def test_training_calibration_and_saving(tmp_path: Path, settings: dict[str, Any
     torch.testing.assert_close(stock(x), here.sae(x))
 
 
+def test_what_was_trained_there_is_calibrated_here() -> None:
+    there, here = (trained(new_gba(), device).sae for device in (NAME, "cpu"))
+    there.eval()
+    there.to("cpu").train()
+    assert there.adapter.frequency.device.type == "cpu"
+    for sae in (there, here):
+        sae.eval()
+    for name, value in here.state_dict().items():
+        torch.testing.assert_close(there.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
 def test_a_checkpoint_is_loaded(tmp_path: Path) -> None:
     trainer = trained(new_gba(), NAME)
     (tmp_path / "stopped").mkdir()

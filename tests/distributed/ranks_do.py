@@ -159,6 +159,8 @@ def checkpoint_and_go_on(rank: int, folder: Path, stop_at: int, steps: int) -> d
         trainer = trainer_on(ranks, falling_sae(), steps)
         take_steps(trainer, stop_at)
         trainer.save_checkpoint("stopped", folder)
+        trainer.checkpoint_every(0, folder / "resume")
+        trainer._save_to_resume()
         take_steps(trainer, steps - stop_at)
         end = end_of(trainer)
         sae = trainer.sae
@@ -197,6 +199,7 @@ def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
         **{f"adam.{i}.{name}": value for i, state in adam.items() for name, value in state.items()},
         "act_freq_scores": whole.act_freq_scores,
         "since_fired": whole.n_forward_passes_since_fired,
+        "recent samples": trainer.sae.recent_samples.state()["samples"],
         "steps": torch.tensor([whole.n_training_steps, whole.n_training_samples]),
     }
 

@@ -37,7 +37,8 @@ def assert_close(end: dict[str, Any], expected: dict[str, torch.Tensor], toleran
 def test_ranks_go_on_as_if_nothing_had_happened(
     folder: Path, tmp_path: Path, uninterrupted: dict[str, Any], world: int, tolerance: float
 ) -> None:
-    end = results(go_on, world, tmp_path, folder / "stopped", STOP_AT, STEPS)[0]
+    stopped = folder / "resume" / str(STOP_AT * BATCH)
+    end = results(go_on, world, tmp_path, stopped, STOP_AT, STEPS)[0]
     assert_close(end, uninterrupted, tolerance)
 
 

@@ -63,15 +63,21 @@ def test_ranks_that_are_killed_go_on_from_the_last_checkpoint_in_time(
     run(command_that_is_killed, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *in_time)
     found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
     assert [int(path.name) for path in found] == [63 * 2, 63 * 3]  # the newest two
+    resumed = [*in_time, "--resume"]
+    run(command_that_is_killed, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *resumed)
+    found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
+    assert [int(path.name) for path in found] == [63 * 5, 63 * 6]  # of those of before, none
     for flag, value in (("--target_l0", "5"), ("--lr", "0.5")):
         other = [*flags, flag, value, "--resume"]
         ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *other)
         assert [r.exit_code for r in ranks] == [1, 1]
         assert f"{flag[2:]}={float(value)} differs from" in ranks[0].said
-    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags, "--resume")
+    asked_for = [*flags, "--n_checkpoints", "3", "--resume"]
+    ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *asked_for)
     assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said
-    # those that were asked for stay, those in time go
-    assert len(list((tmp_path / "checkpoints").glob("*/*"))) == 1
+    # those that were asked for stay, but for the one that was past; those in time go
+    found = sorted((tmp_path / "checkpoints").glob("*/*"), key=lambda path: int(path.name))
+    assert [int(path.name) for path in found] == [63 * 7, 63 * 10]
     assert not (tmp_path / "out" / "resume").exists()
     assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
 

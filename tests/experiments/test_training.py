@@ -1,4 +1,6 @@
 import math
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +53,24 @@ def test_training_together_gives_what_training_alone_gives() -> None:
         (alone,) = trained([architecture])
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(sae.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_looking_at_saes_in_training_leaves_them_as_they_are() -> None:
+    def look(step: int, seconds: list[float]) -> None:
+        calibrated = deepcopy(looked_at).eval()
+        assert not torch.equal(calibrated.bias, looked_at.bias)
+        measure_recovery(looked_at, mixture(), n_samples=100)
+        looks.append(step)
+
+    looks: list[int] = []
+    settings = replace(SHORT, steps=120)
+    gba = [{"architecture": "gba", "target_l0": 3.0}]
+    (looked_at,), (alone,) = build(gba), build(gba)
+    train_together([looked_at], mixture(), settings, at_steps=(60, 90), look=look)
+    train_together([alone], mixture(), settings)
+    assert looks == [60, 90]
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(looked_at.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_seeds_decide_the_weights() -> None:

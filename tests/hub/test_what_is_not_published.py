@@ -185,7 +185,7 @@ def test_a_path_in_the_header_of_a_weights_file_is_not_sent(
 ) -> None:
     path = sae_folder / WEIGHTS
     save_file(load_file(path), path, metadata={"trained_at": "/home/me/run"})
-    write_checksums(sae_folder, [WEIGHTS])
+    write_checksums(sae_folder)
     publish_to(hub, {"sae": sae_folder})
     assert b"/home/me" not in hub.repos[REPO].files()[f"sae/{WEIGHTS}"]
 

@@ -241,6 +241,19 @@ def test_an_sae_of_another_model_is_refused(tmp_path: Path, collect: Collect) ->
         collect(hook)
 
 
+def test_a_full_device_is_not_taken_for_another_model(
+    collect: Collect, sae_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(
+        "sae_lens.training.activations_store.ActivationsStore.get_activations", full
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        collect(sae_folders[0])
+
+
 def test_saes_of_different_width_or_model_are_not_compared(
     tmp_path: Path, collect: Collect, sae_folders: tuple[Path, Path]
 ) -> None:

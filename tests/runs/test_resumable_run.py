@@ -142,6 +142,24 @@ def test_checkpoints_are_written_in_time_and_two_stay(
     assert older.name == str(kept[0])
 
 
+def test_damaged_checkpoints_do_not_cost_the_ones_of_a_run_begun_anew(tmp_path: Path) -> None:
+    with resumable_run(tmp_path, checkpoint_minutes=1e-9):
+        trainer().fit()
+    damaged = list((tmp_path / "resume").iterdir())
+    for path in damaged:
+        (path / "trainer_state.pt").write_bytes(b"half")
+    with resumable_run(tmp_path, resume=True, checkpoint_minutes=1e-9):
+        trainer(steps=3).fit()
+    newest = newest_whole(tmp_path / "resume")
+    assert newest is not None
+    assert newest.name == str(2 * BATCH)  # before the last step
+    with resumable_run(tmp_path, resume=True, checkpoint_minutes=1e-9):
+        trainer().fit()
+    newest = newest_whole(tmp_path / "resume")
+    assert newest is not None
+    assert newest.name == str((STEPS - 1) * BATCH)  # in the place of a damaged one
+
+
 def test_a_checkpoint_is_removed_whole_even_by_a_process_that_is_killed_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
