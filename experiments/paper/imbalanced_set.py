@@ -11,11 +11,29 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
 from experiments.lab.training import TrainingSettings, build_sae, measure_recovery, train_together
 from sae_lens_gba import GBATrainingSAEConfig
+from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates, Observation, Targets, paper
 from sae_lens_gba.synthetic import FeatureMixture, FeatureMixtureConfig
+
+
+def paper_reset(
+    bias: torch.Tensor,
+    seen: Observation,
+    targets: Targets,
+    rates: AdaptationRates,
+    bias_range: torch.Tensor,
+) -> torch.Tensor:
+    """Algorithm 2 as printed: max(b + gamma_+ s, 0) takes a dead neuron's bias to 0."""
+    dead = seen.frequency < rates.dead_frequency
+    return torch.where(dead, 0.0, paper(bias, seen, targets, rates, bias_range))
+
+
+UPDATE_RULES["paper_reset"] = paper_reset
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,9 @@ def architectures(config: Config) -> dict[str, dict[str, Any]]:
         "gba_full_learnt": paper(0.5, 0.001, learn_output_scale=True),
         "gba_l0_matched": paper(0.05, 0.001, learn_output_scale=True),
         "gba_full_from_1": paper(0.5, 0.001, output_scale_init=1.0, learn_output_scale=True),
+        "gba_reset": paper(0.5, 0.001, bias_update="paper_reset"),
+        "gba_each_step": paper(0.5, 0.001, adapt_every_n_steps=1),
+        "gba_each_step_reset": paper(0.5, 0.001, adapt_every_n_steps=1, bias_update="paper_reset"),
         "gba_ours": {**ours, "output_scale_init": 0.01},
     }
 
@@ -127,11 +148,21 @@ LONGER = Config(
     seeds=(0, 1, 2),
 )
 
+# Algorithm 1 puts every row to unit norm
+UNIT_NORM = Config(
+    mixture=FeatureMixtureConfig(unit_norm_inputs=True),
+    methods=("topk_30", "gba_full_range", "gba_reset", "gba_each_step", "gba_ours"),
+)
+
 
 if __name__ == "__main__":
     run_experiments(
         "Feature recovery on the paper's imbalanced set, TopK against GBA.",
-        {"01_imbalanced_set": Config(), "01_imbalanced_set_longer": LONGER},
+        {
+            "01_imbalanced_set": Config(),
+            "01_imbalanced_set_longer": LONGER,
+            "01_imbalanced_set_unit_norm": UNIT_NORM,
+        },
         run,
         quick={
             "training": TrainingSettings(steps=500, batch_size=256),
