@@ -87,10 +87,23 @@ def run(config: Config) -> Tables:
     return {"rows": rows}
 
 
+# of the paper's shape, a thirty-second of its size: features so many, and latents four times as
+# many, in dimensions where no random direction is near one
+WIDE = Config(
+    n_features=2048,
+    dimensions=(32, 48, 64, 96),
+    frequencies=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+    d_sae=8192,
+    training=TrainingSettings(steps=1000, batch_size=512, learning_rate=3e-3),
+    adapt_every_n_steps=20,
+    seeds=(0,),
+)
+
+
 if __name__ == "__main__":
     run_experiments(
         "Feature recovery over neuron frequency and dimension.",
-        {"02_neuron_resonance": Config()},
+        {"02_neuron_resonance": Config(), "02_neuron_resonance_wide": WIDE},
         run,
         quick={
             "dimensions": (8, 16, 32),

@@ -167,6 +167,7 @@ PLOTS: dict[str, Plot] = {
     "01_imbalanced_set": plot_imbalanced_set,
     "01_imbalanced_set_longer": plot_imbalanced_set,
     "02_neuron_resonance": plot_neuron_resonance,
+    "02_neuron_resonance_wide": plot_neuron_resonance,
     "03_group_ablation": plot_group_ablation,
     "04_language_model": plot_language_model,
 }
