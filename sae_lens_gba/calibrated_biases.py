@@ -24,7 +24,7 @@ from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
 from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS, GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
-from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS, outside_compilation
+from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ class CalibratedBiases(GBAParameters):
         super().initialize_weights()
         self.recent_samples = RecentSamples(self.cfg.calibration_samples)
 
-    @outside_compilation  # it would be compiled anew for every number of batches held
     def _keep_for_calibration(self, batch: torch.Tensor) -> None:
         self._calibration = self._other_l0s = None
         if self.cfg.calibration_samples > 0:
@@ -287,7 +286,7 @@ class CalibratedBiases(GBAParameters):
             },
             "input_scale": float(self.input_scale),
         }
-        if found is not None:  # of the saved biases; the trainer's is a mean over training
+        if measured > 0:  # of the saved biases; the trainer's is a mean over training
             metadata.l0 = measured
         return metadata
 

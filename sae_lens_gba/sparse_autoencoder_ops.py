@@ -16,10 +16,9 @@ Weights are float32 or float64, on CUDA also of half precision. Not for autograd
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +31,6 @@ _SPARSE_DTYPES = {
     "cpu": (torch.float32, torch.float64),
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
 }
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def outside_compilation(function: _F) -> _F:
-    """torch.compile leaves ``function`` as it is."""
-    compiled_around: _F = torch.compiler.disable(function)
-    return compiled_around
 
 
 @dataclass(frozen=True)

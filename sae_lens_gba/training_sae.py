@@ -1,9 +1,10 @@
 """The GBA training SAE: what it computes, and how a step of training runs."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -21,7 +22,6 @@ from sae_lens_gba.sparse_autoencoder_ops import (
     above,
     density_that_pays,
     find_active,
-    outside_compilation,
     squared_power_mean_error,
 )
 from sae_lens_gba.training_metrics import Curves, histograms, l0_over_target, training_metrics
@@ -30,6 +30,13 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP = "l0_warm_up"  # from 0 to 1
 _PATIENCE = 100  # steps without anything to learn from, after which to say so
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def outside_compilation(function: _F) -> _F:
+    """torch.compile leaves ``function`` as it is."""
+    compiled_around: _F = torch.compiler.disable(function)
+    return compiled_around
 
 
 @dataclass
@@ -247,6 +254,7 @@ class GBATrainingSAE(CalibratedBiases):
             )
         return batch, batch
 
+    @outside_compilation  # it would be compiled anew for every number of samples held
     @torch.no_grad()
     def _take_in(self, step: Step, n_steps: int) -> None:
         """What a batch says before it is trained on: the scale of the inputs, a start.

@@ -87,8 +87,8 @@ def run(config: Config) -> Tables:
     return {"rows": rows}
 
 
-# of the paper's shape, a thirty-second of its size: features so many, and latents four times as
-# many, in dimensions where no random direction is near one
+# a thirty-second of the paper's features, four latents for each as there, and dimensions where
+# no random direction is near one
 WIDE = Config(
     n_features=2048,
     dimensions=(32, 48, 64, 96),

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from sae_lens_gba.distributed.ranks import Ranks
 from sae_lens_gba.latent_share import AllLatents
-from sae_lens_gba.sparse_autoencoder_ops import outside_compilation
+from sae_lens_gba.training_sae import outside_compilation
 
 
 class LatentShare(AllLatents):
