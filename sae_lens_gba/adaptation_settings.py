@@ -1,5 +1,6 @@
 """Settings of groups and bias adaptation: what a GBA SAE and the training hook have in common."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum, GroupSizing, build_spectrum
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,10 +74,16 @@ class AdaptationSettings:
             floor=_LOWEST_TARGET if self.dead_frequency is None else self.dead_frequency,
         )
 
-    def is_l0_left_open(self) -> bool:
-        """Whether nothing was said of L0: neither ``target_l0`` nor frequencies of one's own."""
+    def warn_of_open_l0(self, d_sae: int) -> None:
+        """If nothing was said of L0, neither ``target_l0`` nor frequencies of one's own."""
         names = ("target_l0", "highest_target_frequency", "lowest_target_frequency")
-        return all(getattr(self, name) == getattr(AdaptationSettings, name) for name in names)
+        if all(getattr(self, name) == getattr(AdaptationSettings, name) for name in names):
+            logger.warning(
+                "target_l0 is not set: with the default frequencies %.3g of d_sae=%d latents will "
+                "be active on a sample; set target_l0 to the number you want, such as 32.",
+                self.spectrum_of(d_sae).l0,
+                d_sae,
+            )
 
     def rates_for(self, d_in: int, spectrum: FrequencySpectrum) -> AdaptationRates:
         """Step sizes and limits for inputs of ``d_in`` dimensions and these targets."""

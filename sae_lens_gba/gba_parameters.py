@@ -1,6 +1,5 @@
 """Parameters of a GBA training SAE: their units, folds, and what is saved of them."""
 
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,6 @@ from sae_lens_gba.encoder import EncoderFollowsDecoder
 from sae_lens_gba.nested_reconstructions import NestedBands
 from sae_lens_gba.optimizer_hooks import normalise_rows, warn_of_other_norms
 from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
-
-logger = logging.getLogger(__name__)
 
 # of SAELens' normalisations, those of each sample by itself, which the output undoes
 RUN_TIME_NORMALISATIONS = ("layer_norm", "constant_norm_rescale")
@@ -51,13 +48,7 @@ class GBAParameters(EncoderFollowsDecoder):
         )
         spectrum = cfg.spectrum()
         self._bands = NestedBands(cfg.nested_set_of_group(), spectrum.sizes)
-        if cfg.is_l0_left_open():
-            logger.warning(
-                "target_l0 is not set: with the default frequencies %.3g of d_sae=%d latents will "
-                "be active on a sample; set target_l0 to the number you want, such as 32.",
-                spectrum.l0,
-                cfg.d_sae,
-            )
+        cfg.warn_of_open_l0(cfg.d_sae)
         self.adapter = BiasAdapter(
             spectrum,
             cfg.bias_update,

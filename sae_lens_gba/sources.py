@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from sae_lens import SAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens.load_model import load_model
@@ -30,13 +31,30 @@ _FILE_BUILDERS = {
 }
 
 
+def require_device(device: str) -> None:
+    """That PyTorch finds this device here.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device={device!r} is not possible here ({reason}): give another, such as 'cpu'."
+        ) from error
+
+
 def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[SavedSAE]:
     """Load SAEs that are to stand side by side, with unique labels.
 
     Raises:
         FileNotFoundError: a folder is not there, or holds no SAE.
-        ValueError: an SAE cannot be shown, or they belong to different models.
+        ValueError: an SAE cannot be shown, they belong to different models, or the device is not
+            there.
     """
+    require_device(device)
     labels = _unique_labels(folders)
     loaded = [_load_sae(f, label, device) for f, label in zip(folders, labels, strict=True)]
     names = {saved.label: str(saved.sae.cfg.metadata.model_name) for saved in loaded}
@@ -149,7 +167,8 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
         sae: whose text it is if no name is given.
 
     Raises:
-        FileNotFoundError: there is no such text, or the demo's wheel is needed and not installed.
+        FileNotFoundError: there is no such text, none in it, or the demo's wheel is needed and not
+            installed.
         ValueError: no name is given and the SAE's config has none, or the file is of a kind that
             is not read.
     """
@@ -163,7 +182,7 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
         return Text(demo_texts(held_out=True), f"{DATASET_NAME}, held out", held_out=True)
     try:
         found, title = _find_text(wanted)
-    except (ConnectionError, FileNotFoundError) as error:
+    except (ConnectionError, DatasetsError, FileNotFoundError) as error:
         whose = "" if name else "the SAE's own text "
         raise FileNotFoundError(
             f"{whose}dataset={wanted} can't be loaded ({' '.join(str(error).split())}): give a "
@@ -182,6 +201,8 @@ def _find_text(name: str) -> tuple[Any, str]:
     if path.is_dir():
         saved = any((path / f).is_file() for f in ("dataset_info.json", "dataset_dict.json"))
         return load_from_disk(name) if saved else load_dataset(name), path.name
+    if path.is_file() and path.stat().st_size == 0:
+        raise FileNotFoundError("it is empty")
     if path.is_file():
         builder = _FILE_BUILDERS.get(path.suffix)
         if builder is None:

@@ -75,6 +75,7 @@ class BiasAdaptationHook:
             raise ValueError("this SAE already has a BiasAdaptationHook: remove() it first.")
         adaptation = AdaptationSettings(**settings)
         adaptation.check(sae.cfg.d_sae)
+        adaptation.warn_of_open_l0(sae.cfg.d_sae)
         hook = cls(sae, adaptation)
         hook._take_over()
         return hook

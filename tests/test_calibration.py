@@ -76,6 +76,8 @@ def test_too_few_samples_to_calibrate_on_are_said(caplog: pytest.LogCaptureFixtu
         sae.settle()
         l0 = float(sae.groups().measured_frequency.sum())
         assert (abs(l0 - 4) > 0.1) is is_too_few
+        sae.cfg.metadata.l0 = 17.0  # of the trainer, over all of training
+        assert sae.stock_metadata().l0 == pytest.approx(l0)
         assert ("L0 is as the last adaptation left it" in caplog.text) is is_too_few
         caplog.clear()
 

@@ -144,13 +144,15 @@ def test_what_is_saved_stays_stock(architecture: str, tmp_path: Path) -> None:
     torch.testing.assert_close(SAE.load_from_disk(tmp_path / "inference").encode(x), expected)
 
 
-def test_misuse_is_explained(tmp_path: Path) -> None:
+def test_misuse_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     topk = TrainingSAE.from_dict(TopKTrainingSAEConfig(16, 64, k=4).to_dict())
     with pytest.raises(TypeError, match="TopKTrainingSAE has no bias or threshold to adapt"):
         BiasAdaptationHook.attach(topk, **SETTINGS)
     sae = new_sae("standard")
     with pytest.raises(ValueError, match="target_l0"):
         BiasAdaptationHook.attach(sae, target_l0=1000.0)
+    BiasAdaptationHook.attach(sae).remove()
+    assert "target_l0 is not set" in caplog.text
     sae.save_model(tmp_path)
     BiasAdaptationHook.attach(sae, **SETTINGS)
     with pytest.raises(ValueError, match="already has a BiasAdaptationHook"):

@@ -67,8 +67,8 @@ def prepare(
         check_sae_id(sae_id)
         if sae_id in entries:
             raise InvalidPublicationError(
-                f"two of the SAEs have the same id {sae_id!r}: pass a dict with ids of your own, "
-                "such as {'seed_0': ..., 'seed_1': ...}."
+                f"two of the SAEs have the same id {sae_id!r}: give ids of your own, a dict such "
+                "as {'seed_0': ..., 'seed_1': ...} or seed_0=FOLDER on the command line."
             )
         named = {"neuronpedia_id": neuronpedia_ids[sae_id]} if sae_id in neuronpedia_ids else {}
         measured = evaluations.get(sae_id) or _evaluation_beside(source)
@@ -163,7 +163,8 @@ def _default_id(saved: SavedSAE, metadata: Mapping[str, Any]) -> str:
     hook_name = {**(saved.cfg.get("metadata") or {}), **metadata}.get("hook_name")
     if not hook_name:
         raise InvalidPublicationError(
-            "an SAE has no hook_name in its metadata: pass metadata={'hook_name': ...}."
+            "an SAE has no hook_name in its metadata: pass metadata={'hook_name': ...}, or "
+            "--metadata hook_name=... on the command line."
         )
     l0 = float(_groups(saved).target_frequency.sum())
     return f"{hook_name}/l0_{round(l0) if l0 >= 10 else f'{l0:.2g}'}/width_{saved.d_sae}"

@@ -198,7 +198,7 @@ def make_server(sae_dir: Path, model: str | None, device: str, port: int) -> Thr
         port: of 127.0.0.1; 0 takes a free one.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or none.
         FileNotFoundError, ValueError: see `load_saes` and `load_model_of`.
     """
     (saved,) = load_saes([sae_dir], device)
@@ -209,7 +209,7 @@ def make_server(sae_dir: Path, model: str | None, device: str, port: int) -> Thr
     handler = partial(Handler, reader, _page(saved, report).encode(), path)
     try:
         return ThreadingHTTPServer((HOST, port), handler)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise OSError(
             f"port={port} is not available ({error}): give another with --port."
         ) from error

@@ -90,14 +90,13 @@ def activations_on(store: ActivationsStore, tokens: torch.Tensor) -> torch.Tenso
     """Float32, shape (n_sequences, n_tokens, d_in).
 
     Raises:
-        ValueError: the model has no such hook, or one of another width.
+        ValueError: the model has no such hook, one of another width, or no memory for so much.
     """
     try:
         return store.get_activations(tokens).float()
-    except torch.OutOfMemoryError:  # a RuntimeError, and no sign of another model
-        raise
     except (KeyError, RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"hook_name={store.hook_name} with d_in={store.d_in} does not fit the model "
-            f"({type(error).__name__}: {error}): give the SAE's own model with --model."
+            f"no activations at hook_name={store.hook_name} with d_in={store.d_in} "
+            f"({type(error).__name__}: {error}): if this is another model than the SAE's own, give "
+            "that with --model; if it is memory, a smaller --context-size."
         ) from error

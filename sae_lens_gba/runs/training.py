@@ -14,8 +14,14 @@ from typing import Any
 
 import sae_lens
 import torch
-from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
+from sae_lens import (
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
 from sae_lens.config import HfDataset
+from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.load_model import load_model
 
 from sae_lens_gba.atomic_write import files_written_whole
@@ -31,6 +37,8 @@ from sae_lens_gba.runs.transcoders import (
     TranscoderTrainingRunner,
     require_target,
 )
+from sae_lens_gba.saved.files import read_json
+from sae_lens_gba.sources import require_device
 from sae_lens_gba.training_sae import GBATrainingSAE
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
@@ -77,6 +85,8 @@ def train(
     if _is_over(folder, resume):
         return None
     _check(cfg, charts)
+    for device in (cfg.device, cfg.llm_device):
+        require_device(str(device))
     with resumable_run(
         folder,
         resume=resume,
@@ -191,11 +201,41 @@ def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
             f"{cfg.context_size} the buffer holds {buffer} tokens, fewer than a batch of "
             f"train_batch_size_tokens={cfg.train_batch_size_tokens}; it must be at least {needed}."
         )
+    if cfg.training_tokens < cfg.train_batch_size_tokens:
+        raise ValueError(
+            f"training_tokens={cfg.training_tokens} is not possible: it must be at least a batch, "
+            f"train_batch_size_tokens={cfg.train_batch_size_tokens}."
+        )
+    if cfg.dataset_path and Path(cfg.dataset_path).is_file():
+        raise ValueError(
+            f"dataset_path={cfg.dataset_path} is a file: put it into a folder of its own, and name "
+            "that."
+        )
+    if cfg.from_pretrained_path is not None:
+        _require_pretrained(Path(cfg.from_pretrained_path), cfg.sae)
     if cfg.logger.log_to_wandb and not _wandb_can_log():
         raise ValueError(
             "log_to_wandb=True is not possible: nobody is logged in to Weights & Biases; run "
             "'wandb login', set WANDB_MODE=offline, or pass --log_to_wandb false."
         )
+
+
+def _require_pretrained(folder: Path, cfg: TrainingSAEConfig) -> None:
+    """That SAELens takes from ``folder`` the SAE that was asked for: it looks at nothing else.
+
+    Raises:
+        ValueError: it would train another architecture, width or L0.
+    """
+    if not (folder / SAE_CFG_FILENAME).is_file():
+        raise ValueError(f"from_pretrained_path={folder} is not possible: it has no cfg.json.")
+    saved, wanted = read_json(folder / SAE_CFG_FILENAME), cfg.to_dict()
+    for name in ("architecture", "d_sae", "target_l0"):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"from_pretrained_path={folder} has {name}={saved.get(name)!r}, and keeps it: give "
+                f"that instead of {wanted.get(name)!r}, or the folder of sae_lens_gba."
+                f"to_training_sae(...).save_model(...), which makes a GBA training SAE of any."
+            )
 
 
 def _wandb_can_log() -> bool:
@@ -273,7 +313,7 @@ def width_at(model: Any, hook_name: str, head: int | None = None) -> int:
 
     Raises:
         ValueError: the model has no such hook point, and the nearest is named; or what is there
-            has no row for each token.
+            has no row for each token, or no such head.
     """
     known = list(getattr(model, "hook_dict", {}))
     if known and hook_name not in known:
@@ -288,6 +328,9 @@ def width_at(model: Any, hook_name: str, head: int | None = None) -> int:
             f"hook_name={hook_name!r} is not possible: what is there has no row for each token, "
             f"its shape is {tuple(shape)} on {tuple(tokens.shape)} tokens."
         )
+    if head is not None and not (len(shape) == 4 and 0 <= head < shape[2]):
+        has = f"has heads 0 to {shape[2] - 1}" if len(shape) == 4 else "is of no single heads"
+        raise ValueError(f"hook_head_index={head} is not possible: {hook_name} {has}.")
     return int(shape[-1] if head is not None else prod(shape[2:]))
 
 

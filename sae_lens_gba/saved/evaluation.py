@@ -103,13 +103,14 @@ class Evaluation:
         return path
 
 
-def read_evaluation(folder: Path) -> Evaluation | None:
+def read_evaluation(folder: str | Path) -> Evaluation | None:
     """The measurement beside an SAE, None without one.
 
     Raises:
         DamagedFileError: the file is not of this form, or the weights are others than those
             measured.
     """
+    folder = Path(folder)
     path = folder / EVALUATION_FILENAME
     if not path.is_file():
         return None

@@ -1,11 +1,13 @@
 """Loading GBA SAEs from the Hub, a folder or a training checkpoint, and going on with training."""
 
 import logging
+from copy import deepcopy
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE
+import torch
+from sae_lens import SAE, TrainingSAE
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import GBAError, MissingFileError
@@ -13,7 +15,7 @@ from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.saved.description import PublishedSAE, describe
 from sae_lens_gba.saved.downloading import download
 from sae_lens_gba.saved.files import LOADED_FILES, read_cfg
-from sae_lens_gba.saved.saved_sae import SavedSAE, own_errors, read_saved
+from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, own_errors, read_saved
 from sae_lens_gba.saved.training_form import training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
 
@@ -28,7 +30,7 @@ def load(
     *,
     revision: str | None = None,
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     force_download: bool = False,
@@ -46,7 +48,7 @@ def load(
         sae_id: which SAE of the repo or folder; may be left out if it holds one only.
         revision: branch, tag or commit; None is main.
         device: where to put the SAE.
-        dtype: such as "bfloat16"; None is the one it was saved in.
+        dtype: such as "bfloat16" or torch.bfloat16; None is the one it was saved in.
         token, cache_dir, force_download, local_files_only, endpoint: as in huggingface_hub.
 
     Raises:
@@ -166,9 +168,11 @@ def to_training_sae(
 
 
 def opened(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:
-    """An SAE as functions of this package take one: trained with GBA or not, loaded or a folder."""
+    """An SAE as functions of this package take one: trained with GBA or not, live or a folder."""
     if isinstance(sae, SavedSAE):
         return sae
+    if isinstance(sae, TrainingSAE):
+        return as_saved(deepcopy(sae))  # which sets its biases
     if isinstance(sae, SAE):
         return SavedSAE(sae, sae.cfg.to_dict())
     folder = Path(sae).expanduser()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUTranscoder
 
@@ -44,8 +45,8 @@ def calibrate(
 
     Args:
         sae: any stock jumprelu SAE or transcoder of SAELens, trained with GBA or not; what `load`
-            returns; or a folder.
-        activations: what the SAE reads, shape (n, d_in), or several of them.
+            returns; a folder; or a GBA training SAE.
+        activations: what the SAE reads, shape (n, d_in), or several of them; of torch or NumPy.
         target_l0: active latents a sample; None is what the groups' targets add up to.
 
     Returns:
@@ -57,7 +58,8 @@ def calibrate(
     """
     saved = opened(sae)
     jumprelu = _jumprelu(saved)
-    batches = [activations] if isinstance(activations, torch.Tensor) else list(activations)
+    parts = [activations] if isinstance(activations, torch.Tensor | np.ndarray) else activations
+    batches = [torch.as_tensor(part) for part in parts]
     _check_activations(batches, jumprelu)
     batches = [batch for batch in batches if len(batch) > 0]
     group, group_frequency, l0 = _groups_and_l0(saved, target_l0)
@@ -101,7 +103,7 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
     as measured on the last samples of its training; those in between are interpolated.
 
     Args:
-        sae: an SAE trained with GBA: what `load` returns, or a folder.
+        sae: an SAE trained with GBA: what `load` returns, a folder, or the training SAE.
         l0: active latents a sample.
 
     Returns:

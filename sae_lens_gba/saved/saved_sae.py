@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sae_lens_gba.atomic_write import files_written_whole
-from sae_lens_gba.checksums import CHECKSUMS_FILENAME, check_checksums
+from sae_lens_gba.checksums import check_checksums, write_checksums
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import (
     AccessError,
@@ -130,7 +130,8 @@ class SavedSAE:
         """Write its files, so that `load` and SAELens read them, all of them or none."""
         with files_written_whole(Path(folder)) as new:
             self.write_files(new)
-            for name in (CHECKSUMS_FILENAME, *_OPTIONAL):  # of what was there
+            write_checksums(new)
+            for name in _OPTIONAL:  # of what was there
                 if not (new / name).exists():
                     (Path(folder) / name).unlink(missing_ok=True)
 
@@ -174,7 +175,7 @@ def as_saved(training_sae: TrainingSAE[Any], source: str = "the SAE") -> SavedSA
 def read_saved(
     folder: Path,
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     *,
     groups_required: bool = True,
     **origin: Any,
@@ -186,7 +187,7 @@ def read_saved(
 
     Args:
         device: where to put the SAE.
-        dtype: such as "bfloat16"; None is the one it was saved in.
+        dtype: such as "bfloat16" or torch.bfloat16; None is the one it was saved in.
         groups_required: False also reads any SAE of SAELens.
         origin: ``source``, ``label``, ``sae_id``, ``commit`` of the result; by default, the
             first two are the folder and its name.
@@ -195,6 +196,8 @@ def read_saved(
         MissingFileError, NotAGBASAEError, DamagedFileError, WrongShapeError, NewerFormatError:
             see `load`.
     """
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
     with own_errors(folder):
         cfg = read_cfg(folder)
         if cfg.get("architecture") in CLASSES:

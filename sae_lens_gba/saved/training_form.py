@@ -35,6 +35,12 @@ def training_form(
 ) -> GBATrainingSAE:
     """See `sae_lens_gba.to_training_sae`."""
     _require_trainable(sae, groups)
+    for name in ("d_in", "d_sae"):
+        if changes.get(name, getattr(sae.cfg, name)) != getattr(sae.cfg, name):
+            raise NotTrainableError(
+                f"{name}={changes[name]} is not possible: the SAE has {getattr(sae.cfg, name)}, "
+                "and keeps its weights; leave it out."
+            )
     training_sae = GBATrainingSAE(_config(sae, groups, changes))
     with torch.no_grad():
         _copy_weights(sae, training_sae)

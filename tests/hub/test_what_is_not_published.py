@@ -52,7 +52,7 @@ def test_an_id_that_is_no_clean_path_is_refused(
 def test_two_saes_with_one_default_id_need_ids_of_their_own(
     hub: LocalHub, jumprelu_sae: GBATrainingSAE
 ) -> None:
-    with pytest.raises(InvalidPublicationError, match=r"same id .* pass a dict"):
+    with pytest.raises(InvalidPublicationError, match=r"same id .* ids of your own"):
         publish_to(hub, [jumprelu_sae, jumprelu_sae])
     assert hub.requests == []
 

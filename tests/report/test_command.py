@@ -88,6 +88,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.docx").write_text("text")
     with pytest.raises(ValueError, match=r"text.docx is of a kind .*\.jsonl"):
         load_text(str(tmp_path / "text.docx"), SAE)
+    (tmp_path / "empty.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"empty.json can't be loaded .* --dataset"):
+        load_text(str(tmp_path / "empty.json"), SAE)
 
 
 def own_text(path: object) -> Any:

@@ -127,6 +127,10 @@ def test_nothing_else_is_answered(
 def test_a_port_that_is_taken_is_named(port: int, sae_dir: Path, model_folder: Path) -> None:
     with pytest.raises(OSError, match=rf"port={port} is not available .*--port"):
         make_server(sae_dir, str(model_folder), "cpu", port)
+    with pytest.raises(OSError, match=r"port=99999 is not available .*--port"):
+        make_server(sae_dir, str(model_folder), "cpu", 99_999)
+    with pytest.raises(ValueError, match="device='cuda:77' is not possible here"):
+        make_server(sae_dir, str(model_folder), "cuda:77", 0)
 
 
 def test_a_text_is_tried_in_the_browser(browser: Any, port: int) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
-from sae_lens_gba.saved.loading import load
+from sae_lens_gba.saved.loading import load, to_training_sae
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import D_MODEL
 
@@ -153,6 +153,10 @@ def test_on_cached_activations_it_goes_on_bit_equal(
         ((), {"n_batches_in_buffer": "2"}, "it must be at least 4"),
         ((), {"target-l0": "1000"}, "target_l0=1000.0 can't be reached"),
         ((), {"checkpoint_minutes": "-1"}, "checkpoint_minutes=-1.0 is not possible"),
+        ((), {"training_tokens": "63"}, "at least a batch, train_batch_size_tokens=64"),
+        ((), {"device": "cuda:77"}, "device='cuda:77' is not possible here"),
+        ((), {"dataset_path": __file__}, "is a file: put it into a folder"),
+        ((), {"from_pretrained_path": "nowhere"}, "nowhere is not possible: it has no cfg.json"),
         (("--tied", "perhaps"), {}, "tied"),
     ],
 )
@@ -219,6 +223,26 @@ def test_the_width_at_a_hook_point(tiny_bridge: Any, tiny_hooked_transformer: An
         assert training.width_at(model, "blocks.0.attn.hook_z") == D_MODEL
         assert training.width_at(model, "blocks.0.attn.hook_z", head=1) == D_MODEL // 4
         assert training.width_at(model, "blocks.0.mlp.hook_post") == 32
+        with pytest.raises(ValueError, match=r"hook_head_index=4 .* has heads 0 to 3"):
+            training.width_at(model, "blocks.0.attn.hook_z", head=4)
+        with pytest.raises(ValueError, match=r"hook_head_index=1 .* of no single heads"):
+            training.width_at(model, HOOK, head=1)
+
+
+def test_fine_tuning_is_of_the_sae_that_was_asked_for(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert train() == 0
+    start, run = tmp_path / "start", tmp_path / "run"
+    again = {"output_path": str(tmp_path / "again")}
+    assert train(from_pretrained_path=str(run), **again) == 1  # SAELens would train a jumprelu SAE
+    assert "has architecture='jumprelu', and keeps it" in caplog.text
+    to_training_sae(run, target_l0=5.0).save_model(start)
+    assert train(from_pretrained_path=str(start), **again) == 1
+    assert "has target_l0=5.0, and keeps it: give that instead of 4.0" in caplog.text
+    assert train(from_pretrained_path=str(start), **again, **{"target-l0": "5"}) == 0
+    l0 = SAE.load_from_disk(tmp_path / "again").cfg.metadata.l0
+    assert l0 == pytest.approx(5.0, rel=0.02)
 
 
 def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(

@@ -1,5 +1,6 @@
 """From a stock SAE back to a training SAE."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ def test_a_saved_training_sae_is_what_from_pretrained_path_reads(
     assert torch.equal(again(x), sae(x))
     assert torch.equal(again.groups().group, sae.groups().group)
     assert torch.equal(again.groups().target_frequency, sae.groups().target_frequency)
+
+
+def test_a_live_training_sae_is_taken_as_it_would_be_saved(jumprelu_sae: GBATrainingSAE) -> None:
+    x, bias = activations(64, seed=3), jumprelu_sae.bias.clone()
+    expected = deepcopy(jumprelu_sae).eval()(x)
+    same_l0 = at_l0(jumprelu_sae, jumprelu_sae.adapter.target_l0)
+    for sae in (to_training_sae(jumprelu_sae), same_l0.sae):
+        torch.testing.assert_close(sae(x), expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(jumprelu_sae.bias, bias)
+    with pytest.raises(NotTrainableError, match=f"d_sae=7 is not possible: the SAE has {D_SAE}"):
+        to_training_sae(jumprelu_sae, d_sae=7)
 
 
 @pytest.mark.parametrize("kind", ["jumprelu", "standard"])

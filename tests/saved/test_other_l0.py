@@ -38,6 +38,10 @@ def test_calibrate_gives_the_l0_asked_for_on_these_activations(
     found = calibrate(folder, samples(4000).split(1000), wanted)
     target = 4.0 if wanted is None else wanted
     assert l0(found.sae, samples(4000)) == pytest.approx(target, rel=2e-3)
+    of_numpy = calibrate(folder, samples(4000).numpy(), wanted).threshold
+    assert of_numpy is not None
+    assert found.threshold is not None
+    assert torch.equal(of_numpy, found.threshold)
     assert found.groups is not None
     assert float(found.groups.measured_frequency.sum()) == pytest.approx(target, rel=2e-3)
     assert float(found.groups.target_frequency.sum()) == pytest.approx(target, rel=1e-3)

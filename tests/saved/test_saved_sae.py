@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE, TrainingSAE
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 
 from sae_lens_gba import GBATrainingSAE, load
-from sae_lens_gba.checksums import write_checksums
+from sae_lens_gba.checksums import check_checksums
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.saved.saved_sae import as_saved, read_saved
 from sae_lens_gba.saved.stock_form import stock_form
@@ -40,7 +41,6 @@ def test_a_saved_sae_is_written_as_it_was_read(sae_folder: Path, tmp_path: Path)
     first = read_saved(sae_folder, label="mine")
     assert (first.label, first.hook_name, first.d_sae) == ("mine", HOOK, D_SAE)
     first.save(str(tmp_path / "copy"))
-    write_checksums(tmp_path / "copy")
     first.cfg["metadata"]["note"] = "mine"
     first.save(tmp_path / "copy")  # over it
     again = read_saved(tmp_path / "copy")
@@ -48,6 +48,12 @@ def test_a_saved_sae_is_written_as_it_was_read(sae_folder: Path, tmp_path: Path)
     assert first.threshold is not None
     assert again.threshold is not None
     assert torch.equal(again.threshold, first.threshold)
+    check_checksums(tmp_path / "copy")
+    weights = tmp_path / "copy" / SAE_WEIGHTS_FILENAME
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DamagedFileError, match="is not the file that was saved here"):
+        read_saved(tmp_path / "copy")
     assert torch.equal(again.decoder_rows, first.decoder_rows)
 
 
