@@ -1,9 +1,9 @@
 """Which learning rate is GBA's own: by width, batch size and length of the run.
 
 SmolLM2-135M's residual stream after layer 8 (cached activations, L0 32), and the synthetic data of
-architecture_comparison.py (L0 8.5). The rate falls to nothing over the last quarter, as
-``sae-lens-gba train`` has it by default, or is constant (``decay`` false). Measured on held-out
-samples.
+architecture_comparison.py (L0 8.5). Targets fall for the whole run and the rate to nothing over the
+last quarter, as ``sae-lens-gba train`` has it by default, or the rate is constant (``decay``
+false). Measured on held-out samples.
 
     python -m experiments.benchmarks.learning_rate
 """
@@ -27,6 +27,7 @@ from experiments.lab.training import (
     TrainingSettings,
     build_sae,
     measure_reconstruction,
+    recommended_gba,
     train_together,
 )
 from sae_lens_gba.demo.model import default_cache_dir
@@ -104,24 +105,22 @@ def run(config: Config) -> Tables:
         for rate in case.rates:
             row: Row = {**asdict(case), "learning_rate": rate, "seed": config.seed}
             del row["rates"]
-            key = {**row, "held_out": list(data[case.data].held_out.shape)}
-            rows.append(once(folder, key, partial(_trained, config, case, row, data[case.data])))
+            spec = recommended_gba(case.d_sae, dict(config.target_l0)[case.data])
+            key = {**row, "held_out": list(data[case.data].held_out.shape), "spec": spec}
+            train = partial(_trained, config, case, row, data[case.data], spec)
+            rows.append(once(folder, key, train))
             logging.info("%s", rows[-1])
     return {"rows": rows}
 
 
-def _trained(config: Config, case: Case, row: Row, data: Data) -> Row:
-    l0 = dict(config.target_l0)[case.data]
-    d_in = data.held_out.shape[1]
-    sae = build_sae(
-        {"architecture": "gba", "d_sae": case.d_sae, "target_l0": l0}, d_in, config.seed
-    )
+def _trained(config: Config, case: Case, row: Row, data: Data, spec: Row) -> Row:
+    sae = build_sae(spec, data.held_out.shape[1], config.seed, case.steps)
     decay_steps = case.steps // 4 if case.decay else 0
     settings = TrainingSettings(case.steps, case.batch_size, row["learning_rate"], decay_steps)
     (seconds,) = train_together([sae], data.train(case.batch_size), settings)
     parts = (part.float() for part in data.held_out.split(1024))
     measured, _ = measure_reconstruction(stock_form(sae), parts)
-    return {**row, "target_l0": l0, **measured, "seconds": round(seconds, 1)}
+    return {**row, "target_l0": spec["target_l0"], **measured, "seconds": round(seconds, 1)}
 
 
 def _language_model(config: Config) -> Data:

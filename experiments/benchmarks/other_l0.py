@@ -17,7 +17,7 @@ from experiments.lab.activations import ShuffledActivations
 from experiments.lab.command_line import run_experiments
 from experiments.lab.hook_point import HookPoint, demo_hook_points
 from experiments.lab.results import Tables
-from experiments.lab.training import TrainingSettings, build_sae, train_together
+from experiments.lab.training import TrainingSettings, build_sae, recommended_gba, train_together
 from sae_lens_gba import at_l0
 from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved
 
@@ -76,8 +76,8 @@ def run(config: Config) -> Tables:
 
 
 def _train(config: Config, here: HookPoint, l0: float, seed: int) -> SavedSAE:
-    spec = {"architecture": "gba", "d_sae": config.d_sae, "target_l0": l0}
-    sae = build_sae(spec, here.train.shape[1], seed)
+    spec = recommended_gba(config.d_sae, l0)
+    sae = build_sae(spec, here.train.shape[1], seed, config.steps)
     data = ShuffledActivations(here.train, config.batch_size, here.scale, seed)
     settings = TrainingSettings(
         config.steps, config.batch_size, config.learning_rate, decay_steps=config.steps // 4
