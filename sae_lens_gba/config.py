@@ -114,8 +114,6 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     def __post_init__(self) -> None:
         check_choices(self, GBATrainingSAEConfig)
         check_values(self, _POSSIBLE)
-        # Adam's eps is 0 in it
-        require(self, "dtype", self.dtype != "float16", "'float32' or 'bfloat16' for training")
         if self.l0_warm_up_end > 1 and self.calibration_samples == 0:
             raise ValueError(
                 f"l0_warm_up_end={self.l0_warm_up_end!r} with calibration_samples=0: L0 would stay "

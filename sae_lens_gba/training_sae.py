@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from typing_extensions import override
 
+from sae_lens_gba.adaptation_settings import require
 from sae_lens_gba.batch_statistics import quantile_bias, require_usable, typical_norm
 from sae_lens_gba.calibrated_biases import CalibratedBiases
 from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS
@@ -123,6 +124,8 @@ class GBATrainingSAE(CalibratedBiases):
     _curves = cached_property(lambda _: Curves())  # for wandb, if anybody logs
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
+        # in half precision Adam's eps is 0, and weights become NaN
+        require(cfg, "dtype", cfg.dtype != "float16", "'float32' or 'bfloat16' for training")
         super().__init__(cfg, use_error_term)
         self.mse_loss_fn = partial(squared_power_mean_error, exponent=cfg.error_exponent)
 

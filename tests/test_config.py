@@ -27,7 +27,6 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("target_l0", float("inf")),
         ("target_l0", 1000.0),
         ("target_l0", 1e-5),
-        ("dtype", "float16"),
         ("bias_decrease_rate", 0.0),
         ("bias_decrease_rate", float("nan")),
         ("bias_increase_rate", -0.01),

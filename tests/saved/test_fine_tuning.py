@@ -108,6 +108,15 @@ def test_a_live_training_sae_is_taken_as_it_would_be_saved(jumprelu_sae: GBATrai
         to_training_sae(jumprelu_sae, d_sae=7)
 
 
+def test_an_sae_of_half_precision_is_not_trained_in_it(sae_folder: Path) -> None:
+    saved = load(sae_folder, dtype=torch.float16)
+    assert saved.training_config is not None
+    assert saved.cfg["dtype"] == "float16"
+    with pytest.raises(ValueError, match="dtype='float16' is not possible: it must be 'float32'"):
+        saved.to_training_sae()
+    assert saved.to_training_sae(dtype="float32").W_dec.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["jumprelu", "standard"])
 def test_an_sae_that_gba_never_saw_can_be_trained_with_it(kind: str) -> None:
     stock = random_stock_sae(kind)
