@@ -367,6 +367,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "step_parts": ("training_throughput.json", step_parts),
     "learning_rate": ("learning_rate.json", learning_rate),
     "imbalanced_set": ("01_imbalanced_set.json", imbalanced_set),
+    "imbalanced_set_longer": ("01_imbalanced_set_longer.json", imbalanced_set),
     "imbalanced_set_unit_norm": ("01_imbalanced_set_unit_norm.json", imbalanced_set),
     "torture": (" ".join(f"torture/{module}.json" for module in MODULES), torture),
     "transcoder": ("transcoder.json", transcoder),
