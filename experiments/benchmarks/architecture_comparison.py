@@ -279,7 +279,7 @@ FULL_WIDTH = Config(
     l0=14.0,
 )
 # the same samples three times
-LONG = Config(methods=("batchtopk", "matryoshka_batchtopk", "gba"), steps=12_000)
+LONG = Config(methods=("batchtopk", "matryoshka_batchtopk", "gba", HIERARCHIES), steps=12_000)
 
 
 def main() -> None:
