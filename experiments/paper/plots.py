@@ -166,6 +166,7 @@ def plot_language_model(result: dict[str, Any]) -> Figure:
 PLOTS: dict[str, Plot] = {
     "01_imbalanced_set": plot_imbalanced_set,
     "01_imbalanced_set_longer": plot_imbalanced_set,
+    "01_imbalanced_set_unit_norm": plot_imbalanced_set,
     "02_neuron_resonance": plot_neuron_resonance,
     "02_neuron_resonance_wide": plot_neuron_resonance,
     "03_group_ablation": plot_group_ablation,
