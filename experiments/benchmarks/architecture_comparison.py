@@ -1,8 +1,8 @@
 """GBA against SAELens' architectures where the true features are known.
 
 SAELens' SyntheticModel by the SynthSAEBench-16k recipe (arXiv 2602.14687), scaled down: 2048
-features in 128 dimensions, 16 hierarchy roots, frequencies from 0.4 to 0.004; and 4096 features
-in 192 dimensions; and with as many latents as features. Every architecture gets its learning rate
+features in 128 dimensions, 16 hierarchy roots, frequencies from 0.4 to 0.004; for longer, and with
+as many latents as features. Every architecture gets its learning rate
 tuned on seed 0, which falls to nothing over the last quarter; of a GBA SAE the targets fall for the
 whole run, as ``sae-lens-gba train`` has it. Two baselines know nothing of features (arXiv
 2602.14111): a BatchTopK SAE whose random decoder is frozen, and random directions.
@@ -260,18 +260,6 @@ def run(config: Config) -> Tables:
     return tables
 
 
-# twice the features and latents, and fewer samples for each
-LARGE = Config(
-    methods=("batchtopk", "gba"),
-    n_features=4096,
-    n_roots=32,
-    d_in=192,
-    d_sae=1024,
-    l0=13.0,
-    pool_steps=2000,
-    tune_steps=500,
-    steps=2000,
-)
 # as many latents as features, at the L0 that the data have: where others lose their latents
 FULL_WIDTH = Config(
     methods=("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba", HIERARCHIES, FROZEN, RANDOM),
@@ -301,7 +289,6 @@ def main() -> None:
         {
             "architecture_comparison": Config(),
             "architecture_comparison_full_width": FULL_WIDTH,
-            "architecture_comparison_large": LARGE,
             "architecture_comparison_long": LONG,
         },
         run,

@@ -121,7 +121,6 @@ def _bars(axis: Axes, names: list[str], groups: dict[str, list[float]], title: s
 PLOTS = {
     "training_throughput": plot_throughput,
     "architecture_comparison": plot_comparison,
-    "architecture_comparison_large": plot_comparison,
     "language_model_comparison": plot_language_model,
     "language_model_comparison_mlp": plot_language_model,
 }
