@@ -2,10 +2,10 @@
 
 SAELens' SyntheticModel by the SynthSAEBench-16k recipe (arXiv 2602.14687), scaled down: 2048
 features in 128 dimensions, 16 hierarchy roots, frequencies from 0.4 to 0.004; for longer, and with
-as many latents as features. Every architecture gets its learning rate
-tuned on seed 0, which falls to nothing over the last quarter; of a GBA SAE the targets fall for the
-whole run, as ``sae-lens-gba train`` has it. Two baselines know nothing of features (arXiv
-2602.14111): a BatchTopK SAE whose random decoder is frozen, and random directions.
+as many latents as features. Every architecture gets its learning rate tuned on seed 0, which falls
+to nothing over the last quarter; of a GBA SAE the targets fall for the whole run, as
+``sae-lens-gba train`` has it. Two baselines know nothing of features (arXiv 2602.14111): a
+BatchTopK SAE whose random decoder is frozen, and random directions.
 
     python -m experiments.benchmarks.architecture_comparison [--quick] [--methods gba ...]
 

@@ -17,7 +17,7 @@ from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
 from experiments.lab.training import TrainingSettings, build_sae, measure_recovery, train_together
 from sae_lens_gba import GBATrainingSAEConfig
-from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates, Observation, Targets, paper
+from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates, Observation, Targets
 from sae_lens_gba.synthetic import FeatureMixture, FeatureMixtureConfig
 
 
@@ -30,7 +30,8 @@ def paper_reset(
 ) -> torch.Tensor:
     """Algorithm 2 as printed: max(b + gamma_+ s, 0) takes a dead neuron's bias to 0."""
     dead = seen.frequency < rates.dead_frequency
-    return torch.where(dead, 0.0, paper(bias, seen, targets, rates, bias_range))
+    moved = UPDATE_RULES["paper"](bias, seen, targets, rates, bias_range)
+    return torch.where(dead, 0.0, moved)
 
 
 UPDATE_RULES["paper_reset"] = paper_reset
