@@ -124,8 +124,13 @@ def _language_model(result: Result, methods: list[str], only: list[str] | None) 
     lines.append(("CPU time, s", lambda m: f"{_mean(own[m], 'seconds'):.0f}"))
     for l0 in result["config"]["other_l0"]:
         rows = {m: _of(result["rows"], method=m, asked_l0=l0) for m in methods}
-        text = f"explained variance at L0 {l0:g}, one seed"
-        lines.append((text, partial(_mean_entry, rows, "explained_variance")))
+        lines += [
+            (f"{text} at L0 {l0:g}", partial(_mean_entry, rows, field))
+            for field, text in (
+                ("explained_variance", "explained variance"),
+                ("ce_loss_recovered", "CE loss recovered"),
+            )
+        ]
     shown = [(text, value) for text, value in lines if only is None or text in only]
     header = ["", *(NAMES[m] for m in methods)]
     return markdown(header, ([text, *(value(m) for m in methods)] for text, value in shown))

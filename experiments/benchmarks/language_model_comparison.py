@@ -57,7 +57,7 @@ class Config:
         context: tokens a context, BOS included.
         d_sae: latents.
         l0: at which learning rates are tuned and seeds compared.
-        other_l0: also trained, on the first seed.
+        other_l0: also trained.
         batch_size: tokens a step.
         tune_steps: of the runs that choose learning rates.
         steps: of all others; the learning rate falls to nothing over the last quarter of either.
@@ -256,9 +256,9 @@ def run(config: Config) -> Tables:
             )
             tables["tuning"] += tuning
         tables["chosen"].append({"method": name, "learning_rate": rate})
-        for l0, seeds in [(config.l0, config.seeds), *((l0, (first,)) for l0 in config.other_l0)]:
+        for l0 in (config.l0, *config.other_l0):
             asked = architectures(config, l0)[name]
-            for seed in seeds:
+            for seed in config.seeds:
                 row = (
                     benchmark.untrained(asked, seed)
                     if name == RANDOM

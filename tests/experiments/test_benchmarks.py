@@ -119,7 +119,7 @@ def test_a_language_model_from_text_to_plot(
         tried = {r["learning_rate"]: r["explained_variance"] for r in of["tuning"]}
         assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r], default=0.0)
         points = [(r["asked_l0"], r["seed"]) for r in of["rows"]]
-        assert points == [(4.0, 0), (4.0, 1), (2.0, 0), (6.0, 0)]
+        assert points == [(l0, seed) for l0 in (4.0, 2.0, 6.0) for seed in (0, 1)]
         assert len(of["probing"]) == 2 * 2 * 2  # seeds, data sets, ks
         (consistency,) = of["consistency"]
         assert 0 < consistency["pw_mcc"] <= 1
