@@ -28,13 +28,15 @@ def main() -> None:
     torch.manual_seed(0)
     data = activations()
     sae = TrainingSAE.from_dict(
-        GBATrainingSAEConfig(d_in=D_IN, d_sae=N_FEATURES, target_l0=3.0).to_dict()
+        GBATrainingSAEConfig(
+            d_in=D_IN, d_sae=N_FEATURES, target_l0=3.0, l0_warm_up_steps=steps
+        ).to_dict()
     )
     cfg = SAETrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
-        lr=1e-3,
-        lr_end=1e-4,
+        lr=1e-2,
+        lr_end=0.0,  # unused, but SAELens wants it
         lr_decay_steps=steps // 4,
     )
     SAETrainer(cfg, sae, data).fit()

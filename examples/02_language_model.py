@@ -41,7 +41,6 @@ cfg = LanguageModelSAERunnerConfig(
         d_sae=args.d_sae,
         target_l0=args.target_l0,
         l0_warm_up_steps=steps,
-        normalize_activations="expected_average_only_in",
         device=device,
     ),
     model_name=args.model, model_from_pretrained_kwargs={}, hook_name=args.hook,

@@ -2,7 +2,7 @@
 
 torchrun --nproc-per-node 2 examples/10_two_processes.py
 
-With a language model it is one line: torchrun ... -m sae_lens_gba train, and the usual flags.
+With a language model: torchrun ... -m sae_lens_gba train, and the usual flags.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     steps = parser.parse_args().steps
     torch.manual_seed(0)
-    cfg = GBATrainingSAEConfig(d_in=D_IN, d_sae=N_FEATURES, target_l0=3.0)
+    cfg = GBATrainingSAEConfig(d_in=D_IN, d_sae=N_FEATURES, target_l0=3, l0_warm_up_steps=steps)
     training = SAETrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
-        lr=1e-3,
-        lr_end=1e-4,
+        lr=1e-2,
+        lr_end=0.0,  # unused, but SAELens wants it
         lr_decay_steps=steps // 4,
     )
     with join() as ranks:

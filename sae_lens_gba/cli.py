@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 import sae_lens.llm_sae_training_runner as saelens
+import torch
 
 from sae_lens_gba.errors import GBAError
 from sae_lens_gba_command import COMMANDS, main, train_flags
@@ -85,6 +86,8 @@ def _config(arguments: list[str], is_ours: bool) -> Any:
         if not any(is_given(arguments, flag) for flag in ("--architecture", "--sae")):
             arguments = ["--architecture", "gba", *arguments]
     follow_length = {name for name in train_flags.OF_ALL_STEPS if defaults.pop(name, None)}
+    if "device" in defaults:
+        defaults["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     ours = [part for name, value in defaults.items() for part in (f"--{name}", value)]
     try:
         cfg = saelens._parse_cfg_args([*arguments, *ours])

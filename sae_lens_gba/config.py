@@ -34,9 +34,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
     """
     Configuration class for training a GBATrainingSAE (Group Bias Adaptation).
 
-    In most cases ``d_in``, ``d_sae`` and ``target_l0`` are all that need be set. Groups and
-    their adaptation are set by the fields of `AdaptationSettings`, which are fields of this
-    class too. `paper_v1` and `paper_iclr` give the settings of arXiv 2506.14002.
+    In most cases ``d_in``, ``d_sae``, ``target_l0`` and ``l0_warm_up_steps`` are all that need be
+    set. Groups and their adaptation are set by the fields of `AdaptationSettings`, which are
+    fields of this class too. `paper_v1` and `paper_iclr` give the settings of arXiv 2506.14002.
 
     Args:
         activation (str): "jumprelu" (the bias decides only whether a latent is active; saved as a
@@ -68,12 +68,12 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             twice as much to nothing, for the sets to find features first and all latents to explain
             the input last.
         l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
-            where they shall end; best is the whole run, as the command has it. 0 starts with them
+            where they should end; best is the whole run, as the command has it. 0 starts with them
             there.
         l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
             least 1.
         l0_warm_up_end (float): What they are multiplied by when they have fallen; from 1 to
-            l0_warm_up_start. Above 1, the SAE trains with more active latents than it shall have,
+            l0_warm_up_start. Above 1, the SAE trains with more active latents than it should have,
             and calibration alone brings L0 to where it was asked for.
         bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,
             measured on the first batch.

@@ -17,6 +17,7 @@ DEFAULTS = {
     "lr": "0.01",
     "lr_decay_steps": "a quarter of all steps",
     "l0_warm_up_steps": "all steps",
+    "device": "cuda where there is a GPU, else cpu",
     "n_batches_in_buffer": "128",
     "n_batches_for_norm_estimate": "20",
     "exclude_special_tokens": "true",
@@ -26,7 +27,7 @@ DEFAULTS = {
 OF_ALL_STEPS = {"lr_decay_steps": 1 / 4, "l0_warm_up_steps": 1}
 NEEDED = {
     "model_name": "gpt2",
-    "hook_name": "blocks.8.hook_resid_pre",
+    "hook_name": "blocks.8.hook_resid_post",
     "dataset_path": "NeelNanda/pile-10k",
 }
 # file and class that declare an architecture's settings; all of ours have those of the first
@@ -187,8 +188,7 @@ def check(arguments: list[str]) -> None:
     error = Parser(prog="sae-lens-gba train").error
     if not any(is_given(arguments, f"--{n}") for n in ("target_l0", "lowest_target_frequency")):
         error(
-            "--target_l0 is needed: how many latents should be active on a token, 32 to 64 for "
-            "most language models"
+            "--target_l0 is needed: how many latents should fire on a token; 16 to 128 is usual"
         )
     needed = dict(NEEDED)
     if architecture_of(arguments) != "gba":

@@ -41,7 +41,7 @@ def calibrate(
     encoder columns, to where the group's mean frequency is its target (times a factor common
     to all groups, when ``target_l0`` is not what the groups' targets add up to). Exact on
     these activations; on others of the same kind L0 differs by chance, about as its standard
-    deviation over samples / sqrt(n). An SAE of others is one group.
+    deviation over samples / sqrt(n). Any other SAE is one group.
 
     Args:
         sae: any stock jumprelu SAE or transcoder of SAELens, trained with GBA or not; what `load`

@@ -31,7 +31,7 @@ SETTINGS = {
     "n_groups": "4", "highest_target_frequency": "0.3", "training_tokens": "1536",
     "train_batch_size_tokens": "64", "context_size": "16", "store_batch_size_prompts": "4",
     "n_batches_in_buffer": "16", "streaming": "false", "log_to_wandb": "false",
-    "calibration_samples": "1024",
+    "calibration_samples": "1024", "device": "cpu",
 }  # fmt: skip
 Train = Callable[..., int]
 
@@ -76,6 +76,21 @@ def test_a_run_ends_with_its_folder_l0_and_the_next_commands(
     assert settings["exclude_special_tokens"] is True
     assert train("--resume") == 0  # of a run that has ended: nothing to do
     assert "has ended" in caplog.text
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_it_trains_on_the_gpu_where_there_is_one(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(training, "train", lambda cfg, **_: taken.append(cfg))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    settings = {name: value for name, value in SETTINGS.items() if name != "device"}
+    given = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    for flags in ([], ["--device", "meta"]):
+        assert main(["train", "--dataset_path", "texts", *given, *flags]) == 0
+    assert [cfg.device for cfg in taken] == ["cuda" if has_gpu else "cpu", "meta"]
+    assert taken[0].llm_device == taken[0].device
 
 
 def test_an_interrupted_run_goes_on(
