@@ -200,7 +200,7 @@ def l0_control(result: Result) -> str:
 
 
 def other_l0(result: Result) -> str:
-    """Explained variance / CE loss recovered of an SAE at another L0 than it was trained for."""
+    """What an SAE explains and recovers at another L0 than it was trained for, and that L0."""
     l0s = result["config"]["l0s"]
     ways = dict.fromkeys(
         (row["trained_at"] if row["how"] != "trained there" else None, row["how"])
@@ -217,7 +217,8 @@ def other_l0(result: Result) -> str:
                 if trained_at in (None, row["trained_at"])
             ]
             cells.append(
-                f"{found[0]['explained_variance']:.3f} / {found[0]['ce_recovered']:.3f}"
+                f"{found[0]['explained_variance']:.3f} / {found[0]['ce_recovered']:.3f} / "
+                f"{found[0]['l0']:.1f}"
                 if found
                 else ""
             )

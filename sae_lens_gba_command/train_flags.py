@@ -187,9 +187,7 @@ def check(arguments: list[str]) -> None:
     """What must be given is; ends the process with a sentence otherwise."""
     error = Parser(prog="sae-lens-gba train").error
     if not any(is_given(arguments, f"--{n}") for n in ("target_l0", "lowest_target_frequency")):
-        error(
-            "--target_l0 is needed: how many latents should fire on a token; 16 to 128 is usual"
-        )
+        error("--target_l0 is needed: how many latents should fire on a token; 16 to 128 is usual")
     needed = dict(NEEDED)
     if architecture_of(arguments) != "gba":
         needed["hook_name_out"] = "blocks.8.hook_mlp_out, where the transcoder's target is"
