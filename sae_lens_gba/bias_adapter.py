@@ -168,26 +168,38 @@ class BiasAdapter(nn.Module):
         return self.n_steps < self.adapt_every_n_steps
 
     @torch.no_grad()
-    def observe(self, pre_activations: torch.Tensor) -> None:
+    def observe(
+        self,
+        pre_activations: torch.Tensor,
+        limit: torch.Tensor | None = None,
+        unit: torch.Tensor | float = 1.0,
+    ) -> None:
         """Count one batch.
 
         Args:
             pre_activations: bias included, shape (n, d_sae); a sparse COO tensor holds
-                the positive ones only.
+                those of active neurons only.
+            limit: a neuron is active above it, shape (d_sae,) or (); None means 0.
+            unit: of the statistics, above 0, shape ().
         """
+        if limit is None:
+            limit = torch.zeros_like(self.peak)
+        limit = limit.to(self.peak.dtype).expand_as(self.peak)
         if pre_activations.is_sparse:
             neuron = pre_activations.indices()[1]
-            values = pre_activations.values().to(self.peak.dtype)
+            values = (pre_activations.values() - limit[neuron]) / unit
             # not by bincount, which reads its largest entry on the host
             self.fire_counts.scatter_add_(0, neuron, torch.ones_like(neuron))
-            self.near_counts.index_add_(0, neuron, (values < self.band[neuron]).long())
-            self.peak.scatter_reduce_(0, neuron, values, "amax")
+            self.near_counts.index_add_(0, neuron, (values <= self.band[neuron]).long())
+            self.peak.scatter_reduce_(0, neuron, values.to(self.peak.dtype), "amax")
         else:
-            fires = pre_activations > 0
-            self.fire_counts += fires.sum(dim=0)
-            self.near_counts += (fires & (pre_activations < self.band)).sum(dim=0)
-            largest = pre_activations.amax(dim=0).to(self.peak.dtype)
-            self.peak = torch.maximum(self.peak, largest)
+            # never all of them less their limits: a pass over the batch costs more than the rest
+            n_active = (pre_activations > limit).sum(dim=0)
+            self.fire_counts += n_active
+            beyond = pre_activations > limit + self.band * unit
+            self.near_counts += n_active - beyond.sum(dim=0)
+            largest = (pre_activations.amax(dim=0) - limit) / unit
+            self.peak = torch.maximum(self.peak, largest.to(self.peak.dtype))
         self.n_samples += pre_activations.shape[0]
 
     @torch.no_grad()

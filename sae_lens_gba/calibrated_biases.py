@@ -43,8 +43,9 @@ class CalibratedBiases(GBAParameters):
     used has weights that no longer move, and can have it exactly.
     """
 
-    # in evaluation mode: what biases and frequencies go back to when training goes on
+    # of a calibrated SAE: what biases and frequencies go back to when training goes on
     _in_training: tuple[torch.Tensor, torch.Tensor] | None = None
+    _is_settled = False
     _calibration: Calibration | None = None
     _other_l0s: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -64,27 +65,31 @@ class CalibratedBiases(GBAParameters):
 
         Training goes on with the biases it had, whether or not it was evaluated in between.
         """
-        if mode and self._in_training is not None:
+        if mode and not self._is_settled:
+            self._go_on_training()
+        elif not mode and self.training and self._calibration is None:
+            self._calibrate()
+        return super().train(mode)
+
+    def _go_on_training(self) -> None:
+        """With the biases that feedback had found, whatever was calibrated since."""
+        if self._in_training is not None:
             bias, frequency = self._in_training
             self.set_bias(bias)
             self.adapter.frequency = frequency.to(self.device)
             self._in_training = self._calibration = None
-        elif not mode and self.training and self._calibration is None:
-            state = self.bias.clone(), self.adapter.frequency
-            if self._calibrate():
-                self._in_training = state
-        return super().train(mode)
+        self._is_settled = False
 
     def settle(self) -> None:
         """Make calibrated biases the SAE's own, as at the end of training.
 
         Saving it in its stock form does that: the SAE that was trained and the one that was
-        saved are the same.
+        saved are the same. A further step of training starts from the biases of before.
         """
         if self._calibration is None:
             self._warn_of_few_samples()
             self._calibrate()
-        self._in_training = None
+        self._is_settled = True
         if self._other_l0s is None:
             self._other_l0s = self._thresholds_for_other_l0s()
 
@@ -119,6 +124,7 @@ class CalibratedBiases(GBAParameters):
                 "active a sample; the biases were not calibrated.", target_l0, found.l0
             )  # fmt: skip
             return False
+        self._in_training = self.bias.clone(), adapter.frequency
         highest = self._moved(calibrated[-1])
         self.set_bias(self._moved(found))
         if for_error:
@@ -150,7 +156,7 @@ class CalibratedBiases(GBAParameters):
         W_enc, W_dec = self._encoder(), self._scaled_W_dec()
         parts: list[Pairs] = []
         for rows in self._recent_rows(len(self.recent_samples)):
-            x = self._uncentred(rows)
+            x = self._recent_inputs(rows)
             h = (self._centred(x) @ W_enc).to(precise) / self.input_scale
             fires, possible = h > threshold, h > lowest
             output = share.sum((h * fires).to(self.dtype) @ W_dec)
@@ -196,7 +202,7 @@ class CalibratedBiases(GBAParameters):
             return self.input_scale.new_ones(())
         out = []
         for value in (1.0, 0.0):
-            x = self._uncentred(rows)  # SAELens keeps what it divided by, until it is undone
+            x = self._recent_inputs(rows)  # SAELens keeps what it divided by, until it is undone
             out.append(self.run_time_activation_norm_fn_out(torch.full_like(x, value)))
         return (out[0] - out[1])[:, :1].to(self.state_dtype)
 
@@ -211,7 +217,7 @@ class CalibratedBiases(GBAParameters):
         return torch.where(mean > 0, mean, target)
 
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`."""
+        """L0s and offsets of `NeuronGroups`, the latter in units of `input_scale`; on the CPU."""
         target_l0, d_sae = self.adapter.target_l0, sum(self.adapter.spectrum.sizes)
         # beyond a quarter of the latents most thresholds would be 0
         wanted = [
@@ -228,7 +234,7 @@ class CalibratedBiases(GBAParameters):
         others = [c for c, l0 in pairs if 0.99 * l0 < c.l0 < 1.01 * l0]
         l0s = torch.tensor([c.l0 / here.l0 * target_l0 for c in others])
         offsets = [c.offset - here.offset for c in others]
-        return (l0s, torch.stack(offsets, dim=1)) if others else None
+        return (l0s, torch.stack(offsets, dim=1).cpu()) if others else None
 
     def _margin_unit(self) -> torch.Tensor:
         return self._encoder().detach().norm(dim=0).to(self.state_dtype)
@@ -238,8 +244,12 @@ class CalibratedBiases(GBAParameters):
         """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
         W_enc = self._encoder()
         for rows in self._recent_rows(n_samples):
-            h = self._centred(self._uncentred(rows)) @ W_enc
+            h = self._centred(self._recent_inputs(rows)) @ W_enc
             yield h.to(self.state_dtype) / self.input_scale
+
+    def _recent_inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        # past `reshape_fn_in`, which they have been through, and users' hooks
+        return self.normalised(rows.to(self.dtype))
 
     def _recent_rows(self, n_samples: int) -> Iterator[torch.Tensor]:
         """The last samples of training, chunks of (n, d_in), the last batch first."""
@@ -303,7 +313,7 @@ class CalibratedBiases(GBAParameters):
         if self._other_l0s is None:
             return groups
         l0s, offsets = self._other_l0s
-        return replace(groups, other_l0s=l0s, offsets=offsets * self.input_scale)
+        return replace(groups, other_l0s=l0s, offsets=offsets * self.input_scale.cpu())
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
@@ -319,10 +329,20 @@ class CalibratedBiases(GBAParameters):
         """As torch's; what was known of other weights is no longer true."""
         super()._load_from_state_dict(*args, **kwargs)
         self._in_training = self._calibration = self._other_l0s = None
+        self._is_settled = False
+
+    @override
+    def fold_and_get_W_dec_norm(self) -> torch.Tensor:
+        norms = super().fold_and_get_W_dec_norm()
+        if self._in_training is not None:
+            bias, frequency = self._in_training
+            self._in_training = bias * norms, frequency
+        return norms
 
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         self.settle()
+        self._in_training = None
         self.recent_samples.batches.clear()  # their unit is that of before
         super().fold_activation_norm_scaling_factor(scaling_factor)
 
@@ -334,6 +354,7 @@ class CalibratedBiases(GBAParameters):
         unwhitening_matrix: torch.Tensor,
     ) -> None:
         self.settle()
+        self._in_training = None
         self.recent_samples.batches.clear()
         self._other_l0s = None  # a whitening changes each latent's unit
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)

@@ -169,8 +169,8 @@ def collect_margins(
     value, latent = value[order], latent[order]
     sizes = torch.bincount(group_of_pair, minlength=n_groups)
     # a latent whose encoder is 0 to rounding has no pairs, however deep one looks
-    weights = ((limit > floor) & (unit > 1e-6 * unit.max())).double()
-    bounded = share.sum(torch.bincount(group, weights=weights, minlength=n_groups))
+    has_more = (limit > floor) & (unit > 1e-6 * unit.max())
+    bounded = share.sum(torch.bincount(group[has_more], minlength=n_groups))
     return Margins(
         value,
         latent,

@@ -1,5 +1,6 @@
 """The encoder of a GBA training SAE: the transposed decoder, plus a correction that is learnt."""
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -99,13 +100,16 @@ class EncoderFollowsDecoder(TrainingSAE[GBATrainingSAEConfig]):
         if not self._encoder_follows_decoder:
             return
         W_enc = nn.Parameter(self._encoder().detach().clone(memory_format=torch.preserve_format))
-        if self.cfg.tied:
+        if self.cfg.tied:  # the metadata keep what was trained, and the user's config stays
+            self.cfg = copy(self.cfg)
             self.cfg.tied = False
-            self.cfg.add_training_info_to_metadata()
         else:
             del self.encoder_correction
         self._encoder_follows_decoder = False
         self.W_enc = W_enc
+
+    def _own_encoder(self) -> nn.Parameter | None:
+        return None if self._encoder_follows_decoder else self.W_enc
 
     @override
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -96,7 +96,8 @@ def equal_gain_thresholds(
     rank = torch.arange(len(h), device=h.device) - start[latent] + 1
     is_last = rank == n_pairs[latent]
     following = torch.where(is_last, lowest[latent], h.roll(-1))
-    total = pairs.gain.double().cumsum(0)
+    # on the CPU: on a GPU the sum of a run may differ from another's, or be refused
+    total = pairs.gain.double().cpu().cumsum(0).to(h.device)
     # by a latent's pairs up to this one
     gained = total - (total - pairs.gain.double())[start[latent]]
     fired = torch.bincount(latent[pairs.fires], minlength=d_sae)

@@ -114,7 +114,7 @@ class GBAParameters(EncoderFollowsDecoder):
 
     def _pre_activation_bias(self) -> torch.Tensor:
         """What is added to the product of centred inputs and W_enc, in their units, (d_sae,)."""
-        return self.in_input_units(self.b_enc - self._shrunk_by())
+        return self.in_input_units(self.b_enc.detach() - self._shrunk_by())
 
     def _limit(self) -> torch.Tensor:
         """Above which pre-activation a latent is active, in units of the input, (d_sae,) or ()."""

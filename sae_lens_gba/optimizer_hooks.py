@@ -19,19 +19,22 @@ from torch.optim.optimizer import (
 
 logger = logging.getLogger(__name__)
 
-_ATTENDED = "_gba_decoder"
+_ATTENDED, _ENCODER, _WARNED = "_gba_decoder", "_gba_encoder", "_gba_warned"
 _FUSED_DEVICES = ("cpu", "cuda")
 _hook_handles: list[Any] = []
 
 
-def attend_optimizer_of(W_dec: torch.Tensor) -> None:
+def attend_optimizer_of(W_dec: torch.Tensor, W_enc: nn.Parameter | None = None) -> None:
     """Have every optimizer put the rows of ``W_dec`` (d_sae, d_in) back to unit norm after a step.
 
     Where it is an `Adam` whose ``fused`` and ``foreach`` were left to torch, it also makes its
-    step in one pass over the weights (``fused``), with the same numbers.
+    step in one pass over the weights (``fused``), with the same numbers. An optimizer that has not
+    got ``W_enc``, where there is one, says so.
     """
     setattr(W_dec, _ATTENDED, True)
+    setattr(W_dec, _ENCODER, W_enc)
     if not _hook_handles:
+        _hook_handles.append(register_optimizer_step_pre_hook(_warn_of_an_encoder_left_out))
         _hook_handles.append(register_optimizer_step_pre_hook(_fuse))
         _hook_handles.append(register_optimizer_step_post_hook(_normalise_rows_of_attended))
 
@@ -64,6 +67,20 @@ def _normalise_rows_of_attended(optimizer: Optimizer, *_: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in filter(_is_attended, group["params"]):
             normalise_rows(parameter)
+
+
+def _warn_of_an_encoder_left_out(optimizer: Optimizer, *_: Any) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    held = {id(p) for p in parameters}
+    for W_dec in filter(_is_attended, parameters):
+        W_enc = getattr(W_dec, _ENCODER)
+        left_out = W_enc is not None and W_enc.requires_grad and id(W_enc) not in held
+        if left_out and not hasattr(optimizer, _WARNED):
+            setattr(optimizer, _WARNED, True)
+            logger.warning(
+                "this optimizer moves W_dec but not W_enc, which is a parameter of its own since "
+                "the SAE was folded: make a new optimizer (or SAETrainer) after a fold."
+            )
 
 
 def _fuse(optimizer: Optimizer, *_: Any) -> None:

@@ -133,8 +133,7 @@ def density_that_pays(weight: torch.Tensor) -> float:
         return 0.1
     if (_autocast_dtype(device) or weight.dtype).itemsize == 2:
         return 0.0017
-    is_tf32 = weight.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return 0.0034 if is_tf32 else 0.025
+    return 0.0034 if weight.dtype == torch.float32 and _multiplies_in_tf32() else 0.025
 
 
 def find_active(
@@ -179,20 +178,6 @@ def find_active(
     active = ActiveSet(samples, positions - samples * d_sae, batch, d_sae)
     products = torch.cat([values for _, values in found]).to(b_enc.dtype)
     return active, products + b_enc[active.latents]
-
-
-def above(limit: torch.Tensor, hidden_pre: torch.Tensor) -> torch.Tensor:
-    """hidden_pre (batch, d_sae), if sparse at its entries, less limit (d_sae,) or ()."""
-    if not hidden_pre.is_sparse:
-        return hidden_pre - limit
-    indices = hidden_pre.indices()
-    return torch.sparse_coo_tensor(
-        indices,
-        hidden_pre.values() - (limit[indices[1]] if limit.ndim else limit),
-        hidden_pre.shape,
-        is_coalesced=True,
-        check_invariants=False,
-    )
 
 
 class SparseEncode(torch.autograd.Function):
@@ -263,6 +248,13 @@ class SparseDecode(torch.autograd.Function):
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _multiplies_in_tf32() -> bool:
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if precision is not None:  # where it was set, torch refuses to tell in the older terms
+        return str(precision) == "tf32"
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _positions_above(limit: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TrainingSAE
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -30,7 +31,7 @@ class BiasAdaptationHook:
 
     While attached, ``b_enc`` of a standard SAE, or ``threshold`` of a jumprelu SAE, gets no
     gradient: it is moved by the same `BiasAdapter` as a GBA SAE's, watching the SAE's
-    ``hook_sae_acts_pre``, in training mode only. ``b_dec`` of a standard SAE gets its gradient
+    ``hook_sae_acts_pre``, in steps of training only. ``b_dec`` of a standard SAE gets its gradient
     from the output alone, as a GBA SAE's: the encoder's would move it until the feedback is
     undone. Losses are left as they are: set the sparsity coefficient to 0, or it works against
     the adaptation.
@@ -49,6 +50,7 @@ class BiasAdaptationHook:
         self.sae = sae
         self.settings = settings
         self._handles: list[RemovableHandle] = []
+        self._is_step = False
         spectrum = settings.spectrum_of(sae.cfg.d_sae)
         self.adapter = BiasAdapter(
             spectrum,
@@ -86,7 +88,9 @@ class BiasAdaptationHook:
             handle.remove()
         self._handles.clear()
         self._parameter.requires_grad_(True)
-        for name in ("save_model", "load_weights_from_checkpoint", "process_sae_in"):
+        for name in (
+            "save_model", "load_weights_from_checkpoint", "process_sae_in", "training_forward_pass"
+        ):  # fmt: skip
             vars(self.sae).pop(name, None)
 
     def groups(self) -> NeuronGroups:
@@ -111,8 +115,19 @@ class BiasAdaptationHook:
         vars(sae)["load_weights_from_checkpoint"] = partial(
             self._load_with_state, sae.load_weights_from_checkpoint
         )
+        vars(sae)["training_forward_pass"] = partial(self._take_step, sae.training_forward_pass)
         if isinstance(sae, StandardTrainingSAE):
             vars(sae)["process_sae_in"] = partial(self._encoder_input, sae.process_sae_in)
+
+    def _take_step(
+        self, training_forward_pass: Callable[[TrainStepInput], TrainStepOutput], *args: Any,
+        **kwargs: Any,
+    ) -> TrainStepOutput:  # fmt: skip
+        self._is_step = self.sae.training
+        try:
+            return training_forward_pass(*args, **kwargs)
+        finally:
+            self._is_step = False
 
     def _encoder_input(
         self, process_sae_in: Callable[[torch.Tensor], torch.Tensor], sae_in: torch.Tensor
@@ -122,7 +137,7 @@ class BiasAdaptationHook:
 
     @torch.no_grad()
     def _on_input(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
-        if not self.sae.training:
+        if not self._is_step:
             return
         require_usable(tensor, step=self.adapter.steps_taken)
         if self.adapter.peak.device != tensor.device:  # the SAE was moved since
@@ -134,11 +149,11 @@ class BiasAdaptationHook:
 
     @torch.no_grad()
     def _on_hidden_pre(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
-        if not self.sae.training:
+        if not self._is_step:
             return
         is_bias = self._parameter is not getattr(self.sae, "threshold", None)
         parameter = self._parameter.data
-        self.adapter.observe(tensor if is_bias else tensor - parameter)
+        self.adapter.observe(tensor, None if is_bias else parameter)
         new_bias = self.adapter.adapt_if_due(parameter if is_bias else -parameter, self._bias_range)
         if new_bias is not None:
             # a new tensor: what the step has computed with the old values keeps them

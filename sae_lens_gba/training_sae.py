@@ -20,7 +20,6 @@ from sae_lens_gba.optimizer_hooks import attend_optimizer_of
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
     SparseEncode,
-    above,
     density_that_pays,
     find_active,
     squared_power_mean_error,
@@ -206,12 +205,17 @@ class GBATrainingSAE(CalibratedBiases):
     def _find_active(
         self, sae_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor
     ) -> tuple[ActiveSet, torch.Tensor] | None:
-        # TransformerLens 2 has no HookPoint.has_hooks
-        points = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
-        hooked = any(point.fwd_hooks or point.bwd_hooks for point in points)
+        # torch's own, which those of TransformerLens are as well
+        hooked = any(
+            point._forward_hooks
+            or point._forward_pre_hooks
+            or point._backward_hooks
+            or point._backward_pre_hooks
+            for point in (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        )
         max_density = self._max_density()
         spectrum = self.adapter.spectrum
-        target_density = spectrum.l0 / sum(spectrum.sizes)
+        target_density = self.adapter.warm_up * spectrum.l0 / sum(spectrum.sizes)
         if hooked or sae_in.ndim != 2 or target_density > max_density:
             return None
         with torch.no_grad():
@@ -227,7 +231,7 @@ class GBATrainingSAE(CalibratedBiases):
         sae_in, target = self._input_and_target(step_input.sae_in)
         require_usable(step_input.sae_in, step_input.n_training_steps)
         if self.training:
-            attend_optimizer_of(self.W_dec)
+            attend_optimizer_of(self.W_dec, self._own_encoder())
             self.adapter.warm_up = self._warm_up(step_input.coefficients)
         step = Step(sae_in, target, self.normalised(sae_in.to(self.dtype)))
         if self.training:
@@ -266,6 +270,7 @@ class GBATrainingSAE(CalibratedBiases):
             step: about to be taken.
             n_steps: taken so far.
         """
+        self._go_on_training()
         x = step.normalised
         mean = x.mean(dim=0)
         norm = typical_norm(x if self._centre is None else x - mean)
@@ -313,7 +318,7 @@ class GBATrainingSAE(CalibratedBiases):
     @torch.no_grad()
     def _observe_and_adapt(self, hidden_pre: torch.Tensor) -> None:
         # y of the paper in units of `input_scale`: positive where a neuron is active
-        self.adapter.observe(above(self._limit(), hidden_pre) / self.input_scale)
+        self.adapter.observe(hidden_pre, self._limit(), self.input_scale)
         new_bias = self.adapter.adapt_if_due(self.bias, self.bias_range)
         if new_bias is not None:
             self.set_bias(new_bias)

@@ -81,7 +81,8 @@ class GBATrainingTranscoder(GBATrainingSAE):
     @override
     def target_scale(self) -> torch.Tensor:
         """Typical norm of the centred target / sqrt(d_out), shape (); 1 until it is known."""
-        return torch.where(self.target_norm > 0, self.target_norm / self.d_out**0.5, 1.0)
+        norm = self.target_norm.detach()
+        return torch.where(norm > 0, norm / self.d_out**0.5, 1.0)
 
     @property
     @override
@@ -99,7 +100,7 @@ class GBATrainingTranscoder(GBATrainingSAE):
     def _shrunk_by(self) -> torch.Tensor:
         if not self._is_jumprelu:
             return super()._shrunk_by()
-        return self.shrinkage.clamp(max=1) * self.threshold
+        return self.shrinkage.clamp(max=1) * self.threshold.detach()
 
     @override
     def _stock_b_enc(self) -> torch.Tensor:
@@ -207,7 +208,8 @@ class GBATrainingSkipTranscoder(GBATrainingTranscoder):
 
     @override
     def _stock_b_dec(self) -> torch.Tensor:
-        return super()._stock_b_dec() - self.W_skip @ self.in_input_units(self.input_mean)
+        mean = self.in_input_units(self.input_mean.detach())
+        return super()._stock_b_dec() - self.W_skip @ mean
 
     @override
     def _stock_weights(self) -> dict[str, torch.Tensor]:

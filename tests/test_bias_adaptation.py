@@ -243,6 +243,22 @@ def test_sparse_observations_count_like_dense_ones() -> None:
     assert torch.equal(dense.n_samples, sparse.n_samples)
 
 
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_limits_and_unit_are_taken_off_what_is_observed(is_sparse: bool) -> None:
+    spectrum = build_spectrum(10, 2, 0.4, 0.1)
+    plain, limited = (BiasAdapter(spectrum, "paper", RATES, 10) for _ in range(2))
+    limit, unit = torch.rand(10), torch.tensor(0.5)
+    for adapter in (plain, limited):
+        adapter.band.fill_(0.7)
+    h = torch.randn(300, 10)
+    plain.observe((h - limit) / unit)
+    limited.observe((h * (h > limit)).to_sparse() if is_sparse else h, limit, unit)
+    assert 0 < plain.near_counts.sum() < plain.fire_counts.sum()
+    assert torch.equal(plain.fire_counts, limited.fire_counts)
+    assert torch.equal(plain.near_counts, limited.near_counts)
+    torch.testing.assert_close(plain.peak, limited.peak)
+
+
 class GaussianPlant:
     """Neurons with standard normal pre-activations: the frequency at bias b is Phi(b)."""
 

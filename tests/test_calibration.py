@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+from sae_lens import SAE
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.calibration import RecentSamples, calibrate_groups
@@ -129,6 +132,41 @@ def test_in_evaluation_mode_l0_is_what_was_asked_and_training_is_untouched(
     on_target = torch.allclose(by_group, targets, rtol=1e-2, atol=1e-4)
     assert on_target == ((activation, calibrate_for) != ("jumprelu", "error"))
     assert torch.equal(plain.train().bias, biases)
+
+
+def test_training_goes_on_from_an_export_as_without_it(tmp_path: Path) -> None:
+    def train(export: bool) -> GBATrainingSAE:
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=40, l0_warm_up_start=3.0))
+        trainer = make_trainer(sae, 40)
+        take_steps(trainer, 20)
+        if export:
+            before = sae.bias.clone()
+            sae.save_inference_model(tmp_path)
+            assert not torch.equal(sae.bias, before)
+            x = next(mixture(3))
+            assert torch.equal(sae.train()(x), SAE.load_from_disk(tmp_path)(x))
+        take_steps(trainer, 20)
+        return sae
+
+    plain, exported = train(False), train(True)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], value), name
+
+
+def test_calibration_passes_by_hooks_and_reshaping(tmp_path: Path) -> None:
+    cfg = tiny_config(reshape_activations="hook_z")
+    cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    sae = GBATrainingSAE(cfg)
+    take_steps(make_trainer(sae, 20), 20)
+    sae.turn_on_forward_pass_hook_z_reshaping()  # as in a model
+    seen: list[torch.Tensor] = []
+    sae.hook_sae_input.register_forward_hook(lambda *args: seen.append(args[2]))
+    sae.save_inference_model(tmp_path)
+    assert not seen
+    x = next(mixture(3))
+    stock = SAE.load_from_disk(tmp_path)
+    assert torch.equal(stock(x.view(-1, 4, 4)), sae(x.view(-1, 4, 4)))
 
 
 def test_weights_loaded_in_evaluation_mode_stay() -> None:

@@ -81,6 +81,21 @@ def decoder(rows: int = 4) -> nn.Parameter:
     return weight
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_optimizer_from_before_a_fold_says_what_it_leaves_out(
+    tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    sae = GBATrainingSAE(tiny_config(tied=tied))
+    trainer = make_trainer(sae, 10)
+    take_steps(trainer, 2)
+    sae.fold_W_dec_norm()
+    take_steps(trainer, 2)
+    assert caplog.text.count("make a new optimizer") == 1
+    caplog.clear()
+    take_steps(make_trainer(sae, 10), 2)
+    assert not caplog.text
+
+
 def test_an_optimizer_without_our_weights_stays_as_it_is() -> None:
     decoder()
     other = nn.Parameter(torch.randn(4, 3))

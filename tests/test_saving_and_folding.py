@@ -231,6 +231,26 @@ def test_folding_decoder_norms_changes_no_output(activation: str, tied: bool) ->
     torch.testing.assert_close(sae.get_W_dec_norm(), torch.ones(64, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+def test_a_fold_in_evaluation_mode_stays_one_in_training(activation: str) -> None:
+    sae = GBATrainingSAE(tiny_config(activation=activation))
+    take_steps(make_trainer(sae, 20), 20)
+    x = next(mixture(3))
+    before = sae(x)
+    sae.eval()
+    sae.fold_W_dec_norm()
+    torch.testing.assert_close(sae.train()(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_fold_of_a_tied_sae_leaves_the_config_and_what_was_trained() -> None:
+    cfg = tiny_config(tied=True)
+    sae = GBATrainingSAE(cfg)
+    sae.fold_W_dec_norm()
+    assert cfg.tied
+    assert not sae.cfg.tied
+    assert sae.cfg.metadata.training_architecture_details["tied"] is True
+
+
 def test_hook_z_inputs_are_reshaped_by_the_saved_sae(tmp_path: Path) -> None:
     cfg = tiny_config(reshape_activations="hook_z")
     cfg.metadata.hook_name = "blocks.0.attn.hook_z"

@@ -16,6 +16,19 @@ from sae_lens_gba.sparse_autoencoder_ops import (
 Problem = dict[str, torch.Tensor]
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="of newer torch"
+)
+def test_it_is_known_whether_a_gpu_multiplies_in_tf32() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for precision, is_tf32 in (("ieee", False), ("tf32", True)):
+            torch.backends.cuda.matmul.fp32_precision = precision
+            assert ops._multiplies_in_tf32() is is_tf32
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def problem(batch: int, d_in: int, d_sae: int, threshold: float, seed: int = 0) -> Problem:
     g = torch.Generator().manual_seed(seed)
 

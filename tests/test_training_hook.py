@@ -93,6 +93,37 @@ def test_nothing_adapts_in_eval_mode(architecture: str) -> None:
 
 
 @BOTH
+def test_only_steps_of_training_adapt(architecture: str) -> None:
+    sae = new_sae(architecture)
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    take_steps(make_trainer(sae, 10), 10)
+    before = getattr(sae, PARAMETER[architecture]).clone()
+    x = next(mixture(0))
+    for _ in range(10):
+        sae(x)
+        sae(x.view(4, -1, 16))
+    assert torch.equal(getattr(sae, PARAMETER[architecture]), before)
+    assert int(hook.adapter.n_steps) == 10
+
+
+@BOTH
+def test_compiled_it_adapts_as_it_does(architecture: str) -> None:
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        sae = new_sae(architecture)
+        BiasAdaptationHook.attach(sae, **SETTINGS)
+        trainer = make_trainer(sae, 12)
+        if compiled:
+            compiled_pass = torch.compile(sae.training_forward_pass, backend="aot_eager")
+            vars(sae)["training_forward_pass"] = compiled_pass
+        take_steps(trainer, 12)
+        results.append(sae.state_dict())
+    for name, plain in results[0].items():
+        torch.testing.assert_close(results[1][name], plain, rtol=1e-4, atol=1e-5)
+
+
+@BOTH
 def test_its_state_survives_a_checkpoint(architecture: str, tmp_path: Path) -> None:
     def new_run() -> tuple[Any, BiasAdaptationHook]:
         torch.manual_seed(0)

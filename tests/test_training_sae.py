@@ -11,7 +11,7 @@ from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.bias_adaptation import UPDATE_RULES
-from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config
+from tests.toolbox import make_trainer, mixture, randomise, take_steps, tiny_config, tiny_sae
 
 ACTIVATIONS = ("jumprelu", "relu")
 
@@ -445,6 +445,28 @@ def test_it_trains_under_autocast() -> None:
     take_steps(trainer, 12)
     assert (sae.bias < 0).any()
     assert sae.adapter.peak.dtype == torch.float32
+
+
+@pytest.mark.parametrize("architecture", ["gba", "gba_transcoder", "gba_skip_transcoder"])
+def test_frozen_and_thawed_it_trains_what_it_trained(architecture: str) -> None:
+    torch.manual_seed(0)
+    sae = tiny_sae(architecture=architecture)
+    trained = [name for name, p in sae.named_parameters() if p.requires_grad]
+    take_steps(make_trainer(sae, 10), 2)
+    sae.requires_grad_(False)
+    sae.requires_grad_(True)
+    trainer = make_trainer(sae, 10)
+    take_steps(trainer, 2)
+    moved = [name for name, p in sae.named_parameters() if p in trainer.optimizer.state]
+    assert moved == trained
+
+
+def test_torchs_hooks_see_activations() -> None:
+    sae = tiny_sae(sparse_below_density=1.0)
+    seen: list[torch.Size] = []
+    sae.hook_sae_acts_post.register_forward_hook(lambda *args: seen.append(args[2].shape))
+    take_steps(make_trainer(sae, 10), 3)
+    assert seen == [(256, 64)] * 3
 
 
 def test_a_compiled_training_pass_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

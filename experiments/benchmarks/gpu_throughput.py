@@ -69,11 +69,11 @@ def time_architecture(cfg: Any, case: Case, steps: int) -> dict[str, Any]:
     """Median seconds of a step, tokens a second, and peak bytes of device memory."""
     on_gpu = case.device.startswith("cuda")
     data = case.batches(4)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     trainer = make_trainer(cfg, case, data[0])
     seconds = []
     for step in range(WARM_UP + steps):
+        if on_gpu and step == WARM_UP:
+            torch.cuda.reset_peak_memory_stats()
         _wait(on_gpu)
         started = time.perf_counter()
         trainer.step(data[step % len(data)])
@@ -93,7 +93,7 @@ def _wait(on_gpu: bool) -> None:
 
 
 def time_case(case: Case, steps: int) -> dict[str, dict[str, Any]]:
-    """Every architecture by its name; one that does not fit says so."""
+    """Every architecture by its name; one that can't be timed says why."""
     configs = architectures(case)
     always_sparse = replace(configs["gba"], sparse_below_density=1.0)
     assert isinstance(always_sparse, GBATrainingSAEConfig)
@@ -101,8 +101,8 @@ def time_case(case: Case, steps: int) -> dict[str, dict[str, Any]]:
     for name, cfg in {**configs, "gba sparse": always_sparse}.items():
         try:
             timed[name] = time_architecture(cfg, case, steps)
-        except torch.cuda.OutOfMemoryError:
-            timed[name] = {"seconds": None, "out_of_memory": True}
+        except RuntimeError as error:  # that memory is out is one
+            timed[name] = {"seconds": None, "failed": str(error).partition("\n")[0]}
         gc.collect()
         if case.device.startswith("cuda"):
             torch.cuda.empty_cache()

@@ -110,9 +110,9 @@ def make_trainer(cfg: Any, case: Case, x: torch.Tensor) -> SAETrainer[Any, Any]:
     trainer: SAETrainer[Any, Any] = SAETrainer(settings, sae, iter([]))
     trainer.step(x)
     if isinstance(sae, GBATrainingSAE):
-        sae.set_bias(
-            quantile_bias(x - sae.b_dec, sae.W_enc, sae.adapter.target_frequency, sae.bias_range())
-        )
+        with torch.no_grad():
+            target = sae.adapter.target_frequency
+            sae.set_bias(quantile_bias(x - sae.b_dec, sae.W_enc, target, sae.bias_range()))
     return trainer
 
 

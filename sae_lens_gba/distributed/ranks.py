@@ -54,6 +54,11 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def share_(self, values: torch.Tensor) -> None:
+        """Replace by what rank 0 has."""
+        with _contact():
+            dist.broadcast(values, src=0)
+
     def gather(self, rows: torch.Tensor, numbers: list[int]) -> torch.Tensor:
         """Rows of all ranks, in their order.
 
@@ -138,12 +143,12 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
         silence_s: a rank that gives no sign of life for so long is taken for dead.
 
     Raises:
+        ValueError: more processes were started on this machine than it has GPUs.
         RankFailedError: another rank failed.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = _device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     # what lies on the CPU goes by gloo, also where the SAE is on GPUs
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -175,6 +180,20 @@ def join(silence_s: float = 60.0) -> Iterator[Ranks]:
     watch.stop()
     dist.destroy_process_group()
     del last
+
+
+def _device() -> torch.device:
+    """Where this process trains."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    n_gpus, n_here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if n_here > n_gpus:
+        raise ValueError(
+            f"LOCAL_WORLD_SIZE={n_here} processes need as many GPUs, and {n_gpus} can be seen "
+            "here: start fewer by --nproc-per-node, or set CUDA_VISIBLE_DEVICES= to train on the "
+            "CPU."
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _store(rank: int, world: int, may_hold: bool, timeout: timedelta = _TIMEOUT) -> Any:

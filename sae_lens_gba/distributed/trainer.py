@@ -161,6 +161,8 @@ class LatentParallelTrainer(SAETrainer[Any, Any]):
         """torch.nn.utils.clip_grad_norm_ of the whole SAE's gradients."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         shared = [p.grad for p in self.sae.shared() if p.grad is not None]
+        for gradient in shared:  # all ranks' are the same, but for kernels that each has chosen
+            self.ranks.share_(gradient)
         is_shared = {id(g) for g in shared}
         own = torch.stack([g.norm() for g in gradients if id(g) not in is_shared])
         everyones = torch.stack([g.norm() for g in shared])

@@ -40,10 +40,10 @@ def resumable_run(
     written into ``folder/resume`` between two steps; the newest two stay. A signal then ends the
     process with 130 or 143, as `TrainingInterrupted`. The progress bar says where training is.
 
-    A run that goes on is bit-equal to one that was never stopped, with synthetic or cached
-    activations and any iterator that gives the same batches again (it is drawn from its
-    beginning). With live activations SAELens' buffer is filled anew: the order of the data, and so
-    the weights, differ as they do between seeds.
+    A run that goes on is bit-equal to one that was never stopped (on a GPU, where sums are made in
+    any order, but for rounding), with synthetic or cached activations and any iterator that gives
+    the same batches again (it is drawn from its beginning). With live activations SAELens' buffer
+    is filled anew: the order of the data, and so the weights, differ as they do between seeds.
 
     Args:
         folder: for the checkpoints; the run's output folder, best. Made if need be.

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE, neuron_groups, training_hook
 from sae_lens_gba import sparse_autoencoder_ops as ops
+from sae_lens_gba.saved.other_l0 import at_l0
 from tests.another_device.device import NAME, Elsewhere
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
@@ -101,6 +102,16 @@ def test_what_was_trained_there_is_calibrated_here() -> None:
         sae.eval()
     for name, value in here.state_dict().items():
         torch.testing.assert_close(there.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_another_l0_of_an_sae_that_lies_there() -> None:
+    sparser = {}
+    for device in ("cpu", NAME):
+        sae = new_gba(calibration_samples=8192)
+        trained(sae, device)
+        sae.settle()
+        sparser[device] = at_l0(sae, 2.0).sae.get_parameter("threshold").detach().cpu()
+    torch.testing.assert_close(sparser[NAME], sparser["cpu"], rtol=1e-9, atol=1e-12)
 
 
 def test_a_checkpoint_is_loaded(tmp_path: Path) -> None:

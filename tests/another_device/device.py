@@ -1,7 +1,8 @@
 """A device that is not the CPU, on any machine: what it computes is right, what is mixed up fails.
 
 Its tensors hold their values in a tensor on the CPU that nobody else sees. An operation on them
-with a tensor that is on the CPU fails as on a GPU (where tensors of no dimension are let through).
+with a tensor that is on the CPU fails as on a GPU (where tensors of no dimension are let through),
+and so does one that a GPU refuses under `torch.use_deterministic_algorithms`.
 PyTorch knows the device by its hooks for backends written in Python, autograd and Adam included.
 They can't be taken out again: import this in a process of its own.
 """
@@ -81,6 +82,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
+    weighted = name == "bincount" and len(tensors) > 1
+    if weighted or (name == "cumsum" and tensors[0].is_floating_point()):
+        raise RuntimeError(f"{name} has no deterministic implementation on a GPU")
     inside = tree_map(
         lambda t: t.values_on_cpu if isinstance(t, ElsewhereTensor) else t, (args, kwargs)
     )

@@ -64,6 +64,17 @@ def test_a_checkpoint_that_is_not_complete_is_none(tmp_path: Path) -> None:
     assert partial.startswith(".after.") and partial.endswith(".partial")
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with (
+        pytest.raises(ValueError, match="2 processes need as many GPUs, and 1 can be seen"),
+        join(),
+    ):
+        pass
+
+
 def test_one_process_outlives_an_error() -> None:
     before = threading.active_count()
     with pytest.raises(ValueError, match="mine"), join():
