@@ -248,7 +248,9 @@ def test_a_fold_of_a_tied_sae_leaves_the_config_and_what_was_trained() -> None:
     sae.fold_W_dec_norm()
     assert cfg.tied
     assert not sae.cfg.tied
-    assert sae.cfg.metadata.training_architecture_details["tied"] is True
+    details = sae.cfg.metadata.training_architecture_details
+    assert details is not None
+    assert details["tied"] is True
 
 
 def test_hook_z_inputs_are_reshaped_by_the_saved_sae(tmp_path: Path) -> None:
