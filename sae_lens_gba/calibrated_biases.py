@@ -336,7 +336,7 @@ class CalibratedBiases(GBAParameters):
         norms = super().fold_and_get_W_dec_norm()
         if self._in_training is not None:
             bias, frequency = self._in_training
-            self._in_training = bias * norms, frequency
+            self._in_training = bias.to(norms.device) * norms, frequency
         return norms
 
     @override

@@ -11,7 +11,7 @@ frozen, and random directions.
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import combinations, permutations
 from pathlib import Path
@@ -287,6 +287,7 @@ WIDE = Config(
     seeds=(0, 1),
     probing_datasets=(),
 )
+WIDE_64 = replace(WIDE, l0=64.0, methods=("gba", "batchtopk"))
 
 
 def main() -> None:
@@ -308,6 +309,7 @@ def main() -> None:
             "language_model_comparison": Config(),
             "language_model_comparison_mlp": MLP,
             "language_model_comparison_wide": WIDE,
+            "language_model_comparison_wide_64": WIDE_64,
         },
         run,
         quick,

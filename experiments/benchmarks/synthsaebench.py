@@ -85,13 +85,8 @@ class Config:
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
 OTHER_L0S = Config(tuple(Run(HIERARCHIES, 5_000, 1e-2, l0_asked=l0) for l0 in (20.0, 30.0)))
-OTHERS = Config(
-    (
-        Run("batchtopk", 5_000, 3e-3),
-        Run("matryoshka_batchtopk", 5_000, 3e-3),
-        Run("gba", 5_000, 1e-2, d_sae=16_384),
-    )
-)
+OTHERS = Config((Run("batchtopk", 5_000, 3e-3), Run("matryoshka_batchtopk", 5_000, 3e-3)))
+FULL_WIDTH = Config((Run("gba", 2_000, 1e-2, d_sae=16_384),))
 
 
 def spec_of(run: Run) -> dict[str, Any]:
@@ -152,6 +147,7 @@ def main() -> None:
             "synthsaebench_long": LONG,
             "synthsaebench_other_l0s": OTHER_L0S,
             "synthsaebench_others": OTHERS,
+            "synthsaebench_full_width": FULL_WIDTH,
         },
         run,
         quick,
