@@ -43,9 +43,8 @@ class CalibratedBiases(GBAParameters):
     used has weights that no longer move, and can have it exactly.
     """
 
-    # of a calibrated SAE: what biases and frequencies go back to when training goes on
+    # in evaluation mode: what biases and frequencies go back to when training goes on
     _in_training: tuple[torch.Tensor, torch.Tensor] | None = None
-    _is_settled = False
     _calibration: Calibration | None = None
     _other_l0s: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -65,31 +64,27 @@ class CalibratedBiases(GBAParameters):
 
         Training goes on with the biases it had, whether or not it was evaluated in between.
         """
-        if mode and not self._is_settled:
-            self._go_on_training()
-        elif not mode and self.training and self._calibration is None:
-            self._calibrate()
-        return super().train(mode)
-
-    def _go_on_training(self) -> None:
-        """With the biases that feedback had found, whatever was calibrated since."""
-        if self._in_training is not None:
+        if mode and self._in_training is not None:
             bias, frequency = self._in_training
             self.set_bias(bias)
             self.adapter.frequency = frequency.to(self.device)
             self._in_training = self._calibration = None
-        self._is_settled = False
+        elif not mode and self.training and self._calibration is None:
+            state = self.bias.clone(), self.adapter.frequency
+            if self._calibrate():
+                self._in_training = state
+        return super().train(mode)
 
     def settle(self) -> None:
         """Make calibrated biases the SAE's own, as at the end of training.
 
         Saving it in its stock form does that: the SAE that was trained and the one that was
-        saved are the same. A further step of training starts from the biases of before.
+        saved are the same. Training that goes on after it starts from these biases.
         """
         if self._calibration is None:
             self._warn_of_few_samples()
             self._calibrate()
-        self._is_settled = True
+        self._in_training = None
         if self._other_l0s is None:
             self._other_l0s = self._thresholds_for_other_l0s()
 
@@ -124,7 +119,6 @@ class CalibratedBiases(GBAParameters):
                 "active a sample; the biases were not calibrated.", target_l0, found.l0
             )  # fmt: skip
             return False
-        self._in_training = self.bias.clone(), adapter.frequency
         highest = self._moved(calibrated[-1])
         self.set_bias(self._moved(found))
         if for_error:
@@ -328,8 +322,10 @@ class CalibratedBiases(GBAParameters):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """As torch's; what was known of other weights is no longer true."""
         super()._load_from_state_dict(*args, **kwargs)
+        self._forget_calibration()
+
+    def _forget_calibration(self) -> None:
         self._in_training = self._calibration = self._other_l0s = None
-        self._is_settled = False
 
     @override
     def fold_and_get_W_dec_norm(self) -> torch.Tensor:
@@ -342,7 +338,6 @@ class CalibratedBiases(GBAParameters):
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         self.settle()
-        self._in_training = None
         self.recent_samples.batches.clear()  # their unit is that of before
         super().fold_activation_norm_scaling_factor(scaling_factor)
 
@@ -354,7 +349,6 @@ class CalibratedBiases(GBAParameters):
         unwhitening_matrix: torch.Tensor,
     ) -> None:
         self.settle()
-        self._in_training = None
         self.recent_samples.batches.clear()
         self._other_l0s = None  # a whitening changes each latent's unit
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)

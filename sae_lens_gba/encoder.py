@@ -100,7 +100,7 @@ class EncoderFollowsDecoder(TrainingSAE[GBATrainingSAEConfig]):
         if not self._encoder_follows_decoder:
             return
         W_enc = nn.Parameter(self._encoder().detach().clone(memory_format=torch.preserve_format))
-        if self.cfg.tied:  # the metadata keep what was trained, and the user's config stays
+        if self.cfg.tied:  # of this SAE; the config may be its maker's
             self.cfg = copy(self.cfg)
             self.cfg.tied = False
         else:

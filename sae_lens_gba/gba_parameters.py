@@ -106,7 +106,8 @@ class GBAParameters(EncoderFollowsDecoder):
 
     def _decoder_scale(self) -> torch.Tensor:
         """By what the rows of ``W_dec`` are multiplied, (d_sae,)."""
-        return self.output_scale
+        is_learnt = self.cfg.learn_output_scale
+        return self.output_scale if is_learnt else self.output_scale.detach()
 
     def _shrunk_by(self) -> torch.Tensor:
         """What is taken from a pre-activation that passed the threshold, at most that, (d_sae,)."""

@@ -79,7 +79,7 @@ def _warn_of_an_encoder_left_out(optimizer: Optimizer, *_: Any) -> None:
             setattr(optimizer, _WARNED, True)
             logger.warning(
                 "this optimizer moves W_dec but not W_enc, which is a parameter of its own since "
-                "the SAE was folded: make a new optimizer (or SAETrainer) after a fold."
+                "the SAE was folded: unless another one has it, make a new optimizer (SAETrainer)."
             )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from sae_lens import JumpReLUTrainingSAE, StandardTrainingSAE, TrainingSAE
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -31,8 +30,8 @@ class BiasAdaptationHook:
 
     While attached, ``b_enc`` of a standard SAE, or ``threshold`` of a jumprelu SAE, gets no
     gradient: it is moved by the same `BiasAdapter` as a GBA SAE's, watching the SAE's
-    ``hook_sae_acts_pre``, in steps of training only. ``b_dec`` of a standard SAE gets its gradient
-    from the output alone, as a GBA SAE's: the encoder's would move it until the feedback is
+    ``hook_sae_acts_pre``, in training mode and with gradients. ``b_dec`` of a standard SAE gets its
+    gradient from the output alone, as a GBA SAE's: the encoder's would move it until the feedback is
     undone. Losses are left as they are: set the sparsity coefficient to 0, or it works against
     the adaptation.
 
@@ -50,7 +49,6 @@ class BiasAdaptationHook:
         self.sae = sae
         self.settings = settings
         self._handles: list[RemovableHandle] = []
-        self._is_step = False
         spectrum = settings.spectrum_of(sae.cfg.d_sae)
         self.adapter = BiasAdapter(
             spectrum,
@@ -88,9 +86,7 @@ class BiasAdaptationHook:
             handle.remove()
         self._handles.clear()
         self._parameter.requires_grad_(True)
-        for name in (
-            "save_model", "load_weights_from_checkpoint", "process_sae_in", "training_forward_pass"
-        ):  # fmt: skip
+        for name in ("save_model", "load_weights_from_checkpoint", "process_sae_in"):
             vars(self.sae).pop(name, None)
 
     def groups(self) -> NeuronGroups:
@@ -115,19 +111,12 @@ class BiasAdaptationHook:
         vars(sae)["load_weights_from_checkpoint"] = partial(
             self._load_with_state, sae.load_weights_from_checkpoint
         )
-        vars(sae)["training_forward_pass"] = partial(self._take_step, sae.training_forward_pass)
         if isinstance(sae, StandardTrainingSAE):
             vars(sae)["process_sae_in"] = partial(self._encoder_input, sae.process_sae_in)
 
-    def _take_step(
-        self, training_forward_pass: Callable[[TrainStepInput], TrainStepOutput], *args: Any,
-        **kwargs: Any,
-    ) -> TrainStepOutput:  # fmt: skip
-        self._is_step = self.sae.training
-        try:
-            return training_forward_pass(*args, **kwargs)
-        finally:
-            self._is_step = False
+    def _is_step(self, tensor: torch.Tensor) -> bool:
+        """Whether samples (n, d) are trained on; SAELens leaves SAEs in training mode."""
+        return self.sae.training and torch.is_grad_enabled() and tensor.ndim == 2
 
     def _encoder_input(
         self, process_sae_in: Callable[[torch.Tensor], torch.Tensor], sae_in: torch.Tensor
@@ -135,10 +124,13 @@ class BiasAdaptationHook:
         x = process_sae_in(sae_in)
         return x.detach() if self.sae.training else x
 
-    @torch.no_grad()
     def _on_input(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
-        if not self._is_step:
-            return
+        if self._is_step(tensor):
+            self._parameter.requires_grad_(False)  # whoever froze and thawed the SAE
+            self._follow(tensor)
+
+    @torch.no_grad()
+    def _follow(self, tensor: torch.Tensor) -> None:
         require_usable(tensor, step=self.adapter.steps_taken)
         if self.adapter.peak.device != tensor.device:  # the SAE was moved since
             self.adapter.to(tensor.device)
@@ -147,10 +139,12 @@ class BiasAdaptationHook:
             typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
         )
 
-    @torch.no_grad()
     def _on_hidden_pre(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:
-        if not self._is_step:
-            return
+        if self._is_step(tensor):
+            self._adapt(tensor)
+
+    @torch.no_grad()
+    def _adapt(self, tensor: torch.Tensor) -> None:
         is_bias = self._parameter is not getattr(self.sae, "threshold", None)
         parameter = self._parameter.data
         self.adapter.observe(tensor, None if is_bias else parameter)

@@ -270,7 +270,6 @@ class GBATrainingSAE(CalibratedBiases):
             step: about to be taken.
             n_steps: taken so far.
         """
-        self._go_on_training()
         x = step.normalised
         mean = x.mean(dim=0)
         norm = typical_norm(x if self._centre is None else x - mean)

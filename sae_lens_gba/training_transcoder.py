@@ -91,7 +91,7 @@ class GBATrainingTranscoder(GBATrainingSAE):
 
     @override
     def _decoder_scale(self) -> torch.Tensor:
-        return self.output_scale * self._target_over_input()
+        return super()._decoder_scale() * self._target_over_input()
 
     def _target_over_input(self) -> torch.Tensor:
         return self.target_scale / self.input_scale

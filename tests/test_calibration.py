@@ -134,26 +134,6 @@ def test_in_evaluation_mode_l0_is_what_was_asked_and_training_is_untouched(
     assert torch.equal(plain.train().bias, biases)
 
 
-def test_training_goes_on_from_an_export_as_without_it(tmp_path: Path) -> None:
-    def train(export: bool) -> GBATrainingSAE:
-        torch.manual_seed(0)
-        sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=40, l0_warm_up_start=3.0))
-        trainer = make_trainer(sae, 40)
-        take_steps(trainer, 20)
-        if export:
-            before = sae.bias.clone()
-            sae.save_inference_model(tmp_path)
-            assert not torch.equal(sae.bias, before)
-            x = next(mixture(3))
-            assert torch.equal(sae.train()(x), SAE.load_from_disk(tmp_path)(x))
-        take_steps(trainer, 20)
-        return sae
-
-    plain, exported = train(False), train(True)
-    for name, value in plain.state_dict().items():
-        assert torch.equal(exported.state_dict()[name], value), name
-
-
 def test_calibration_passes_by_hooks_and_reshaping(tmp_path: Path) -> None:
     cfg = tiny_config(reshape_activations="hook_z")
     cfg.metadata.hook_name = "blocks.0.attn.hook_z"

@@ -100,10 +100,16 @@ def test_only_steps_of_training_adapt(architecture: str) -> None:
     before = getattr(sae, PARAMETER[architecture]).clone()
     x = next(mixture(0))
     for _ in range(10):
-        sae(x)
         sae(x.view(4, -1, 16))
+        with torch.no_grad():
+            sae(x)
     assert torch.equal(getattr(sae, PARAMETER[architecture]), before)
     assert int(hook.adapter.n_steps) == 10
+    sae.requires_grad_(False)
+    sae.requires_grad_(True)
+    sae(x).sum().backward()  # in a loop of one's own
+    assert int(hook.adapter.n_steps) == 11
+    assert getattr(sae, PARAMETER[architecture]).grad is None
 
 
 @BOTH

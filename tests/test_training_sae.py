@@ -447,10 +447,13 @@ def test_it_trains_under_autocast() -> None:
     assert sae.adapter.peak.dtype == torch.float32
 
 
+@pytest.mark.parametrize("learn_output_scale", [False, True])
 @pytest.mark.parametrize("architecture", ["gba", "gba_transcoder", "gba_skip_transcoder"])
-def test_frozen_and_thawed_it_trains_what_it_trained(architecture: str) -> None:
+def test_frozen_and_thawed_it_trains_what_it_trained(
+    architecture: str, learn_output_scale: bool
+) -> None:
     torch.manual_seed(0)
-    sae = tiny_sae(architecture=architecture)
+    sae = tiny_sae(architecture=architecture, learn_output_scale=learn_output_scale)
     trained = [name for name, p in sae.named_parameters() if p.requires_grad]
     take_steps(make_trainer(sae, 10), 2)
     sae.requires_grad_(False)

@@ -102,6 +102,7 @@ def time_case(case: Case, steps: int) -> dict[str, dict[str, Any]]:
         try:
             timed[name] = time_architecture(cfg, case, steps)
         except RuntimeError as error:  # that memory is out is one
+            logging.warning("%s", name, exc_info=True)
             timed[name] = {"seconds": None, "failed": str(error).partition("\n")[0]}
         gc.collect()
         if case.device.startswith("cuda"):

@@ -55,7 +55,8 @@ class LatentSlice(GBATrainingSAE):
     Every rank sees the same batches. Encoding, biases, counters, weights' gradients and
     optimizer are each rank's own. What goes between ranks:
 
-        every step        the output, by nested set: (n_nested, batch, d_out); two single numbers
+        every step        the output, by nested set: (n_nested, batch, d_out); gradients of what is
+                          shared: (d_out,), and a skip connection's; two single numbers
         every adaptation  sums by group, a few times (2, n_groups)
         calibration       the margins that its pairs of sample and latent have; the output for
                           the samples, once; some fifty single numbers
@@ -112,6 +113,7 @@ class LatentSlice(GBATrainingSAE):
         for name, tensor in self.state_dict().items():
             self.share.from_rank_0(tensor, None if theirs is None else theirs[name], shapes[name])
         self._started = False
+        self._forget_calibration()
 
     def whole(self) -> GBATrainingSAE | None:
         """The SAE that all ranks make up, on the CPU of rank 0; None on the others."""

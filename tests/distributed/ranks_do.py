@@ -128,6 +128,9 @@ def train_beside_one_process(
             if "dense_ranks" in special:
                 dense = rank in special["dense_ranks"]
                 together.sae.cfg.sparse_below_density = 0.0 if dense else 1.0
+            if special.get("rounds_otherwise") and rank == 1:  # as other kernels would
+                for parameter in together.sae.shared():
+                    parameter.register_hook(lambda gradient: gradient * (1 + 1e-6))
             output = take_steps(together, steps)
             said = what_is_said(together, output)
             sae = together.sae

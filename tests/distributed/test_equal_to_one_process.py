@@ -26,6 +26,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"n_nested_reconstructions": 1},
         {"dense_ranks": [1]},
     ),
+    "gradients that one rank rounds otherwise": ({}, {"rounds_otherwise": True}),
     "relu": ({"activation": "relu"}, {}),
     "the paper's rule, tied": ({"bias_update": "paper", "tied": True}, {}),
     "transcoder, dense on one rank": ({"architecture": "gba_transcoder"}, {"dense_ranks": [0]}),
