@@ -31,8 +31,8 @@ class BiasAdaptationHook:
     While attached, ``b_enc`` of a standard SAE, or ``threshold`` of a jumprelu SAE, gets no
     gradient: it is moved by the same `BiasAdapter` as a GBA SAE's, watching the SAE's
     ``hook_sae_acts_pre``, in training mode and with gradients. ``b_dec`` of a standard SAE gets its
-    gradient from the output alone, as a GBA SAE's: the encoder's would move it until the feedback is
-    undone. Losses are left as they are: set the sparsity coefficient to 0, or it works against
+    gradient from the output alone, as a GBA SAE's: the encoder's would move it until the feedback
+    is undone. Losses are left as they are: set the sparsity coefficient to 0, or it works against
     the adaptation.
 
     A copy of the SAE (``copy.deepcopy``) has a hook of its own, and ``sae.reset_hooks`` leaves it

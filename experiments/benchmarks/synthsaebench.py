@@ -85,7 +85,14 @@ class Config:
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
 OTHER_L0S = Config(tuple(Run(HIERARCHIES, 5_000, 1e-2, l0_asked=l0) for l0 in (20.0, 30.0)))
-OTHERS = Config((Run("batchtopk", 5_000, 3e-3), Run("matryoshka_batchtopk", 5_000, 3e-3)))
+# with as many samples as there is time for: each architecture's best rate is to be taken
+OTHERS = Config(
+    (
+        Run("gba", 2_000, 1e-2),
+        Run(HIERARCHIES, 2_000, 1e-2),
+        *(Run("batchtopk", 2_000, rate) for rate in (1e-3, 3e-4)),
+    )
+)
 FULL_WIDTH = Config((Run("gba", 2_000, 1e-2, d_sae=16_384),))
 
 
@@ -116,7 +123,12 @@ def run(config: Config) -> Tables:
 
     def row_of(one: Run) -> dict[str, Any]:
         settings = TrainingSettings(
-            one.steps, config.batch_size, one.learning_rate, decay_steps=one.steps // 4
+            one.steps,
+            config.batch_size,
+            one.learning_rate,
+            decay_steps=one.steps // 4,
+            # SAELens' default of 1,000 steps leaves TopK architectures too many dead latents
+            dead_feature_window=one.steps // 20,
         )
         own = result_folder(folder, key_of(one))
         with resumable_run(own, resume=True):
