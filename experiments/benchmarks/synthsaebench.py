@@ -128,7 +128,7 @@ def run(config: Config) -> Tables:
             one.learning_rate,
             decay_steps=one.steps // 4,
             # SAELens' default of 1,000 steps leaves TopK architectures too many dead latents
-            dead_feature_window=one.steps // 20,
+            dead_feature_window=max(1, one.steps // 20),
         )
         own = result_folder(folder, key_of(one))
         with resumable_run(own, resume=True):
