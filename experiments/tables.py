@@ -171,11 +171,12 @@ def synthsaebench(result: Result) -> str:
          *3 * ("",)]
         for name, (f1, mcc) in BOARD.items()
     ]  # fmt: skip
-    runs: dict[tuple[Any, ...], list[Row]] = {}
+    runs: dict[tuple[Any, ...], dict[float, list[Row]]] = {}
     for row in result["rows"]:
         same = row["method"], row["d_sae"], row["l0_asked"], row["steps"]
-        runs.setdefault(same, []).append(row)
-    for (method, d_sae, l0_asked, steps), own in runs.items():
+        runs.setdefault(same, {}).setdefault(row["learning_rate"], []).append(row)
+    for (method, d_sae, l0_asked, steps), of_rates in runs.items():
+        own = max(of_rates.values(), key=lambda rows: _mean(rows, "explained_variance"))
         measures = {"f1": 3, "mcc": 3, "explained_variance": 3, "l0": 1, "dead": 0}
         table.append([
             NAMES[method], f"{d_sae:,}", f"{l0_asked:g}", f"{steps * batch / 1e6:.1f} M",

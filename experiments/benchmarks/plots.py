@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lab.plots import group_by, mean_of, plot_results, values
+from experiments.lab.training import FROZEN, RANDOM
 
 
 def plot_throughput(result: dict[str, Any]) -> Figure:
@@ -75,7 +76,7 @@ def plot_language_model(result: dict[str, Any]) -> Figure:
     n_panels = 4 if result["probing"] else 3
     figure = Figure(figsize=(4.25 * n_panels, 4.2), layout="tight")
     axes = figure.subplots(1, n_panels)
-    for method in methods:
+    for method in (m for m in methods if m not in (FROZEN, RANDOM)):  # far below the others
         points = [own for _, own in sorted(group_by(of_method[method,], "asked_l0").items())]
         for axis, field in zip(axes, ("explained_variance", "ce_loss_recovered"), strict=False):
             x = [mean_of(own, "l0") for own in points]
