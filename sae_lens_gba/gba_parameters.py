@@ -253,13 +253,14 @@ class GBAParameters(EncoderFollowsDecoder):
         for name, own in self.state_dict().items():
             if name in state_dict and state_dict[name].ndim == own.ndim + 1:
                 state_dict[name] = from_bytes(state_dict[name], own)
-        W_enc = state_dict.pop("W_enc", None)  # of an SAE that was folded
-        if W_enc is not None:
+        W_enc = state_dict.get("W_enc")  # of an SAE that was folded
+        if W_enc is not None and self._encoder_follows_decoder:
             if self.cfg.tied:
                 raise ValueError(
                     "tied=True, but the checkpoint has an encoder of its own (it was folded at the "
                     "end of training): set tied=False to go on from it."
                 )
+            del state_dict["W_enc"]
             state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
         self._started = False
 

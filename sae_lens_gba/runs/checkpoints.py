@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import LanguageModelSAERunnerConfig
+from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
-from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import (
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+)
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sae_lens_gba.atomic_write import folder_written_whole, numbered, remove_older
@@ -170,10 +176,22 @@ def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:
 def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
     saved = read_json(folder / SAE_CFG_FILENAME)
     _require_same("SAE", saved, part.sae.cfg.to_dict(), folder)
+    _require_same_parameters(part.sae, folder)
     part.load_trainer_state(folder)
     part.sae.load_weights_from_checkpoint(folder)
     if isinstance(part.sae, GBATrainingSAE):
         part.sae.recent_samples.load(folder, part.sae.device)
+
+
+def _require_same_parameters(sae: TrainingSAE[Any], folder: Path) -> None:
+    """The optimizer's state is that of the parameters; folding makes W_enc one of its own."""
+    with safe_open(folder / SAE_WEIGHTS_FILENAME, framework="pt") as weights:
+        is_folded = "W_enc" in set(weights.keys())
+    if isinstance(sae, GBATrainingSAE) and is_folded != ("W_enc" in sae.state_dict()):
+        raise RunFolderError(
+            f"the SAE is {'not ' * is_folded}folded (`fold_W_dec_norm` and the like), that of "
+            f"{folder} {'was' if is_folded else 'was not'}: go on with one like it."
+        )
 
 
 def _leave_out_past_checkpoints(trainer: AnyTrainer) -> None:

@@ -66,6 +66,29 @@ def test_an_interrupted_run_goes_on_bit_equal(
         assert files[0] == files[1], name
 
 
+def test_a_run_of_a_folded_sae_goes_on_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folded() -> SAETrainer[Any, Any]:
+        sae = trainer().sae
+        sae.fold_W_dec_norm()  # its encoder is a parameter of its own
+        return make_trainer(sae, STEPS, mixture(1, BATCH), BATCH)
+
+    whole = folded().fit()
+    for name, begun, other in (("folded", folded, trainer), ("not folded", trainer, folded)):
+        interrupt_at(monkeypatch, 7)
+        with pytest.raises(TrainingInterrupted), resumable_run(tmp_path / name):
+            begun().fit()
+        monkeypatch.undo()
+        with (
+            pytest.raises(RunFolderError, match="folded"),
+            resumable_run(tmp_path / name, resume=True),
+        ):
+            other().fit()
+    with resumable_run(tmp_path / "folded", resume=True):
+        assert_equal(whole, folded().fit())
+
+
 def synthetic(output: Path) -> SyntheticSAERunner[Any]:
     torch.manual_seed(0)
     cfg = synthetic_runner_config(tiny_config(calibration_samples=1024), STEPS, BATCH, output)
