@@ -93,6 +93,7 @@ OTHERS = Config(
         *(Run("batchtopk", 2_000, rate) for rate in (1e-3, 3e-4)),
     )
 )
+MATRYOSHKA = Config(tuple(Run("matryoshka_batchtopk", 2_000, rate) for rate in (1e-3, 3e-3)))
 FULL_WIDTH = Config((Run("gba", 2_000, 1e-2, d_sae=16_384),))
 
 
@@ -159,6 +160,7 @@ def main() -> None:
             "synthsaebench_long": LONG,
             "synthsaebench_other_l0s": OTHER_L0S,
             "synthsaebench_others": OTHERS,
+            "synthsaebench_matryoshka": MATRYOSHKA,
             "synthsaebench_full_width": FULL_WIDTH,
         },
         run,
