@@ -62,7 +62,7 @@ def quantile_bias(
     chunks = zip(W_enc.split(512, dim=1), target_frequency.split(512), strict=True)
     threshold = torch.cat([_quantile((sae_in @ W).to(p.dtype), p) for W, p in chunks])
     bias = -threshold.to(bias_range.dtype)
-    return torch.minimum(torch.maximum(bias, -bias_range), torch.zeros_like(bias))
+    return bias.clamp(min=-bias_range).clamp(max=0.0)
 
 
 def _quantile(values: torch.Tensor, share_above: torch.Tensor) -> torch.Tensor:

@@ -248,7 +248,7 @@ def _raise_overdue(
 
 
 def _clamp(bias: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(torch.maximum(bias, -bias_range), torch.zeros_like(bias))
+    return bias.clamp(min=-bias_range).clamp(max=0.0)
 
 
 def _of_range(band: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:

@@ -322,6 +322,7 @@ class CalibratedBiases(GBAParameters):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """As torch's; what was known of other weights is no longer true."""
         super()._load_from_state_dict(*args, **kwargs)
+        self._started = False  # perhaps: from their counters it is known anew
         self._forget_calibration()
 
     def _forget_calibration(self) -> None:

@@ -52,25 +52,18 @@ def train(arguments: Sequence[str]) -> None:
     train_flags.add_own_arguments(own)
     options, rest = own.parse_known_args(list(arguments))
     cfg = _config(rest, train_flags.is_ours(train_flags.architecture_of(rest)))
+    shared = {**vars(options), "d_in_of_model": not is_given(rest, "--d_in")}
+    charts = shared.pop("report")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun
-        if options.report:
+        if charts:
             raise ValueError("--report is not possible on several ranks: leave it out.")
-        train_on_ranks(
-            cfg,
-            d_in_of_model=not is_given(rest, "--d_in"),
-            resume=options.resume,
-            overwrite=options.overwrite,
-            checkpoint_minutes=options.checkpoint_minutes,
-        )
+        train_on_ranks(cfg, **shared)
         return
     again = [a for a in arguments if a not in ("--resume", "--overwrite")]
     train_by(
         cfg,
-        d_in_of_model=not is_given(rest, "--d_in"),
-        resume=options.resume,
-        overwrite=options.overwrite,
-        checkpoint_minutes=options.checkpoint_minutes,
-        charts=options.report,
+        **shared,
+        charts=charts,
         how_to_resume=f"run\n    {shlex.join(['sae-lens-gba', 'train', *again, '--resume'])}",
     )
 

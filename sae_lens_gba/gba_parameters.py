@@ -262,7 +262,6 @@ class GBAParameters(EncoderFollowsDecoder):
                 )
             del state_dict["W_enc"]
             state_dict["encoder_correction"] = self.correction_for(W_enc, state_dict["W_dec"])
-        self._started = False
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

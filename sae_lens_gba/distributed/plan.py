@@ -30,16 +30,9 @@ _GATHERS = 4
 _OUTPUT_PASSES = 8
 
 
-@dataclass(frozen=True)
-class Device:
-    """Peak rates: bytes or operations a second."""
-
-    name: str
-    flops: float
-    memory_rate: float
-
-
-H100 = Device("H100 SXM", flops=989e12, memory_rate=3.35e12)
+# of an H100 SXM at its peak, a second
+_OPERATIONS = 989e12
+_BYTES = 3.35e12
 
 
 @dataclass
@@ -105,18 +98,17 @@ class Plan:
         return others * (2 * self.outputs_bytes + self.batch * self.d_in * _FLOAT)
 
     def times(self) -> dict[str, float]:
-        """Seconds a step by what they are spent on, at the peak of an `H100`."""
-        device = H100
+        """Seconds a step by what they are spent on, at the peak of an H100."""
         pre_activations = self.batch * self.own_latents
         active_rows = self.batch * self.l0 / self.devices * self.d_in * _FLOAT
         return {
-            "encoder product (bf16)": 2 * pre_activations * self.d_in / device.flops,
-            "finding active latents": pre_activations * _PRE_ACTIVATION_BYTES / device.memory_rate,
-            "active latents' rows": _GATHERS * active_rows / device.memory_rate,
+            "encoder product (bf16)": 2 * pre_activations * self.d_in / _OPERATIONS,
+            "finding active latents": pre_activations * _PRE_ACTIVATION_BYTES / _BYTES,
+            "active latents' rows": _GATHERS * active_rows / _BYTES,
             "weights: Adam, clipping, unit norm": (
-                _WEIGHT_BYTES * self.d_in * self.own_latents / device.memory_rate
+                _WEIGHT_BYTES * self.d_in * self.own_latents / _BYTES
             ),
-            "nested outputs": _OUTPUT_PASSES * self.outputs_bytes / device.memory_rate,
+            "nested outputs": _OUTPUT_PASSES * self.outputs_bytes / _BYTES,
             "between devices": self.traffic_bytes / (self.link_gb_s * 1e9),
         }
 
@@ -131,7 +123,7 @@ class Plan:
             ("memory of a device, GB", [f"{p.memory_bytes / 1e9:.1f}" for p in plans]),
             (f"  of {self.memory_gb:g}", ["fits" if p.fits else "too much" for p in plans]),
             ("sent by a device a step, GB", [f"{p.traffic_bytes / 1e9:.3f}" for p in plans]),
-            (f"milliseconds a step, {H100.name} at its peak", ["" for _ in plans]),
+            ("milliseconds a step, H100 SXM at its peak", ["" for _ in plans]),
         ]
         times = [p.times() for p in plans]
         rows += [(f"  {name}", [f"{1e3 * t[name]:.2f}" for t in times]) for name in times[0]]

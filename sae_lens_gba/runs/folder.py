@@ -17,6 +17,7 @@ from sae_lens_gba.errors import RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME
 from sae_lens_gba.saved.files import ALL_FILES
+from sae_lens_gba.training_record.record import CHARTS_NAME, RECORD_NAME
 
 try:
     import fcntl
@@ -74,7 +75,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     remove_checkpoints(folder)
-    for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME):
+    for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME):
         (folder / name).unlink(missing_ok=True)
 
 

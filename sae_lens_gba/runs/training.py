@@ -212,7 +212,13 @@ def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
             "that."
         )
     if cfg.from_pretrained_path is not None:
-        _require_pretrained(Path(cfg.from_pretrained_path), cfg.sae)
+        pretrained = Path(cfg.from_pretrained_path)
+        _require_pretrained(pretrained, cfg.sae)
+        if cfg.output_path is not None and pretrained.resolve() == Path(cfg.output_path).resolve():
+            raise ValueError(
+                f"output_path={cfg.output_path} is from_pretrained_path as well, and would be "
+                "emptied before it is read: name another folder for the new SAE."
+            )
     if cfg.logger.log_to_wandb and not _wandb_can_log():
         raise ValueError(
             "log_to_wandb=True is not possible: nobody is logged in to Weights & Biases; run "

@@ -130,7 +130,8 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
             "sae_lens_gba.calibrate."
         )
     l0 = min(max(l0, lowest), highest)
-    offset = _interpolate(known.log(), groups.offsets.double(), math.log(l0))
+    by_group = [np.interp(math.log(l0), known.log(), row) for row in groups.offsets.double()]
+    offset = torch.tensor(by_group, dtype=torch.float64)
     moved_by = offset[groups.group] * jumprelu.W_enc.detach().norm(dim=0).cpu().double()
     target = _targets_at(groups, l0)
     groups = NeuronGroups(groups.group, target, target.clone())
@@ -239,12 +240,3 @@ def _moved(
         gba.pop("evaluation", None)  # of the SAE as it was
         sae.cfg.metadata.gba = cfg["metadata"]["gba"] = gba
     return replace(saved, sae=sae, cfg=cfg, groups=groups, log_sparsity=None)
-
-
-def _interpolate(x: torch.Tensor, y: torch.Tensor, at: float) -> torch.Tensor:
-    """Rows of y (k, n), known at ascending x (n,), at one place between them: shape (k,)."""
-    right = min(max(int(torch.searchsorted(x, at)), 1), len(x) - 1) if len(x) > 1 else 0
-    left = max(right - 1, 0)
-    span = float(x[right] - x[left])
-    share = (at - float(x[left])) / span if span else 0.0
-    return y[:, left] + share * (y[:, right] - y[:, left])

@@ -46,7 +46,7 @@ from sae_lens_gba.saved.stock_form import fold_activation_scaler, stock_form
 from sae_lens_gba.saved.training_form import training_config, training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
 
-_OPTIONAL = (GROUPS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME)
+_OPTIONAL = LOADED_FILES - {SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME}
 # architectures without a threshold whose latents are active where the pre-activation is above 0
 _RELU = ("standard", "transcoder", "skip_transcoder")
 

@@ -13,6 +13,7 @@ from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.metrics.frequencies import ON_TARGET_WITHIN
 from sae_lens_gba.training_record.record import (
+    CHARTS_NAME,
     DENSITY_START,
     DENSITY_STOP,
     QUANTILES,
@@ -28,7 +29,6 @@ except ImportError as error:  # found before a long run, not after it
         "training charts need matplotlib: install it with pip install 'sae-lens-gba[plots]'."
     ) from error
 
-CHARTS_NAME = "training_charts.png"
 DOTS_PER_INCH = 110
 
 _log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from sae_lens_gba.metrics import share_on_target
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 RECORD_NAME = "training_record.json"
+CHARTS_NAME = "training_charts.png"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # log10 of activation frequency, by tenths; what lies outside is counted in the first or last
 DENSITY_START, DENSITY_STOP, DENSITY_BINS = -6.0, 0.0, 60

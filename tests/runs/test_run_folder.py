@@ -148,7 +148,8 @@ def test_minutes_that_are_no_number_are_refused(tmp_path: Path) -> None:
 
 
 def test_overwriting_replaces_what_several_saes_left_and_an_evaluation(tmp_path: Path) -> None:
-    for name in ("cfg.json", "evaluation.json", "l0_16/cfg.json"):
+    charted = ("training_record.json", "training_charts.png")
+    for name in ("cfg.json", "evaluation.json", *charted, "l0_16/cfg.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(RunFolderError, match="holds an SAE"), held(tmp_path):

@@ -71,6 +71,8 @@ def test_a_checkpoint_of_others_is_read_with_its_scale_folded_in(kind: str, tmp_
     assert saved.cfg["normalize_activations"] == saved.sae.cfg.normalize_activations == "none"
     x = activations(16)
     torch.testing.assert_close(saved.sae(x), as_saved(finished).sae(x), rtol=1e-5, atol=1e-6)
+    saved.save(checkpoint)  # in its place: the scale is not folded in once more
+    assert torch.equal(read_saved(checkpoint, groups_required=False).sae(x), saved.sae(x))
 
 
 def test_what_it_says_is_what_it_is(sae_folder: Path, tmp_path: Path) -> None:
