@@ -365,7 +365,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": (
         "synthsaebench.json synthsaebench_long.json "
-        "synthsaebench_other_l0s.json synthsaebench_others.json synthsaebench_full_width.json",
+        "synthsaebench_other_l0s.json synthsaebench_others.json synthsaebench_matryoshka.json "
+        "synthsaebench_full_width.json",
         synthsaebench,
     ),
     "l0_control": ("l0_control.json", l0_control),
