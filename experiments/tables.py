@@ -360,6 +360,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "language_model": ("language_model_comparison.json", language_model),
     "language_model_mlp": ("language_model_comparison_mlp.json", language_model),
     "language_model_wide": ("language_model_comparison_wide.json", language_model),
+    "language_model_wide_64": ("language_model_comparison_wide_64.json", language_model),
     "synthetic": ("architecture_comparison.json", synthetic),
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
