@@ -287,7 +287,7 @@ WIDE = Config(
     seeds=(0, 1),
     probing_datasets=(),
 )
-# after 300 steps BatchTopK is best at 3e-3; after 2,000 that leaves it behind even its SAEs of L0 32
+# after 300 steps BatchTopK is best at 3e-3, after 2,000 at 1e-3 (experiments/trials.md)
 WIDE_64 = replace(WIDE, l0=64.0, methods=("gba", "batchtopk"), learning_rates=(1e-3, 1e-2))
 
 
