@@ -88,7 +88,8 @@ def _config(arguments: list[str], is_ours: bool) -> Any:
         raise ValueError(str(error)) from error
     for name in follow_length:
         owner = cfg.sae if name == "l0_warm_up_steps" else cfg
-        setattr(owner, name, int(cfg.total_training_steps * train_flags.OF_ALL_STEPS[name]))
+        n_steps = cfg.training_tokens // max(1, cfg.train_batch_size_tokens)  # 0 is refused later
+        setattr(owner, name, int(n_steps * train_flags.OF_ALL_STEPS[name]))
     return cfg
 
 
@@ -116,6 +117,4 @@ def _report_failure(run: Callable[[], object]) -> int:
     except (ImportError, OSError, ValueError, GBAError) as error:
         logging.getLogger(__name__).error("sae-lens-gba: %s", error)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0

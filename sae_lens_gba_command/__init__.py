@@ -77,9 +77,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return _completion(given.shell)
     if command == "train" and not is_theirs:
         train_flags.check(rest)
-    from sae_lens_gba.cli import run
+    try:
+        from sae_lens_gba.cli import run
 
-    return run(command, rest, given)
+        return run(command, rest, given)
+    except KeyboardInterrupt:  # while all that is imported
+        return 130
 
 
 def _parser(with_flags: bool = False) -> Parser:

@@ -11,6 +11,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from typing import Any
@@ -123,3 +124,10 @@ class LocalHub:
                 fault.times -= 1
                 return fault
         return None
+
+
+if __name__ == "__main__":
+    with LocalHub() as hub:
+        print(f"--endpoint {hub.endpoint} --token {hub.token}", flush=True)  # noqa: T201
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()

@@ -208,6 +208,16 @@ class _Contents:
     def operations(self, state: RemoteState) -> list[Operation]:
         """What makes the remote hold these files, with a card for all of its SAEs."""
         self.write_card(state)
+        for entry in self.entries:
+            there = state.folder / entry.sae_id / SAE_CFG_FILENAME
+            own = self.folder / entry.sae_id / SAE_CFG_FILENAME
+            if there.is_file() and there.read_bytes() != own.read_bytes():
+                logger.warning(
+                    "publishing: %s replaces the SAE that %s has under this id, and which stays in "
+                    "its history; to keep both, give an id of your own.",
+                    entry.sae_id,
+                    self.repo_id,
+                )
         files = self._files()
         # a file that an earlier version of the SAE had would be taken for this one's
         possible = {f"{entry.sae_id}/{name}" for entry in self.entries for name in ALL_FILES}

@@ -10,8 +10,9 @@ Each is a folder named by the number of training samples, and appears whole or n
 A checkpoint of a `MultiSAETrainer` has a folder for each SAE, as SAELens has it.
 """
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ _FREE_TO_CHANGE = {
 _OF_RUNNER = {
     "adam_beta1", "adam_beta2", "lr", "lr_decay_steps", "lr_end", "lr_scheduler_name",
     "lr_warm_up_steps", "n_restart_cycles", "training_tokens",
+}  # fmt: skip
+
+# settings of an SAE that make it another one to whoever asked for it
+_OF_SAE = {"architecture", "d_sae", "target_l0"}
+
+# settings of a runner that say on which activations it trains
+_OF_DATA = {
+    "context_size", "dataset_path", "disable_concat_sequences", "exclude_special_tokens",
+    "hook_head_index", "hook_name", "hook_names", "model_class_name", "model_name", "prepend_bos",
+    "seed", "seqpos_slice", "sequence_separator_token", "use_chat_formatting",
 }  # fmt: skip
 
 AnyTrainer = SAETrainer[Any, Any] | MultiSAETrainer
@@ -95,6 +106,9 @@ class Checkpoints:
         }
         if resume_from is None:
             return
+        runner_cfg = getattr(getattr(trainer.save_checkpoint_fn, "__self__", None), "cfg", None)
+        if hasattr(runner_cfg, "to_dict"):  # of a runner of SAELens', whose method that is
+            require_data_of(resume_from, runner_cfg)
         if not (resume_from / STATE_FILENAME).is_file():  # saved by several processes together
             for name, part in parts_of(trainer).items():
                 _require_same_schedule(part.cfg, resume_from / name)
@@ -150,6 +164,37 @@ def require_settings_of(checkpoint: Path, cfg: LanguageModelSAERunnerConfig[Any]
     saved = read_json(checkpoint / SAE_CFG_FILENAME)
     _require_same("SAE", saved, cfg.sae.to_dict(), checkpoint)
     _require_same_schedule(cfg.to_sae_trainer_config(), checkpoint)
+    require_data_of(checkpoint, cfg)
+
+
+def require_data_of(folder: Path, cfg: Any) -> None:
+    """That a run goes on with the activations of a checkpoint, as far as its runner knows them.
+
+    Args:
+        folder: of the checkpoint, or of a run that has ended.
+        cfg: of a runner of SAELens'.
+
+    Raises:
+        RunFolderError: a setting is another one.
+    """
+    path = folder / RUNNER_CFG_FILENAME
+    if path.is_file():
+        saved, now = read_json(path), json.loads(json.dumps(cfg.to_dict()))
+        _require_same("run", saved, now, folder, _OF_DATA)
+
+
+def require_ended_run_of(folder: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """That the run which ended in ``folder`` is the one that was asked for.
+
+    Raises:
+        RunFolderError: a setting is another one.
+    """
+    path = folder / RUNNER_CFG_FILENAME
+    if path.is_file():
+        saved, now = read_json(path), cfg.to_dict()
+        _require_same("SAE", saved.get("sae") or {}, now["sae"], folder, _OF_SAE)
+        _require_same("run", saved, now, folder, {"training_tokens"})
+    require_data_of(folder, cfg)
 
 
 def _require_same_schedule(cfg: SAETrainerConfig, checkpoint: Path) -> None:
@@ -159,8 +204,7 @@ def _require_same_schedule(cfg: SAETrainerConfig, checkpoint: Path) -> None:
         return
     saved, now = read_json(path), _settings(cfg)
     now["training_tokens"] = now.pop("total_training_samples", saved.get("training_tokens"))
-    names = _OF_RUNNER & now.keys() & saved.keys()
-    _require_same("run", {n: saved[n] for n in names}, {n: now[n] for n in names}, checkpoint)
+    _require_same("run", saved, now, checkpoint, _OF_RUNNER)
 
 
 def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:
@@ -221,8 +265,17 @@ def _settings(cfg: SAETrainerConfig) -> dict[str, Any]:
     return settings
 
 
-def _require_same(whose: str, saved: dict[str, Any], now: dict[str, Any], checkpoint: Path) -> None:
+def _require_same(
+    whose: str,
+    saved: dict[str, Any],
+    now: dict[str, Any],
+    checkpoint: Path,
+    names: Set[str] | None = None,
+) -> None:
+    """All settings, or those of ``names`` that both have."""
     for name in _differing(saved, now):
+        if names is not None and not (name in names and name in saved and name in now):
+            continue
         raise RunFolderError(
             f"the {whose}'s {name}={now.get(name)!r} differs from {saved.get(name)!r}, with which "
             f"{checkpoint} was trained: give {name}={saved.get(name)!r}, or begin anew elsewhere."

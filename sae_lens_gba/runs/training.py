@@ -29,7 +29,11 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
-from sae_lens_gba.runs.checkpoints import require_settings_of
+from sae_lens_gba.runs.checkpoints import (
+    require_data_of,
+    require_ended_run_of,
+    require_settings_of,
+)
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, require_minutes, resumable_run
 from sae_lens_gba.runs.transcoders import (
@@ -42,6 +46,7 @@ from sae_lens_gba.sources import require_device
 from sae_lens_gba.training_sae import GBATrainingSAE
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
+_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")  # of SAELens
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +87,7 @@ def train(
     if cfg.output_path is None:
         raise ValueError("output_path=None is not possible: name a folder for the SAE.")
     folder = Path(cfg.output_path)
-    if _is_over(folder, resume):
+    if _is_over(folder, resume, cfg):
         return None
     _check(cfg, charts)
     for device in (cfg.device, cfg.llm_device):
@@ -94,6 +99,8 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         how_to_resume=how_to_resume,
     ) as resume_from:
+        if resume_from is not None:  # before anything is loaded
+            require_data_of(resume_from, cfg)
         torch.manual_seed(cfg.seed)
         given = model is not None
         if model is None:
@@ -137,7 +144,7 @@ def train_on_ranks(
     folder = Path(cfg.output_path)
     with join() as ranks:
         is_first = ranks.rank == 0
-        if ranks.from_rank(0, is_first and _is_over(folder, resume)):
+        if ranks.from_rank(0, is_first and _is_over(folder, resume, cfg)):
             return
         with run_folder(folder, resume, overwrite) if is_first else nullcontext() as found:
             found = ranks.from_rank(0, found)
@@ -160,9 +167,10 @@ def train_on_ranks(
                 _log.info("%s", _ending(sae, folder))
 
 
-def _is_over(folder: Path, resume: bool) -> bool:
+def _is_over(folder: Path, resume: bool, cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
     over = resume and has_ended(folder)
     if over:
+        require_ended_run_of(folder, cfg)
         _log.info("the run in %s has ended: there is nothing to go on with.", folder)
     return over
 
@@ -193,6 +201,14 @@ def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
         )
     if charts:
         import sae_lens_gba.training_record.charts  # noqa: F401  # asks for matplotlib
+    for name in ("context_size", "lr", "store_batch_size_prompts", "train_batch_size_tokens"):
+        if not getattr(cfg, name) > 0:
+            raise ValueError(f"{name}={getattr(cfg, name)} is not possible: it must be above 0.")
+    if cfg.lr_scheduler_name.lower() not in _SCHEDULERS:
+        raise ValueError(
+            f"lr_scheduler_name={cfg.lr_scheduler_name!r} is not possible: it must be one of "
+            f"{', '.join(_SCHEDULERS)}."
+        )
     buffer = cfg.n_batches_in_buffer * cfg.context_size
     if buffer < cfg.train_batch_size_tokens:
         needed = -(-cfg.train_batch_size_tokens // cfg.context_size)

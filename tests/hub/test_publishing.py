@@ -50,7 +50,7 @@ def test_several_saes_their_groups_and_the_card_go_in_one_commit(
 
 @pytest.mark.usefixtures("with_plots")
 def test_publishing_the_same_again_makes_no_commit(
-    hub: LocalHub, jumprelu_sae: GBATrainingSAE
+    hub: LocalHub, jumprelu_sae: GBATrainingSAE, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = publish_to(hub, jumprelu_sae)
     assert first.sae_ids == (DEFAULT_ID,)
@@ -62,6 +62,9 @@ def test_publishing_the_same_again_makes_no_commit(
     assert not second.changed
     assert second.commit_oid == first.commit_oid
     assert "no commit was made" in second.summary()
+    assert "replaces" not in caplog.text
+    publish_to(hub, {DEFAULT_ID: jumprelu_sae}, metadata={"dataset_path": "another/set"})
+    assert f"{DEFAULT_ID} replaces the SAE that {REPO} has under this id" in caplog.text
 
 
 @pytest.mark.usefixtures("with_plots")

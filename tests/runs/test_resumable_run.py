@@ -116,13 +116,13 @@ def test_several_saes_on_one_model_go_on(
 ) -> None:  # fmt: skip
     hook = "blocks.0.hook_resid_post"
 
-    def run() -> dict[str, Any]:
+    def run(context_size: int = 16) -> dict[str, Any]:
         topk = TopKTrainingSAEConfig(D_MODEL, 64, k=4)
         cfg = MultiSAETrainingRunnerConfig(
             saes={"gba": tiny_config(d_in=D_MODEL), "topk": topk},
             hook_names=hook, output_path=str(tmp_path), model_name="tiny/random",
             model_from_pretrained_kwargs={}, dataset_path="tiny/texts", streaming=False,
-            context_size=16, training_tokens=STEPS * BATCH, train_batch_size_tokens=BATCH,
+            context_size=context_size, training_tokens=STEPS * BATCH, train_batch_size_tokens=BATCH,
             store_batch_size_prompts=4, n_batches_in_buffer=16, checkpoint_path=None,
             logger=LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
@@ -138,6 +138,11 @@ def test_several_saes_on_one_model_go_on(
     checkpoint = stopped.value.checkpoint
     assert checkpoint is not None
     assert {p.name for p in checkpoint.iterdir() if p.is_dir()} == {"gba", "topk"}
+    with (
+        pytest.raises(RunFolderError, match="context_size=8 differs from 16"),
+        resumable_run(tmp_path, resume=True),
+    ):
+        run(context_size=8)
     with resumable_run(tmp_path, resume=True):
         saes = run()
     assert int(saes["gba"].adapter.n_steps) == STEPS

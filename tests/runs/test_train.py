@@ -106,10 +106,16 @@ def test_an_interrupted_run_goes_on(
     assert "holds a run that was interrupted" in caplog.text
     assert train("--resume", lr="0.5") == 1
     assert "lr=0.5 differs from 0.01" in caplog.text
+    for name, value in (("hook_name", "blocks.0.hook_mlp_out"), ("seed", "7")):
+        assert train("--resume", **{name: value}) == 1
+        assert f"the run's {name}=" in caplog.text
     assert train("--resume") == 0
     sae = SAE.load_from_disk(tmp_path / "run")
     assert sae.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
     assert not (tmp_path / "run" / "resume").exists()
+    assert train("--resume") == 0  # as a scheduler may start it once more
+    assert train("--resume", **{"target-l0": "5"}) == 1  # that one has not ended
+    assert "the SAE's target_l0=5.0 differs from 4.0" in caplog.text
 
 
 def test_the_files_of_a_finished_run_appear_together(
@@ -169,6 +175,10 @@ def test_on_cached_activations_it_goes_on_bit_equal(
         ((), {"target-l0": "1000"}, "target_l0=1000.0 can't be reached"),
         ((), {"checkpoint_minutes": "-1"}, "checkpoint_minutes=-1.0 is not possible"),
         ((), {"training_tokens": "63"}, "at least a batch, train_batch_size_tokens=64"),
+        ((), {"train_batch_size_tokens": "0"}, "train_batch_size_tokens=0 is not possible"),
+        ((), {"store_batch_size_prompts": "0"}, "store_batch_size_prompts=0 is not possible"),
+        ((), {"lr": "-1"}, "lr=-1.0 is not possible: it must be above 0"),
+        ((), {"lr_scheduler_name": "linear"}, "must be one of constant, cosineannealing,"),
         ((), {"device": "cuda:77"}, "device='cuda:77' is not possible here"),
         ((), {"dataset_path": __file__}, "is a file: put it into a folder"),
         ((), {"from_pretrained_path": "nowhere"}, "nowhere is not possible: it has no cfg.json"),
