@@ -86,6 +86,11 @@ def _config(arguments: list[str], is_ours: bool) -> Any:
         cfg = saelens._parse_cfg_args([*arguments, *ours])
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from error
+    except ZeroDivisionError as error:  # SAELens counts batches
+        raise ValueError(
+            "a size of 0 is not possible: train_batch_size_tokens, context_size and the like must "
+            "be above 0."
+        ) from error
     for name in follow_length:
         owner = cfg.sae if name == "l0_warm_up_steps" else cfg
         n_steps = cfg.training_tokens // max(1, cfg.train_batch_size_tokens)  # 0 is refused later

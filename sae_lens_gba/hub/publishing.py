@@ -213,8 +213,8 @@ class _Contents:
             own = self.folder / entry.sae_id / SAE_CFG_FILENAME
             if there.is_file() and there.read_bytes() != own.read_bytes():
                 logger.warning(
-                    "publishing: %s replaces the SAE that %s has under this id, and which stays in "
-                    "its history; to keep both, give an id of your own.",
+                    "publishing: %s is in %s already, and its files are replaced (they stay in the "
+                    "history); if this is another SAE, give it an id of its own to keep both.",
                     entry.sae_id,
                     self.repo_id,
                 )

@@ -230,10 +230,11 @@ def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
     if cfg.from_pretrained_path is not None:
         pretrained = Path(cfg.from_pretrained_path)
         _require_pretrained(pretrained, cfg.sae)
-        if cfg.output_path is not None and pretrained.resolve() == Path(cfg.output_path).resolve():
+        source, new = pretrained.resolve(), Path(cfg.output_path or "").resolve()
+        if source == new or new / CHECKPOINTS in source.parents:
             raise ValueError(
-                f"output_path={cfg.output_path} is from_pretrained_path as well, and would be "
-                "emptied before it is read: name another folder for the new SAE."
+                f"output_path={cfg.output_path} holds from_pretrained_path={pretrained}, which "
+                "would be removed before it is read: name another folder for the new SAE."
             )
     if cfg.logger.log_to_wandb and not _wandb_can_log():
         raise ValueError(

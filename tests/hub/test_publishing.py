@@ -62,9 +62,9 @@ def test_publishing_the_same_again_makes_no_commit(
     assert not second.changed
     assert second.commit_oid == first.commit_oid
     assert "no commit was made" in second.summary()
-    assert "replaces" not in caplog.text
+    assert "are replaced" not in caplog.text
     publish_to(hub, {DEFAULT_ID: jumprelu_sae}, metadata={"dataset_path": "another/set"})
-    assert f"{DEFAULT_ID} replaces the SAE that {REPO} has under this id" in caplog.text
+    assert f"{DEFAULT_ID} is in {REPO} already, and its files are replaced" in caplog.text
 
 
 @pytest.mark.usefixtures("with_plots")

@@ -267,7 +267,7 @@ def test_fine_tuning_is_of_the_sae_that_was_asked_for(
     assert "has target_l0=5.0, and keeps it: give that instead of 4.0" in caplog.text
     same = {"from_pretrained_path": str(start), "output_path": f"{run}/../start"}
     assert train("--overwrite", **same, **{"target-l0": "5"}) == 1
-    assert "would be emptied before it is read" in caplog.text
+    assert "would be removed before it is read" in caplog.text
     assert train(from_pretrained_path=str(start), **again, **{"target-l0": "5"}) == 0
     l0 = SAE.load_from_disk(tmp_path / "again").cfg.metadata.l0
     assert l0 == pytest.approx(5.0, rel=0.02)
