@@ -289,6 +289,14 @@ WIDE = Config(
 )
 # after 300 steps BatchTopK is best at 3e-3, after 2,000 at 1e-3 (experiments/trials.md)
 WIDE_64 = replace(WIDE, l0=64.0, methods=("gba", "batchtopk"), learning_rates=(1e-3, 1e-2))
+# four times as long, and still no token seen twice
+WIDE_LONG = replace(
+    WIDE,
+    methods=("gba", "batchtopk"),
+    learning_rates=(1e-3, 1e-2),
+    train_tokens=4_000_000,
+    steps=7_800,
+)
 
 
 def main() -> None:
@@ -311,6 +319,7 @@ def main() -> None:
             "language_model_comparison_mlp": MLP,
             "language_model_comparison_wide": WIDE,
             "language_model_comparison_wide_64": WIDE_64,
+            "language_model_comparison_wide_long": WIDE_LONG,
         },
         run,
         quick,
