@@ -27,6 +27,9 @@ HISTOGRAM_BINS = 40
 LOGIT_ROWS = 256
 TOKENS_BEFORE = 14
 TOKENS_AFTER = 8
+BROKEN = "\ufffd"  # what tokenizers read in bytes that are no character
+PART_OF_CHARACTER = "‥"
+MAX_PARTS = 4  # bytes of the longest characters
 
 
 def significant(value: float) -> float:
@@ -102,6 +105,23 @@ class Tokens:
             self._read[token] = str(self._tokenizer.decode([token]))
         return self._read[token]
 
+    def read_in_a_row(self, tokens: Sequence[int]) -> list[str]:
+        """Of tokens that follow each other, one text each.
+
+        Where it takes several to make a character, the first has it, and the others
+        `PART_OF_CHARACTER`.
+        """
+        texts = [self.read(token) for token in tokens]
+        for start in range(len(texts)):
+            if BROKEN not in texts[start]:
+                continue
+            for stop in range(start + 2, min(start + MAX_PARTS, len(texts)) + 1):
+                whole = str(self._tokenizer.decode(tokens[start:stop]))
+                if BROKEN not in whole:
+                    texts[start:stop] = [whole] + [PART_OF_CHARACTER] * (stop - start - 1)
+                    break
+        return texts
+
 
 def _context(
     text: Sequence[int], width: int, tokens: Tokens, activations: Mapping[int, float], place: int
@@ -115,7 +135,7 @@ def _context(
     start = max(place - TOKENS_BEFORE, sequence)
     around = range(start, min(place + TOKENS_AFTER + 1, sequence + width))
     return Context(
-        tokens=[tokens.read(text[i]) for i in around],
+        tokens=tokens.read_in_a_row([text[i] for i in around]),
         activations=[significant(activations[i]) if i in activations else 0.0 for i in around],
         focus=place - start,
         special=[i - start for i in around if text[i] in tokens.special],

@@ -113,7 +113,7 @@ class Reader:
         strength = acts.amax(dim=0) / self._unit.clamp(min=1e-9)
         strongest = strength.topk(min(N_LATENTS, acts.shape[1])).indices.tolist()
         return Answer(
-            tokens=[self._tokens.read(token) for token in tokens],
+            tokens=self._tokens.read_in_a_row(tokens),
             special=special,
             n_left_out=n_left_out,
             l0=significant(float((acts > 0).sum()) / max(len(tokens) - len(special), 1)),

@@ -7,8 +7,9 @@ from typing import Any
 
 from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.report import plots
+from sae_lens_gba.report.details import PART_OF_CHARACTER
 from sae_lens_gba.report.latent_sample import spread
-from sae_lens_gba.report.results import LatentDetail, SaeResult
+from sae_lens_gba.report.results import Context, LatentDetail, SaeResult
 
 # keeps the page of a wide SAE under 15 MB: the JSON has every latent
 MAX_TABLE_ROWS = 40_000
@@ -98,8 +99,13 @@ def headline(detail: LatentDetail | None) -> str:
     """The tokens a latent's strongest activations are on, most common first."""
     if detail is None:
         return ""
-    tokens = Counter(visible(c.tokens[c.focus]).strip() or "␣" for c in detail.top)
+    tokens = Counter(visible(_at_focus(context)).strip() or "␣" for context in detail.top)
     return " · ".join(token for token, _ in tokens.most_common(HEADLINE_TOKENS))
+
+
+def _at_focus(context: Context) -> str:
+    read = context.tokens[: context.focus + 1]
+    return next(token for token in reversed(read) if token != PART_OF_CHARACTER)
 
 
 def group_rows(sae: SaeResult) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ class Context:
     """A piece of text around a token on which a latent is active.
 
     Attributes:
-        tokens: the tokens' text.
+        tokens: the tokens' text; of those that are a character together, the first has it.
         activations: activation of the latent on each of them, 0 on special tokens.
         focus: index into tokens of the token that the piece was chosen for.
         special: indices into tokens of the tokenizer's special tokens, such as its BOS.

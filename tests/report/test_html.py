@@ -9,10 +9,11 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from sae_lens_gba.report import Report
+from sae_lens_gba.report.details import PART_OF_CHARACTER
 from sae_lens_gba.report.html import render
 from sae_lens_gba.report.latent_files import latents_folder
 from sae_lens_gba.report.page_data import headline, latent_columns, number, percent, visible
-from sae_lens_gba.report.results import LatentTable
+from sae_lens_gba.report.results import Context, LatentTable
 from tests.one_latent_a_word import ATTACKS, N_LATENTS, VOCABULARY
 
 
@@ -85,6 +86,8 @@ def test_a_latents_headline_is_what_it_fires_on(report: Report) -> None:
     for detail in report.saes[0].details:
         assert headline(detail) == VOCABULARY[detail.latent]
     assert headline(None) == ""
+    context = Context(["日", PART_OF_CHARACTER, "本"], [0.0, 1.0, 0.0], focus=1)
+    assert headline(replace(report.saes[0].details[0], top=[context])) == "日"
 
 
 def test_a_single_sae_without_groups_has_neither_groups_nor_comparison(report: Report) -> None:

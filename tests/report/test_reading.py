@@ -5,12 +5,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from sae_lens_gba import NeuronGroups
 from sae_lens_gba.metrics import BestMatch, SelectivityMeter
 from sae_lens_gba.report import reading as reading_module
 from sae_lens_gba.report.compare import best_living, mutual_pairs
-from sae_lens_gba.report.details import TOKENS_AFTER, TOKENS_BEFORE, build_details, histogram, phi
+from sae_lens_gba.report.details import (
+    BROKEN,
+    PART_OF_CHARACTER,
+    TOKENS_AFTER,
+    TOKENS_BEFORE,
+    Tokens,
+    build_details,
+    histogram,
+    phi,
+)
 from sae_lens_gba.report.latent_sample import sample_latents
 from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import LatentDetail
@@ -105,6 +119,27 @@ def test_the_strongest_contexts_come_with_the_tokens_around_them(
             around = range(max(start, place - TOKENS_BEFORE), min(stop, place + TOKENS_AFTER + 1))
             assert context.tokens == [str(token) for token in around]
             assert context.activations == pytest.approx(own[list(around)].tolist(), rel=1e-3)
+
+
+def test_a_character_of_several_tokens_is_shown_with_the_first_of_them() -> None:
+    bytes_as_tokens = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    backend = Tokenizer(BPE(bytes_as_tokens, merges=[]))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+
+    def read(text: str, start: int = 0) -> list[str]:
+        return Tokens(tokenizer).read_in_a_row(tokenizer.encode(text)[start:])
+
+    part = PART_OF_CHARACTER
+    assert read("aé 日🙂!") == ["a", "é", part, " ", "日", part, part, "🙂", *[part] * 3, "!"]
+    # what has no beginning stays as it is, and what is no character even whole
+    assert read("日a", start=1) == [BROKEN, BROKEN, "a"]
+    assert Tokens(tokenizer).read_in_a_row(
+        [tokenizer.encode("日")[0], *tokenizer.encode("abc")]
+    ) == [
+        BROKEN,
+        *"abc",
+    ]
 
 
 def test_examples_of_an_interval_are_drawn_from_that_part_of_the_activations(
