@@ -296,6 +296,7 @@ WIDE_LONG = replace(
     learning_rates=(1e-3, 1e-2),
     train_tokens=4_000_000,
     steps=7_800,
+    probing_datasets=Config.probing_datasets,
 )
 
 
