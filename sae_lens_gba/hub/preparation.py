@@ -25,6 +25,7 @@ from sae_lens_gba.hub.validation import (
     check_plain,
     check_publishable,
     check_sae_id,
+    in_metadata,
 )
 from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, read_evaluation
@@ -163,8 +164,7 @@ def _default_id(saved: SavedSAE, metadata: Mapping[str, Any]) -> str:
     hook_name = {**(saved.cfg.get("metadata") or {}), **metadata}.get("hook_name")
     if not hook_name:
         raise InvalidPublicationError(
-            "an SAE has no hook_name in its metadata: pass metadata={'hook_name': ...}, or "
-            "--metadata hook_name=... on the command line."
+            f"an SAE has no hook_name in its metadata: {in_metadata('hook_name', '...')}."
         )
     l0 = float(_groups(saved).target_frequency.sum())
     return f"{hook_name}/l0_{round(l0) if l0 >= 10 else f'{l0:.2g}'}/width_{saved.d_sae}"

@@ -102,6 +102,11 @@ def is_hub_name(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
 
 
+def in_metadata(field: str, value: str) -> str:
+    """How a user sets a field of the metadata to ``value``, for an error's last words."""
+    return f"pass metadata={{{field!r}: {value!r}}}, or --metadata {field}={value} to the command"
+
+
 def check_publishable(saved: SavedSAE, sae_id: str) -> None:
     """Raise InvalidPublicationError for an SAE that must not be published as it is."""
     _check_metadata(saved.cfg, sae_id)
@@ -123,21 +128,21 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
     for name, example in needed.items():
         if not metadata.get(name):
             raise InvalidPublicationError(
-                f"SAE {sae_id!r} has no {name} in its metadata, so nobody could use it: pass "
-                f"metadata={{{name!r}: {example!r}}}."
+                f"SAE {sae_id!r} has no {name} in its metadata, so nobody could use it: "
+                f"{in_metadata(name, example)}."
             )
     model, dataset = metadata["model_name"], metadata.get("dataset_path")
     neuronpedia_id = metadata.get("neuronpedia_id")
     normalisation = cfg.get("normalize_activations")
     if not is_hub_name(model) or (Path(model) / "config.json").is_file():
         fault = (
-            f"model_name={brief(repr(model))}, which is a local path or no name at all: pass its "
-            "name on the Hub, metadata={'model_name': 'user/model'}."
+            f"model_name={brief(repr(model))}, which is a local path or no name at all: give its "
+            f"name on the Hub, {in_metadata('model_name', 'user/model')}."
         )
     elif isinstance(dataset, str) and Path(dataset).exists():
         fault = (
-            f"dataset_path={dataset!r}, which is a folder or file here: pass its name on the Hub, "
-            "metadata={'dataset_path': 'user/data'}, or a description."
+            f"dataset_path={dataset!r}, which is a folder or file here: give its name on the Hub, "
+            f"or a description, {in_metadata('dataset_path', 'user/data')}."
         )
     elif normalisation in ("expected_average_only_in", "covariance_whitening"):
         fault = (
@@ -194,8 +199,8 @@ def check_no_private_values(content: object, name: str) -> None:
             )
         if _LOCAL_PATH.search(value):
             raise InvalidPublicationError(
-                f"{name} has a path of this machine, {field}={value!r}: pass another value with "
-                f"metadata={{{_of_metadata(field)!r}: ...}}, or remove it from the file."
+                f"{name} has a path of this machine, {field}={value!r}: "
+                f"{in_metadata(_of_metadata(field), '...')}, or remove it from the file."
             )
 
 
