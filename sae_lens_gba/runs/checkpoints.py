@@ -53,6 +53,9 @@ _OF_RUNNER = {
     "lr_warm_up_steps", "n_restart_cycles", "training_tokens",
 }  # fmt: skip
 
+# by their names at a trainer and a runner; the command derives others from them
+_LENGTH = ("total_training_samples", "training_tokens")
+
 # settings of an SAE that make it another one to whoever asked for it
 _OF_SAE = {"architecture", "d_sae", "target_l0"}
 
@@ -283,7 +286,7 @@ def _require_same(
 
 
 def _differing(saved: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for name in sorted(set(saved) | set(now)):
+    for name in sorted(set(saved) | set(now), key=lambda name: (name not in _LENGTH, name)):
         is_free = name in _FREE_TO_CHANGE or name.startswith("sae_lens")
         if not is_free and saved.get(name) != now.get(name):
             yield name

@@ -283,7 +283,8 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         message = f"total_training_samples={2 * STEPS * BATCH} differs from {STEPS * BATCH}"
         expected = pytest.raises(RunFolderError, match=message) if refused else nullcontext()
         with expected, resumable_run(folder, resume=True):
-            trainer(steps=2 * STEPS, lr_decay_steps=decay_steps).fit()
+            # the command derives this from the length, which is what it is to name
+            trainer(steps=2 * STEPS, lr_decay_steps=decay_steps * (1 + refused)).fit()
     # what is done after training may be decided during it
     sae = GBATrainingSAE(tiny_config(calibrate_for="groups", calibration_samples=1024))
     with resumable_run(tmp_path, resume=True):
