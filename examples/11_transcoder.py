@@ -3,7 +3,7 @@
     python examples/11_transcoder.py --model gpt2 --dataset NeelNanda/pile-10k
 
 One alone, as a command: ``sae-lens-gba train --architecture gba_skip_transcoder --hook-name
-blocks.8.mlp.hook_in --hook-name-out blocks.8.hook_mlp_out ...``.
+blocks.8.ln2.hook_normalized --hook-name-out blocks.8.hook_mlp_out ...``.
 """
 
 import argparse

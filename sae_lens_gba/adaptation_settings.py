@@ -37,13 +37,15 @@ class AdaptationSettings:
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
         bias_decrease_rate (float | None): How far a bias moves per adaptation when its neuron fires
             too often; a share of its largest pre-activation (paper) or of the input norm (other
-            rules). None means 1.14 / sqrt(d_in): pre-activations of a random direction spread by
-            the input norm / sqrt(d_in), and the step should be a fixed part of that spread.
+            rules). With group_newton, a group's step is at most twice this. None means
+            1.14 / sqrt(d_in): pre-activations of a random direction spread by the input norm /
+            sqrt(d_in), and the step should be a fixed part of that spread.
         bias_increase_rate (float | None): How far the bias of a dead neuron is raised per
             adaptation, in the same units. None means 0.23 / sqrt(d_in).
         dead_frequency (float | None): A neuron active on a smaller share of samples is dead, and
-            raised. Below every target. None means 1e-5, or a tenth of the lowest target if that is
-            less.
+            raised; with group_newton and group_mean, once it was silent for five times as long as
+            its target says. Below every target. None means 1e-5, or a tenth of the lowest target
+            if that is less.
         frequency_cap (float): With group_newton and group_mean, a single neuron is pushed down
             individually above this multiple of its target. At least 1.
     """

@@ -83,9 +83,9 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
         calibration_samples (int): On how many of the last samples the biases are set, when training
             ends, so that L0 is what was asked for. They are kept in memory while training
             (samples x d_in). 0 leaves the biases as the last adaptation left them.
-        calibrate_for (str): Which latents have how much of that L0: "error" lets each fire until
-            one more activation lowers the squared error no more than any other's would; "groups"
-            puts each group's mean frequency on its target, as does "error" with a ReLU.
+        calibrate_for (str): Which latents have how much of that L0. "error": one more activation of
+            any latent would lower the squared error by the same amount. "groups": each group's
+            mean frequency is its target; with a ReLU, "error" does that too.
         decoder_init_norm (float | None): Must be 1.0: decoder rows are kept at unit norm.
         d_in (int): Input dimension. Inherited from SAEConfig.
         d_sae (int): Number of latents. Inherited from SAEConfig.

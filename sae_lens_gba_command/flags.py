@@ -36,14 +36,15 @@ def add_publish(parser: ArgumentParser) -> None:
         dest="neuronpedia_ids",
         nargs="+",
         default=[],
-        metavar="ID=NEURONPEDIA_ID",
+        metavar="ID=MODEL/LAYER-SOURCE",
+        help="Neuronpedia's ids of the SAEs, which the card links to",
     )
     add("--license", help="of the SAEs, such as mit")
     add("--base-model", help="Hub name of the model, where the metadata has another one")
-    add("--private", action="store_true", default=None, help="if the repo is created")
+    add("--private", action="store_true", default=None, help="for a repo that is created")
     add("--revision", help="branch to commit to; created if need be")
     add("--create-pr", action="store_true", help="open a pull request against main")
-    add("--commit-message")
+    add("--commit-message", help="its first line")
     add("--token", help="default: the one of 'hf auth login'")
     add("--endpoint", help="of the Hub; default: HF_ENDPOINT, or the public one")
     add("--dry-run", action="store_true", help="write the files, show them, send nothing")

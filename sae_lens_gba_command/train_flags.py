@@ -49,8 +49,12 @@ _HELPS = {
     "wandb_entity": "User or team whose project it is.",
     "wandb_id": "Id of a run to go on with.",
     "run_name": "Name of the run; made from its settings, unless given.",
+    "model_class_name": "HookedTransformer, or AutoModelForCausalLM for what TransformerLens does "
+    "not know and for models in folders.",
+    "n_batches_for_norm_estimate": "How many batches to estimate the norm of the activations on.",
+    "d_out": "Dimension of the target; the model's, unless given.",
 }
-_HIDDEN = ("hook_eval", "sae_lens_version", "sae_lens_training_version", "metadata")
+_HIDDEN = ("hook_eval", "sae_lens_version", "sae_lens_training_version", "metadata", "sae.device")
 
 
 def architecture_of(arguments: list[str]) -> str:
