@@ -28,7 +28,8 @@ class _AtItsTarget:
         return getattr(self._transcoder, name)
 
     def capture(self, module: Any, inputs: Any, output: torch.Tensor) -> None:
-        self._input = self._scaler.scale(output.detach()).to(self._transcoder.device)
+        x = self._scaler.scale(output.detach()).to(self._transcoder.device)
+        self._input = x.flatten(2)  # of attention heads, all in a row
 
     def encode(self, target: torch.Tensor) -> torch.Tensor:
         assert self._input is not None  # the model has come by

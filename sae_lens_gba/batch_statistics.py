@@ -79,7 +79,7 @@ def _quantile(values: torch.Tensor, share_above: torch.Tensor) -> torch.Tensor:
     return torch.where(n * share_above < _FEWEST_ABOVE, beyond, inside)
 
 
-def require_usable(sae_in: torch.Tensor, step: int) -> None:
+def require_usable(sae_in: torch.Tensor, step: int, normalised: torch.Tensor | None = None) -> None:
     """Stop before a batch that can't be learnt from reaches counters, biases or weights.
 
     One read from the device.
@@ -87,16 +87,26 @@ def require_usable(sae_in: torch.Tensor, step: int) -> None:
     Args:
         sae_in: a batch, shape (n, d_in).
         step: for the message.
+        normalised: the same as `normalize_activations` leaves it.
 
     Raises:
-        ValueError: NaN or Inf, or a value so large that its squared gradient would overflow.
+        ValueError: NaN or Inf in either, or a value so large that its squared gradient would
+            overflow.
     """
-    largest, typical = torch.stack([sae_in.abs().amax().float(), typical_norm(sae_in)]).tolist()
+    seen = sae_in if normalised is None else normalised
+    largest, typical, largest_seen = torch.stack(
+        [sae_in.abs().amax().float(), typical_norm(sae_in), seen.abs().amax().float()]
+    ).tolist()
     untouched = "biases and weights were not touched"
     if not math.isfinite(largest):
         raise ValueError(
             f"sae_in has NaN or Inf at training step {step}: {untouched}. Look for it in the "
             "activations: their source and their dtype."
+        )
+    if not math.isfinite(largest_seen):
+        raise ValueError(
+            f"sae_in has NaN or Inf at training step {step} once it is normalised: {untouched}. "
+            "Leave out samples of zeros, or set normalize_activations='none'."
         )
     if not math.isfinite(typical) or largest > _TOO_LARGE * typical > 0:
         raise ValueError(

@@ -100,8 +100,7 @@ class CalibratedBiases(GBAParameters):
 
     def _least_samples(self) -> int:
         """Of which the rarest group is expected to fire often enough to say anything."""
-        group_frequency = self._group_frequency()
-        sizes = torch.tensor(self.adapter.spectrum.sizes, device=group_frequency.device)
+        group_frequency, sizes = self._group_frequency(), torch.tensor(self.adapter.spectrum.sizes)
         return math.ceil(LEAST_FIRINGS / float((group_frequency * sizes).min()))
 
     def _calibrate(self) -> bool:
@@ -123,16 +122,17 @@ class CalibratedBiases(GBAParameters):
         self.set_bias(self._moved(found))
         if for_error:
             threshold, frequency = self._equal_gain(-highest, round(found.l0 * n_samples))
-            self.set_bias(-threshold)
+            self.set_bias(-threshold.to(self.bias))
             found = replace(found, frequency=frequency)
-        adapter.frequency = adapter.share.own(found.frequency).to(adapter.frequency.dtype)
+        adapter.frequency = adapter.share.own(found.frequency.to(adapter.frequency))
         self._calibration = found
         return True
 
     def _moved(self, found: Calibration) -> torch.Tensor:
         """The biases that it says, (d_sae,)."""
-        moved_by = found.offset[self.adapter.group] * self._margin_unit()
-        return (self.bias - moved_by).clamp(max=0).to(self.state_dtype)
+        there = found.offset.device
+        moved_by = found.offset[self.adapter.group.to(there)] * self._margin_unit().to(there)
+        return (self.bias.to(there) - moved_by).clamp(max=0).to(self.bias)
 
     def _calibrates_for_error(self) -> bool:
         """Whether the error of a sample can be told from what is kept of it."""
@@ -151,7 +151,7 @@ class CalibratedBiases(GBAParameters):
         parts: list[Pairs] = []
         for rows in self._recent_rows(len(self.recent_samples)):
             x = self._recent_inputs(rows)
-            h = (self._centred(x) @ W_enc).to(precise) / self.input_scale
+            h = self._pre_activations(x, W_enc)
             fires, possible = h > threshold, h > lowest
             output = share.sum((h * fires).to(self.dtype) @ W_dec)
             residual = (x - self._stock_b_dec()) / self.input_scale - output
@@ -201,13 +201,13 @@ class CalibratedBiases(GBAParameters):
         return (out[0] - out[1])[:, :1].to(self.state_dtype)
 
     def _group_frequency(self) -> torch.Tensor:
-        """Where each group's mean is put, share of samples, float64, (n_groups,)."""
+        """Where each group's mean is put, share of samples, float64, on the CPU, (n_groups,)."""
         adapter, found = self.adapter, self._calibration
-        target = adapter.targets.group_mean(adapter.target_frequency).double()
+        target = adapter.targets.group_mean(adapter.target_frequency).cpu().double()
         if found is None or not self._calibrates_for_error():
             return target
-        frequency = adapter.share.own(found.frequency.to(adapter.group.device))
-        mean = adapter.targets.group_mean(frequency)
+        frequency = adapter.share.own(found.frequency.to(adapter.frequency))
+        mean = adapter.targets.group_mean(frequency).cpu().double()
         return torch.where(mean > 0, mean, target)
 
     def _thresholds_for_other_l0s(self) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -235,11 +235,16 @@ class CalibratedBiases(GBAParameters):
 
     @torch.no_grad()
     def _recent_pre_activations(self, n_samples: int) -> Iterator[torch.Tensor]:
-        """Biases left out, in units of `input_scale`, chunks of (n, d_sae), the last ones first."""
+        """Chunks of (n, d_sae), the last samples first."""
         W_enc = self._encoder()
         for rows in self._recent_rows(n_samples):
-            h = self._centred(self._recent_inputs(rows)) @ W_enc
-            yield h.to(self.state_dtype) / self.input_scale
+            yield self._pre_activations(self._recent_inputs(rows), W_enc)
+
+    def _pre_activations(self, x: torch.Tensor, W_enc: torch.Tensor) -> torch.Tensor:
+        """Adapted biases left out, in units of `input_scale`, (n, d_sae)."""
+        h = (self._centred(x) @ W_enc).to(self.state_dtype) / self.input_scale
+        # a ReLU's b_enc is what is adapted; a JumpReLU's is 0, unless it was fine-tuned from one
+        return h + self.b_enc.detach() if self._is_jumprelu else h
 
     def _recent_inputs(self, rows: torch.Tensor) -> torch.Tensor:
         # past `reshape_fn_in`, which they have been through, and users' hooks
@@ -302,7 +307,7 @@ class CalibratedBiases(GBAParameters):
         """
         groups = self.adapter.groups()
         if self._calibration is not None and self._calibrates_for_error():
-            target = self._group_frequency()[self.adapter.group].cpu()
+            target = self._group_frequency()[self.adapter.group.cpu()]
             groups = replace(groups, target_frequency=target.to(groups.target_frequency.dtype))
         if self._other_l0s is None:
             return groups

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
+from sae_lens_gba.precision import float64_device
 
 SAMPLES_FILENAME = "recent_samples.safetensors"
 _FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
@@ -33,7 +34,8 @@ class Margins:
     """The pairs of sample and latent that fire, or would with lower thresholds.
 
     Attributes:
-        value: u of each pair, highest first within a group, float64, shape (n_pairs,).
+        value: u of each pair, highest first within a group, float64, shape (n_pairs,); like
+            latent, on the CPU if the SAE's device has no float64.
         latent: which latent, int64, shape (n_pairs,).
         starts: where each group's pairs begin, and the end; length n_groups + 1.
         n_samples: samples looked at.
@@ -154,15 +156,15 @@ def collect_margins(
     n_groups = len(depth)
     floor = torch.zeros_like(threshold) if lowest is None else lowest
     limit = torch.maximum(threshold - depth.to(threshold)[group] * unit, floor)
-    values, latents, n_samples = [], [], 0
+    values, latents, n_samples, there = [], [], 0, float64_device(threshold.device)
     for h in pre_activations:
         fires = h > limit
         latent = fires.nonzero()[:, 1]
-        values.append(((h[fires] - threshold[latent]) / unit[latent]).double())
-        latents.append(latent)
+        values.append(((h[fires] - threshold[latent]) / unit[latent]).to(there).double())
+        latents.append(latent.to(there))
         n_samples += h.shape[0]
     latent = torch.cat(latents)
-    group_of_pair = share.concatenate(group[latent])
+    group_of_pair = share.concatenate(group.to(there)[latent])
     value, latent = share.concatenate(torch.cat(values)), share.concatenate(share.in_whole(latent))
     order = value.argsort(descending=True)
     order = order[group_of_pair[order].argsort(stable=True)]
@@ -210,7 +212,7 @@ def calibrate_groups(
     """
     n_groups = len(group_frequency)
     group_frequency = group_frequency.cpu()
-    sizes = share.sum(torch.bincount(group, minlength=n_groups)).double().cpu()
+    sizes = share.sum(torch.bincount(group, minlength=n_groups)).cpu().double()
     depth = torch.full((n_groups,), _FIRST_DEPTH, dtype=torch.float64)
     while True:
         margins = collect_margins(pre_activations(), threshold, unit, group, depth, share, lowest)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
+from sae_lens_gba.precision import float64_device
 
 # of its firings so far, the least that a latent keeps: chance shall not silence a rare one
 _LEAST_KEPT = 0.25
@@ -45,6 +46,9 @@ class Pairs:
     def joined(cls, parts: Sequence["Pairs"]) -> "Pairs":
         """One after the other; at least one."""
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    def on(self, device: torch.device) -> "Pairs":
+        return Pairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def in_order(self) -> "Pairs":
         """By latent, those of the highest pre-activations first."""
@@ -79,6 +83,8 @@ def equal_gain_thresholds(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The new thresholds, and how many pairs of each latent lie above; both (d_sae,).
 
+    They are on the CPU if the device of the pairs has no float64.
+
     Pairs of equal pre-activation fire together or not at all, so a few more or less than wanted
     may. A latent that never fired keeps its threshold unless it pays to lower it.
 
@@ -89,7 +95,8 @@ def equal_gain_thresholds(
         lowest: that each latent's may become, (d_sae,).
         share: where the other latents are, if the ones given are not all; ``n_active`` is for all.
     """
-    pairs = pairs.in_order()
+    there = float64_device(threshold.device)
+    pairs, threshold, lowest = pairs.on(there).in_order(), threshold.to(there), lowest.to(there)
     h, latent, d_sae = pairs.pre_activation, pairs.latent, len(threshold)
     n_pairs = torch.bincount(latent, minlength=d_sae)
     start = n_pairs.cumsum(0) - n_pairs

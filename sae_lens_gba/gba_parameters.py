@@ -12,7 +12,7 @@ from sae_lens_gba.bias_adapter import BiasAdapter
 from sae_lens_gba.encoder import EncoderFollowsDecoder
 from sae_lens_gba.nested_reconstructions import NestedBands
 from sae_lens_gba.optimizer_hooks import normalise_rows, warn_of_other_norms
-from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes
+from sae_lens_gba.precision import apply_keeping_float32, as_bytes, from_bytes, rounded_down
 
 # of SAELens' normalisations, those of each sample by itself, which the output undoes
 RUN_TIME_NORMALISATIONS = ("layer_norm", "constant_norm_rescale")
@@ -270,7 +270,8 @@ class GBAParameters(EncoderFollowsDecoder):
         weights = self._stock_weights()
         state_dict.clear()
         for name, weight in weights.items():
-            state_dict[name] = weight.detach().to(self.dtype).contiguous()
+            cast = rounded_down if name == "threshold" else torch.Tensor.to
+            state_dict[name] = cast(weight.detach(), self.dtype).contiguous()
 
     def _stock_weights(self) -> dict[str, torch.Tensor]:
         weights = {

@@ -1,9 +1,28 @@
-"""State that must stay precise, though its module or a file of it is cast."""
+"""Numbers that must stay precise, whatever the dtype of the weights and the device."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+_WITHOUT_FLOAT64 = ("mps",)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where to compute in float64 what is on ``device``: there, or on the CPU if it can't."""
+    return torch.device("cpu") if device.type in _WITHOUT_FLOAT64 else device
+
+
+def rounded_down(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The largest numbers of ``dtype`` that are not above x.
+
+    Numbers of that dtype are above the one if and only if they are above the other.
+    """
+    nearest = x.to(dtype)
+    if dtype == x.dtype:
+        return nearest
+    below = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
+    return torch.where(nearest.to(x.dtype) > x, below, nearest)
 
 
 def apply_keeping_float32(

@@ -17,6 +17,7 @@ from sae_lens_gba.calibrated_biases import CalibratedBiases
 from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS
 from sae_lens_gba.nested_reconstructions import NestedError
 from sae_lens_gba.optimizer_hooks import attend_optimizer_of
+from sae_lens_gba.precision import rounded_down
 from sae_lens_gba.sparse_autoencoder_ops import (
     ActiveSet,
     SparseEncode,
@@ -198,7 +199,7 @@ class GBATrainingSAE(CalibratedBiases):
         self, sae_in: torch.Tensor, W_enc: torch.Tensor, b_enc: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_pre = self.hook_sae_acts_pre(sae_in @ W_enc + b_enc.to(self.dtype))
-        threshold = self._limit().to(self.dtype)
+        threshold = rounded_down(self._limit(), self.dtype)
         acts = torch.where(hidden_pre > threshold, hidden_pre, 0.0)
         return self.hook_sae_acts_post(acts), hidden_pre
 
@@ -229,12 +230,11 @@ class GBATrainingSAE(CalibratedBiases):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         sae_in, target = self._input_and_target(step_input.sae_in)
-        require_usable(step_input.sae_in, step_input.n_training_steps)
+        step = Step(sae_in, target, self.normalised(sae_in.to(self.dtype)))
+        require_usable(step_input.sae_in, step_input.n_training_steps, step.normalised)
         if self.training:
             attend_optimizer_of(self.W_dec, self._own_encoder())
             self.adapter.warm_up = self._warm_up(step_input.coefficients)
-        step = Step(sae_in, target, self.normalised(sae_in.to(self.dtype)))
-        if self.training:
             self._take_in(step, step_input.n_training_steps)
         self._step = step
         try:
@@ -308,10 +308,15 @@ class GBATrainingSAE(CalibratedBiases):
         """Makes the squared error that of targets of the unit's scale."""
         if self.training and not self._has_started():
             return self.input_scale * 0
-        weight = self.target_scale**-2
-        if self.cfg.normalize_activations in RUN_TIME_NORMALISATIONS:
-            weight = weight * step.normalised.square().sum() / step.sae_in.square().sum()
-        return weight
+        return self.target_scale**-2 * self._normalised_over_raw(step)
+
+    def _normalised_over_raw(self, step: Step) -> torch.Tensor | float:
+        """Squares of what is encoded, in those of what the output is compared with."""
+        if self.cfg.normalize_activations not in RUN_TIME_NORMALISATIONS:
+            return 1.0
+        squares = (x.to(self.state_dtype).square().sum() for x in (step.normalised, step.sae_in))
+        tiny = torch.finfo(self.state_dtype).tiny  # of a batch of zeros
+        return torch.div(*(total.clamp(min=tiny) for total in squares))
 
     @outside_compilation
     @torch.no_grad()
@@ -344,7 +349,9 @@ class GBATrainingSAE(CalibratedBiases):
             return {}
         left = self._left_to_latents(step)
         error = NestedError.apply(step.parts, left, self.cfg.error_exponent)
-        return {"nested_mse_loss": self._nested_weight(step_input.coefficients) * error}
+        # what is encoded is its unit already
+        weight = self._nested_weight(step_input.coefficients) / self._normalised_over_raw(step)
+        return {"nested_mse_loss": weight * error}
 
     def _nested_weight(self, coefficients: dict[str, float]) -> float:
         """From twice `nested_weight` to nothing while targets fall, so the mean is as asked."""

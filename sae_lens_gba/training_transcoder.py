@@ -100,7 +100,8 @@ class GBATrainingTranscoder(GBATrainingSAE):
     def _shrunk_by(self) -> torch.Tensor:
         if not self._is_jumprelu:
             return super()._shrunk_by()
-        return self.shrinkage.clamp(max=1) * self.threshold.detach()
+        # a copy: biases are adapted before the gradient is computed
+        return self.shrinkage.clamp(max=1) * self.threshold.detach().clone()
 
     @override
     def _stock_b_enc(self) -> torch.Tensor:

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.saes.sae import TrainStepInput
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import GBATrainingSAE, at_l0
 from sae_lens_gba.calibration import RecentSamples, calibrate_groups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
@@ -134,6 +135,22 @@ def test_in_evaluation_mode_l0_is_what_was_asked_and_training_is_untouched(
     assert torch.equal(plain.train().bias, biases)
 
 
+def test_b_enc_counts_and_bfloat16_thresholds_let_as_many_fire(tmp_path: Path) -> None:
+    for settings, b_enc in (({}, -0.3), ({}, 0.3), ({"dtype": "bfloat16"}, 0.0)):
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(**settings))
+        sae.b_enc.data.fill_(b_enc)  # as of a JumpReLU SAE that is fine-tuned
+        data = mixture(1) if b_enc else (batch.bfloat16() for batch in mixture(1))
+        take_steps(make_trainer(sae, 40, data), 40)
+        recent = torch.cat(list(sae.recent_samples.batches))
+        sae.save_inference_model(tmp_path)
+        for one in (sae.eval(), SAE.load_from_disk(tmp_path)):
+            l0 = float((one.encode(recent) > 0).sum()) / len(recent)
+            assert l0 == pytest.approx(4.0, abs=0.01), (settings, b_enc)
+        counted = at_l0(tmp_path, 8.0)
+        assert float((counted.sae.encode(recent) > 0).sum()) / len(recent) == pytest.approx(8, 0.05)
+
+
 def test_calibration_passes_by_hooks_and_reshaping(tmp_path: Path) -> None:
     cfg = tiny_config(reshape_activations="hook_z")
     cfg.metadata.hook_name = "blocks.0.attn.hook_z"
@@ -166,6 +183,33 @@ def test_too_few_samples_leave_the_biases_as_they_are() -> None:
     take_steps(make_trainer(sae, 10, mixture(1, batch=16), batch=16), 2)
     bias = sae.bias.clone()
     assert torch.equal(sae.eval().bias, bias)
+
+
+@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
+def test_losses_do_not_depend_on_the_unit_of_inputs_that_are_normalised(mode: str) -> None:
+    found = []
+    for unit, dtype in ((1.0, torch.float32), (1e-2, torch.float32), (1e2, torch.float32),
+                        (30.0, torch.float16)):  # fmt: skip
+        torch.manual_seed(0)
+        sae = GBATrainingSAE(tiny_config(normalize_activations=mode))
+        batch = (next(mixture(1)) * unit).to(dtype)
+        sae.training_forward_pass(step_input=TrainStepInput(batch, {}, None, 0, False))
+        losses = sae.training_forward_pass(
+            step_input=TrainStepInput(batch, {}, None, 0, False)
+        ).losses
+        found.append({name: float(losses[name]) for name in ("mse_loss", "nested_mse_loss")})
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-2)
+    # of one magnitude, as where nothing is normalised
+    assert 0.5 < found[0]["nested_mse_loss"] / found[0]["mse_loss"] < 5
+
+
+def test_samples_that_can_not_be_normalised_are_named() -> None:
+    sae = GBATrainingSAE(tiny_config(normalize_activations="constant_norm_rescale"))
+    batch = next(mixture(1))
+    batch[:3] = 0
+    with pytest.raises(ValueError, match=r"once it is normalised.*samples of zeros"):
+        sae.training_forward_pass(step_input=TrainStepInput(batch, {}, None, 0, False))
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])

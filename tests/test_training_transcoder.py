@@ -120,6 +120,22 @@ def test_shrinkage_is_learnt() -> None:
     assert float(sae.shrinkage.detach().abs().min()) > 0
 
 
+def test_adapting_biases_leaves_the_steps_gradient_as_it_is() -> None:
+    gradients = []
+    for adapt_every_n_steps in (1, 10**6):
+        torch.manual_seed(0)
+        sae = randomise(
+            tiny_sae(architecture="gba_transcoder", adapt_every_n_steps=adapt_every_n_steps)
+        )
+        assert isinstance(sae, GBATrainingTranscoder)
+        before = sae.bias.clone()
+        step = TrainStepInput(next(pairs(0)), {}, None, 0, False)
+        sae.training_forward_pass(step_input=step).loss.backward()
+        assert torch.equal(sae.bias, before) == (adapt_every_n_steps > 1)
+        gradients.append(sae.shrinkage.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shrinkage", [0.0, 0.7])
 def test_other_l0s_are_those_that_stock_thresholds_give(shrinkage: float) -> None:
     sae = trained("gba_transcoder", pairs(0), 40)

@@ -21,6 +21,7 @@ from sae_lens_gba.calibration import (
 )
 from sae_lens_gba.errors import CalibrationError
 from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.precision import rounded_down
 from sae_lens_gba.saved.loading import opened
 from sae_lens_gba.saved.saved_sae import SavedSAE
 
@@ -63,7 +64,7 @@ def calibrate(
     _check_activations(batches, jumprelu)
     batches = [batch for batch in batches if len(batch) > 0]
     group, group_frequency, l0 = _groups_and_l0(saved, target_l0)
-    sizes = torch.bincount(group).double().cpu()
+    sizes = torch.bincount(group).cpu().double()
     n_samples = sum(len(batch) for batch in batches)
     rarest = float((group_frequency * sizes).min()) * l0 / float((group_frequency * sizes).sum())
     if n_samples * rarest < LEAST_FIRINGS:
@@ -93,7 +94,8 @@ def calibrate(
             f"{found.l0:.4g} latents are active a sample; ask for that or less."
         )
     groups = _measured(saved, group, l0, found)
-    return _moved(saved, found.offset[group] * unit, groups, found.l0, found.n_samples)
+    moved_by = found.offset.cpu()[group.cpu()] * unit.cpu()
+    return _moved(saved, moved_by, groups, found.l0, found.n_samples)
 
 
 def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
@@ -223,7 +225,8 @@ def _moved(
     if sae.hook_z_reshaping_mode:  # SAELens' reshaping of heads is bound to the original still
         sae.turn_on_forward_pass_hook_z_reshaping()
     threshold = sae.get_parameter("threshold").data
-    threshold.copy_((threshold.double() + moved_by.to(threshold.device)).clamp(min=0))
+    moved = (threshold.cpu().double() + moved_by.cpu().double()).clamp(min=0)
+    threshold.copy_(rounded_down(moved, threshold.dtype))
     cfg = deepcopy(saved.cfg)
     sae.cfg.metadata.l0 = l0
     cfg.setdefault("metadata", {})["l0"] = l0

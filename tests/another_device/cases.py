@@ -12,11 +12,17 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
 
-from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE, neuron_groups, training_hook
+from sae_lens_gba import (
+    BiasAdaptationHook,
+    GBATrainingSAE,
+    neuron_groups,
+    precision,
+    training_hook,
+)
 from sae_lens_gba import sparse_autoencoder_ops as ops
-from sae_lens_gba.saved.other_l0 import at_l0
-from tests.another_device.device import NAME, Elsewhere
-from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
+from sae_lens_gba.saved.other_l0 import at_l0, calibrate
+from tests.another_device.device import NAME, Elsewhere, without_float64
+from tests.toolbox import make_trainer, mixture, pairs, take_steps, tiny_config, tiny_sae
 
 STEPS = 7
 new_tensor = torch.tensor
@@ -44,11 +50,12 @@ def save_from_there(tensors: dict[str, torch.Tensor], path: Path, **settings: An
     save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path, **settings)
 
 
-def trained(sae: Any, device: str) -> SAETrainer[Any, Any]:
+def trained(sae: Any, device: str, batches: Any = None) -> SAETrainer[Any, Any]:
     sae = sae.to(device)
     sae.cfg.device = device
-    batches = list(itertools.islice(mixture(1, device=device), 4))
-    trainer = make_trainer(sae, STEPS, itertools.cycle(batches), device=device)
+    if batches is None:
+        batches = itertools.cycle(list(itertools.islice(mixture(1, device=device), 4)))
+    trainer = make_trainer(sae, STEPS, batches, device=device)
     # the same steps on both: for this device, torch has no fused ones
     trainer.optimizer.param_groups[0]["foreach"] = False
     take_steps(trainer, STEPS)
@@ -91,6 +98,27 @@ def test_training_calibration_and_saving(tmp_path: Path, settings: dict[str, Any
     assert there.sae.to("cpu").groups().summary() == here.sae.groups().summary()
     stock = SAE.load_from_disk(tmp_path / "stock", device="cpu")
     torch.testing.assert_close(stock(x), here.sae(x))
+
+
+@pytest.mark.parametrize("architecture", ["gba", "gba_skip_transcoder"])
+def test_a_device_without_float64(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", (NAME,))
+    results = []
+    for device in ("cpu", NAME):
+        torch.manual_seed(0)
+        sae = tiny_sae(architecture=architecture, calibration_samples=8192)
+        data = (mixture if architecture == "gba" else pairs)(1)
+        with without_float64():
+            batches = itertools.cycle([batch.to(device) for batch in itertools.islice(data, 4)])
+            sae = trained(sae, device, batches).sae.eval()
+            sae.save_inference_model(tmp_path / device)
+        sparser, x = at_l0(sae, 2.0), next(mixture(3))
+        anew = calibrate(tmp_path / device, x, target_l0=3.0)
+        results.append([s.get_parameter("threshold").cpu() for s in (sae, sparser.sae, anew.sae)])
+    for there, here in zip(*results, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
 
 
 def test_what_was_trained_there_is_calibrated_here() -> None:

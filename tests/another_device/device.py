@@ -2,11 +2,14 @@
 
 Its tensors hold their values in a tensor on the CPU that nobody else sees. An operation on them
 with a tensor that is on the CPU fails as on a GPU (where tensors of no dimension are let through),
-and so does one that a GPU refuses under `torch.use_deterministic_algorithms`.
+and so does one that a GPU refuses under `torch.use_deterministic_algorithms`, or while
+`without_float64` one that MPS refuses.
 PyTorch knows the device by its hooks for backends written in Python, autograd and Adam included.
 They can't be taken out again: import this in a process of its own.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +21,18 @@ NAME = "elsewhere"
 _setup_privateuseone_for_python_backend(NAME)
 
 _MAY_MIX = {"copy_", "_to_copy"}
+_has_float64 = True
+
+
+@contextmanager
+def without_float64() -> Iterator[None]:
+    """While entered, the device can't have tensors of float64."""
+    global _has_float64
+    _has_float64 = False
+    try:
+        yield
+    finally:
+        _has_float64 = True
 
 
 class ElsewhereTensor(torch.Tensor):
@@ -96,6 +111,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def outside(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not is_ours:
             return value
+        if value.dtype == torch.float64 and not _has_float64:
+            raise TypeError(f"{name}: the device has no float64")
         return known.get(id(value)) if id(value) in known else ElsewhereTensor(value)
 
     return tree_map(outside, result)

@@ -230,6 +230,20 @@ def test_saelens_evaluates_it_at_its_target(tiny_hooked_transformer: Any, monkey
     assert not model.hook_dict[HOOK]._forward_hooks  # none is left
 
 
+def test_the_input_of_a_transcoder_may_have_attention_heads(tiny_hooked_transformer: Any) -> None:
+    sae = SAE.from_dict(transcoder("gba_transcoder").get_inference_sae_cfg_dict())
+    sae.cfg.metadata.hook_name = hook = "blocks.0.attn.hook_z"
+    z: list[torch.Tensor] = []
+    model = tiny_hooked_transformer
+    with (
+        at_its_target(sae, model) as seen_there,
+        model.hooks([(hook, lambda x, hook: z.append(x))]),
+    ):
+        model(torch.randint(2, 60, (3, 16)))
+        assert z[0].ndim == 4
+        torch.testing.assert_close(seen_there.encode(z[0]), sae.encode(z[0].flatten(2)))
+
+
 def test_what_saelens_logs_is_of_the_target(
     cfg: Run, tiny_hooked_transformer: Any, tiny_texts: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
