@@ -12,7 +12,7 @@ group's margins: exact on these samples, with no iteration. This file is pure fu
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from sae_lens_gba.precision import float64_device
 SAMPLES_FILENAME = "recent_samples.safetensors"
 _FIRST_DEPTH = 0.1  # in units: how far below their thresholds pairs are collected at first
 _DEEPER = 1.6  # times as far in the next pass, for groups that lack pairs
+_A_LITTLE_DEEPER = 1.2  # times as far in all samples as in a few of them
+_A_FEW = 1024
 LEAST_FIRINGS = 30  # of each group, on all samples, that a calibration must expect to mean anything
 _BISECTION_STEPS = 100
 
@@ -214,18 +216,32 @@ def calibrate_groups(
     group_frequency = group_frequency.cpu()
     sizes = share.sum(torch.bincount(group, minlength=n_groups)).cpu().double()
     depth = torch.full((n_groups,), _FIRST_DEPTH, dtype=torch.float64)
-    while True:
-        margins = collect_margins(pre_activations(), threshold, unit, group, depth, share, lowest)
-        available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
-        complete = torch.tensor(margins.is_complete)
-        # what is not there yet may be there further down
-        most = torch.where(complete, available / margins.n_samples, sizes)
-        found = [expected_active(group_frequency, sizes, most, l0) for l0 in l0s]
-        wanted = torch.stack(found).amax(dim=0) * margins.n_samples
-        lacking = (wanted >= available) & ~complete
-        if not lacking.any():
-            return [_calibration(margins, expected, int(sizes.sum())) for expected in found]
-        depth[lacking] *= _DEEPER
+    # a few samples say how deep to look in all
+    for n_samples in (_A_FEW, None):
+        lacking = torch.ones(n_groups, dtype=torch.bool)
+        while lacking.any():
+            chunks = _first(pre_activations(), n_samples)
+            margins = collect_margins(chunks, threshold, unit, group, depth, share, lowest)
+            available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
+            complete = torch.tensor(margins.is_complete)
+            # what is not there yet may be there further down
+            most = torch.where(complete, available / margins.n_samples, sizes)
+            found = [expected_active(group_frequency, sizes, most, l0) for l0 in l0s]
+            wanted = torch.stack(found).amax(dim=0) * margins.n_samples
+            lacking = (wanted >= available) & ~complete
+            depth[lacking] *= _DEEPER
+        depth *= _A_LITTLE_DEEPER
+    return [_calibration(margins, expected, int(sizes.sum())) for expected in found]
+
+
+def _first(chunks: Iterable[torch.Tensor], n: int | None) -> Iterator[torch.Tensor]:
+    """Those of the first ``n`` samples; None for all."""
+    for chunk in chunks:
+        yield chunk[:n]
+        if n is not None:
+            n -= len(chunk)
+            if n <= 0:
+                return
 
 
 def expected_active(
