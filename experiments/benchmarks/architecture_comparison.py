@@ -201,9 +201,17 @@ class Benchmark:
         """The row of one run."""
         config = self.config
         label = {"method": name, "learning_rate": rate, "seed": seed, "steps": steps}
+        # after SAELens' default of 1,000 steps few latents of TopK architectures are revived
+        window = max(1, steps // 20)
 
         def compute() -> Row:
-            settings = TrainingSettings(steps, config.batch_size, rate, decay_steps=steps // 4)
+            settings = TrainingSettings(
+                steps,
+                config.batch_size,
+                rate,
+                decay_steps=steps // 4,
+                dead_feature_window=window,
+            )
             sae = build_sae(spec, config.d_in, seed, steps)
             (seconds,) = train_together([sae], self.samples(), settings)
             measured = measure(stock_form(sae), self.model, config.held_out)
@@ -211,7 +219,8 @@ class Benchmark:
             logging.info("%s", row)
             return row
 
-        return once(self.folder, {**label, "spec": spec, "config": self._data()}, compute)
+        key = {**label, "spec": spec, "config": self._data(), "dead_feature_window": window}
+        return once(self.folder, key, compute)
 
     def untrained(self, seed: int) -> Row:
         """The row of random directions."""
