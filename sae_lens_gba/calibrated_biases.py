@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +179,7 @@ class CalibratedBiases(GBAParameters):
         if not self._has_started() or n_samples < self._least_samples():
             return []
         return calibrate_groups(
-            partial(self._recent_pre_activations, n_samples),
+            lambda n: self._recent_pre_activations(min(n or n_samples, n_samples)),
             -self.bias,
             self._margin_unit(),
             adapter.group,

@@ -12,7 +12,7 @@ group's margins: exact on these samples, with no iteration. This file is pure fu
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,7 +185,7 @@ def collect_margins(
 
 
 def calibrate_groups(
-    pre_activations: Callable[[], Iterable[torch.Tensor]],
+    pre_activations: Callable[[int | None], Iterable[torch.Tensor]],
     threshold: torch.Tensor,
     unit: torch.Tensor,
     group: torch.Tensor,
@@ -202,7 +202,8 @@ def calibrate_groups(
     an L0 that all of them can't give ends with the most that they can.
 
     Args:
-        pre_activations: gives h in chunks of shape (n, d_sae), the same on every call.
+        pre_activations: gives h in chunks of shape (n, d_sae): of all samples, for None, the same
+            on every call; or of about as many as asked for, which are like the others.
         threshold: shape (d_sae,).
         unit: above 0, shape (d_sae,).
         group: group of each latent, int64, shape (d_sae,).
@@ -220,8 +221,8 @@ def calibrate_groups(
     for n_samples in (_A_FEW, None):
         lacking = torch.ones(n_groups, dtype=torch.bool)
         while lacking.any():
-            chunks = _first(pre_activations(), n_samples)
-            margins = collect_margins(chunks, threshold, unit, group, depth, share, lowest)
+            h = pre_activations(n_samples)
+            margins = collect_margins(h, threshold, unit, group, depth, share, lowest)
             available = torch.tensor([margins.available(k) for k in range(n_groups)]).double()
             complete = torch.tensor(margins.is_complete)
             # what is not there yet may be there further down
@@ -232,16 +233,6 @@ def calibrate_groups(
             depth[lacking] *= _DEEPER
         depth *= _A_LITTLE_DEEPER
     return [_calibration(margins, expected, int(sizes.sum())) for expected in found]
-
-
-def _first(chunks: Iterable[torch.Tensor], n: int | None) -> Iterator[torch.Tensor]:
-    """Those of the first ``n`` samples; None for all."""
-    for chunk in chunks:
-        yield chunk[:n]
-        if n is not None:
-            n -= len(chunk)
-            if n <= 0:
-                return
 
 
 def expected_active(

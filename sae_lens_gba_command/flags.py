@@ -41,10 +41,15 @@ def add_publish(parser: ArgumentParser) -> None:
     )
     add("--license", help="of the SAEs, such as mit")
     add("--base-model", help="Hub name of the model, where the metadata has another one")
-    add("--private", action="store_true", default=None, help="for a repo that is created")
+    add(
+        "--private",
+        action="store_true",
+        default=None,
+        help="make the repo private, if it is created",
+    )
     add("--revision", help="branch to commit to; created if need be")
     add("--create-pr", action="store_true", help="open a pull request against main")
-    add("--commit-message", help="its first line")
+    add("--commit-message", help="first line of the commit's message")
     add("--token", help="default: the one of 'hf auth login'")
     add("--endpoint", help="of the Hub; default: HF_ENDPOINT, or the public one")
     add("--dry-run", action="store_true", help="write the files, show them, send nothing")

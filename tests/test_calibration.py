@@ -5,7 +5,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import TrainStepInput
 
-from sae_lens_gba import GBATrainingSAE, at_l0
+from sae_lens_gba import GBATrainingSAE, calibrate
 from sae_lens_gba.calibration import RecentSamples, calibrate_groups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
@@ -18,7 +18,7 @@ def test_each_groups_thresholds_end_between_two_samples_by_hand() -> None:
     # group 1: latent 2, threshold 5, unit 1: margins -1, -2, -4.5; one wanted -> offset -1.5
     h = torch.tensor([[5.0, 5.0, 4.0], [2.0, 2.0, 3.0], [0.5, 0.0, 0.5]])
     (found,) = calibrate_groups(
-        lambda: [h[:2], h[2:]],
+        lambda n: [h[:2], h[2:]],
         threshold=torch.tensor([1.0, 2.0, 5.0]),
         unit=torch.tensor([1.0, 2.0, 1.0]),
         group=torch.tensor([0, 0, 1]),
@@ -36,7 +36,7 @@ def test_equal_samples_fire_together_whichever_number_is_nearer(n_active: int, n
     h = torch.tensor([[5.0], [5.0], [3.0], [3.0], [3.0], [1.0]])
     frequency = torch.tensor([n_active / 6]).double().clamp(1e-9, 1 - 1e-9)
     (found,) = calibrate_groups(
-        lambda: [h],
+        lambda n: [h],
         torch.tensor([4.0]),
         torch.ones(1),
         torch.tensor([0]),
@@ -52,7 +52,7 @@ def test_other_l0s_multiply_the_odds_and_stop_where_thresholds_are_zero() -> Non
     group = torch.tensor([0, 0, 1, 1, 1, 1])
     frequency = torch.tensor([0.2, 0.05]).double()  # L0 0.6
     low, high, most = calibrate_groups(
-        lambda: [h], torch.ones(6), torch.ones(6), group, frequency, [0.3, 1.2, 5.0]
+        lambda n: [h], torch.ones(6), torch.ones(6), group, frequency, [0.3, 1.2, 5.0]
     )
     assert low.l0 == pytest.approx(0.3, abs=1e-3)
     assert high.l0 == pytest.approx(1.2, abs=1e-3)
@@ -68,7 +68,12 @@ def test_a_latent_without_an_encoder_holds_nothing_up() -> None:
     h, unit = torch.randn(400, 4), torch.ones(4)
     h[:, 0] = unit[0] = 0
     (found,) = calibrate_groups(
-        lambda: [h], torch.ones(4), unit, torch.zeros(4).long(), torch.tensor([0.6]).double(), [2.4]
+        lambda n: [h],
+        torch.ones(4),
+        unit,
+        torch.zeros(4).long(),
+        torch.tensor([0.6]).double(),
+        [2.4],
     )
     assert found.l0 == pytest.approx(float((h > 0).sum()) / 400, abs=0.01)
 
@@ -147,8 +152,10 @@ def test_b_enc_counts_and_bfloat16_thresholds_let_as_many_fire(tmp_path: Path) -
         for one in (sae.eval(), SAE.load_from_disk(tmp_path)):
             l0 = float((one.encode(recent) > 0).sum()) / len(recent)
             assert l0 == pytest.approx(4.0, abs=0.01), (settings, b_enc)
-        counted = at_l0(tmp_path, 8.0)
-        assert float((counted.sae.encode(recent) > 0).sum()) / len(recent) == pytest.approx(8, 0.05)
+        denser = calibrate(tmp_path, recent, target_l0=8.0).sae
+        assert float((denser.encode(recent) > 0).sum()) / len(recent) == pytest.approx(
+            8.0, abs=0.01
+        )
 
 
 def test_calibration_passes_by_hooks_and_reshaping(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def run_demo(cfg: DemoConfig) -> None:
     _require_room(cfg.output)
     _require_free_name(cfg.output)
     runner_cfg = runner_config(cfg)  # checks the settings before any work
-    _log.info("loading SmolLM2-135M (the first time takes a minute) ...")
+    _log.info("loading SmolLM2-135M-Instruct (the first time takes a minute) ...")
     model: Any = load_demo_model(cfg.cache)
     texts, held_out = demo_texts(), demo_texts(held_out=True)
     # an earlier demo's is replaced

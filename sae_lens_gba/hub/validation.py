@@ -136,13 +136,13 @@ def _check_metadata(cfg: dict[str, Any], sae_id: str) -> None:
     normalisation = cfg.get("normalize_activations")
     if not is_hub_name(model) or (Path(model) / "config.json").is_file():
         fault = (
-            f"model_name={brief(repr(model))}, which is a local path or no name at all: give its "
-            f"name on the Hub, {in_metadata('model_name', 'user/model')}."
+            f"model_name={brief(repr(model))}, which is a local path or no name at all. Give its "
+            f"name on the Hub: {in_metadata('model_name', 'user/model')}."
         )
     elif isinstance(dataset, str) and Path(dataset).exists():
         fault = (
-            f"dataset_path={dataset!r}, which is a folder or file here: give its name on the Hub, "
-            f"or a description, {in_metadata('dataset_path', 'user/data')}."
+            f"dataset_path={dataset!r}, which is a folder or file here. Give its name on the Hub, "
+            f"or a description: {in_metadata('dataset_path', 'user/data')}."
         )
     elif normalisation in ("expected_average_only_in", "covariance_whitening"):
         fault = (
@@ -198,15 +198,13 @@ def check_no_private_values(content: object, name: str) -> None:
                 "if the file was ever shared."
             )
         if _LOCAL_PATH.search(value):
+            whole = re.split(r"[.\[]", field.removeprefix("metadata."))[0]
+            is_whole = field.removeprefix("metadata.") == whole
+            other = in_metadata(whole, "...") if is_whole else f"pass metadata={{{whole!r}: ...}}"
             raise InvalidPublicationError(
-                f"{name} has a path of this machine, {field}={value!r}: "
-                f"{in_metadata(_of_metadata(field), '...')}, or remove it from the file."
+                f"{name} has a path of this machine, {field}={value!r}: {other}, or remove it from "
+                "the file."
             )
-
-
-def _of_metadata(field: str) -> str:
-    """The whole entry of the metadata that a field is in."""
-    return re.split(r"[.\[]", field.removeprefix("metadata."))[0]
 
 
 def _leaves(content: object, prefix: str = "") -> Iterator[tuple[str, object]]:

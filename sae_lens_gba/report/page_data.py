@@ -105,7 +105,8 @@ def headline(detail: LatentDetail | None) -> str:
 
 def _at_focus(context: Context) -> str:
     read = context.tokens[: context.focus + 1]
-    return next(token for token in reversed(read) if token != PART_OF_CHARACTER)
+    characters = (token for token in reversed(read) if token != PART_OF_CHARACTER)
+    return next(characters, PART_OF_CHARACTER)  # a text may have that one itself
 
 
 def group_rows(sae: SaeResult) -> list[dict[str, Any]]:

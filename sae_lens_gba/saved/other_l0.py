@@ -77,9 +77,10 @@ def calibrate(
     def inputs(rows: torch.Tensor) -> torch.Tensor:
         return jumprelu.process_sae_in(rows.to(jumprelu.device))
 
-    def pre_activations() -> Iterator[torch.Tensor]:
+    def pre_activations(n: int | None) -> Iterator[torch.Tensor]:
+        every = 1 if n is None else max(1, n_samples // n)
         for batch in batches:
-            for rows in batch.split(ROWS):
+            for rows in batch[::every].split(ROWS):
                 yield (inputs(rows) @ jumprelu.W_enc + jumprelu.b_enc).float()
 
     with _heads_joined(jumprelu):

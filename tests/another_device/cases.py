@@ -114,8 +114,7 @@ def test_a_device_without_float64(
             batches = itertools.cycle([batch.to(device) for batch in itertools.islice(data, 4)])
             sae = trained(sae, device, batches).sae.eval()
             sae.save_inference_model(tmp_path / device)
-        sparser, x = at_l0(sae, 2.0), next(mixture(3))
-        anew = calibrate(tmp_path / device, x, target_l0=3.0)
+            sparser, anew = at_l0(sae, 2.0), calibrate(sae, next(mixture(3)), target_l0=3.0)
         results.append([s.get_parameter("threshold").cpu() for s in (sae, sparser.sae, anew.sae)])
     for there, here in zip(*results, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)

@@ -86,8 +86,9 @@ def test_a_latents_headline_is_what_it_fires_on(report: Report) -> None:
     for detail in report.saes[0].details:
         assert headline(detail) == VOCABULARY[detail.latent]
     assert headline(None) == ""
-    context = Context(["日", PART_OF_CHARACTER, "本"], [0.0, 1.0, 0.0], focus=1)
-    assert headline(replace(report.saes[0].details[0], top=[context])) == "日"
+    for first, shown in (("日", "日"), (PART_OF_CHARACTER, PART_OF_CHARACTER)):
+        context = Context([first, PART_OF_CHARACTER, "本"], [0.0, 1.0, 0.0], focus=1)
+        assert headline(replace(report.saes[0].details[0], top=[context])) == shown
 
 
 def test_a_single_sae_without_groups_has_neither_groups_nor_comparison(report: Report) -> None:
