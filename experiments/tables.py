@@ -116,7 +116,8 @@ def _language_model(result: Result, methods: list[str], only: list[str] | None) 
         ("share_mcs_above_09", "latents with MCS > 0.9 between seeds"),
     ):
         found = {row["method"]: row[field] for row in result["consistency"]}
-        lines.append((text, partial(_entry, found)))
+        if found:  # there were several seeds
+            lines.append((text, partial(_entry, found)))
     for k in sorted({row["k"] for row in result["probing"]}):
         scores = {m: _of(result["probing"], method=m, k=k) for m in methods}
         text = f"sparse probes, mean AUC, k = {k}"
@@ -361,6 +362,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "language_model_mlp": ("language_model_comparison_mlp.json", language_model),
     "language_model_wide": ("language_model_comparison_wide.json", language_model),
     "language_model_wide_64": ("language_model_comparison_wide_64.json", language_model),
+    "language_model_wide_long": ("language_model_comparison_wide_long.json", language_model),
     "synthetic": ("architecture_comparison.json", synthetic),
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
