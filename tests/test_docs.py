@@ -124,9 +124,9 @@ def test_the_readmes_sentence_on_l0_is_what_was_measured() -> None:
             ]
             if row["method"] == "gba"
         )
-        for name in ("", "_mlp", "_wide", "_wide_64")
+        for name in ("", "_mlp", "_wide", "_wide_64", "_wide_long")
     }
-    other_text = max(misses.pop(name) for name in ("_wide", "_wide_64"))
+    other_text = max(misses.pop(name) for name in ("_wide", "_wide_64", "_wide_long"))
     said = f"within {100 * max(misses.values()):.1f} % on held-out documents of a language model, "
     assert said + f"and up to {100 * other_text:.0f} % off on another mix of text" in readme
 
