@@ -93,17 +93,17 @@ def require_usable(sae_in: torch.Tensor, step: int, normalised: torch.Tensor | N
         ValueError: NaN or Inf in either, or a value so large that its squared gradient would
             overflow.
     """
-    seen = sae_in if normalised is None else normalised
-    largest, typical, largest_seen = torch.stack(
-        [sae_in.abs().amax().float(), typical_norm(sae_in), seen.abs().amax().float()]
-    ).tolist()
+    found = [sae_in.abs().amax().float(), typical_norm(sae_in)]
+    if normalised is not None and normalised is not sae_in:
+        found.append(normalised.abs().amax().float())
+    largest, typical, *largest_normalised = torch.stack(found).tolist()
     untouched = "biases and weights were not touched"
     if not math.isfinite(largest):
         raise ValueError(
             f"sae_in has NaN or Inf at training step {step}: {untouched}. Look for it in the "
             "activations: their source and their dtype."
         )
-    if not math.isfinite(largest_seen):
+    if not all(map(math.isfinite, largest_normalised)):
         raise ValueError(
             f"sae_in has NaN or Inf at training step {step} once it is normalised: {untouched}. "
             "Leave out samples of zeros, or set normalize_activations='none'."
