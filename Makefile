@@ -52,7 +52,7 @@ audit: setup  ## known vulnerabilities of what .venv has (needs uv and PyPI's JS
 	  uvx --quiet pip-audit --strict --progress-spinner off --disable-pip --no-deps -r /dev/stdin || \
 	  { echo 'audit: failed; unless packages are listed above, the database was not reached'; exit 1; }
 
-docs: setup  ## build the site into output/site, tables from experiments/results
+docs: setup  ## build the site into output/site, with tables from experiments/results and the examples
 	$(BIN)/python -m experiments.tables
 	$(BIN)/mkdocs build --strict --quiet
 

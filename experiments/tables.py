@@ -1,10 +1,11 @@
-"""Tables of README and docs, made from the JSON in experiments/results.
+"""Tables of README and docs, made from the JSON in experiments/results, and the code of examples.
 
 python -m experiments.tables [--check] [Markdown files]
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is one of
-TABLES.
-With --check nothing is written, and a table that differs from its JSON is an error.
+TABLES. An example stands between ``<!-- example: NAME -->`` and ``<!-- end of example -->``; NAME
+is that of a file in examples.
+With --check nothing is written, and what differs from its JSON or example is an error.
 """
 
 import argparse
@@ -21,13 +22,11 @@ from experiments.torture.run import MODULES
 from sae_lens_gba.atomic_write import write_atomically
 
 ROOT = Path(__file__).parents[1]
-FILES = (
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("choosing", "results", "reliability", "transcoders")),
-)
+FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 NOT_MEASURED = "*Not measured yet.*"
 NOT_THERE = "\N{EN DASH}"
-_TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+_MADE = re.compile(r"(<!-- (table|example): (\w+) -->\n)(.*?)(<!-- end of \2 -->)", re.DOTALL)
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -42,16 +41,19 @@ NAMES = {
 
 
 def fill(text: str, results: Path = RESULTS) -> str:
-    """``text`` with every table in it made anew.
+    """``text`` with every table and example in it made anew.
 
     Raises:
-        ValueError: it names a table that there is not.
+        ValueError: it names a table or an example that there is not.
     """
 
     def replaced(match: re.Match[str]) -> str:
-        start, name, _, end = match.groups()
-        if name not in TABLES:
-            raise ValueError(f"table={name!r} is not possible: it must be one of {list(TABLES)}.")
+        start, kind, name, _, end = match.groups()
+        there = EXAMPLES if kind == "example" else TABLES
+        if name not in there:
+            raise ValueError(f"{kind}={name!r} is not possible: it must be one of {list(there)}.")
+        if kind == "example":
+            return f"{start}\n```python\n{EXAMPLES[name].read_text().strip()}\n```\n\n{end}"
         files, make = TABLES[name]
         paths = [results / file for file in files.split() if (results / file).is_file()]
         found = [json.loads(path.read_text()) for path in paths]
@@ -59,7 +61,7 @@ def fill(text: str, results: Path = RESULTS) -> str:
         body = make({**found[0], "rows": rows}) if found else NOT_MEASURED
         return f"{start}\n{body}\n\n{end}"
 
-    return _TABLE.sub(replaced, text)
+    return _MADE.sub(replaced, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not args.check:
                 write_atomically(path, partial(Path.write_text, data=new))
     for path in differ:
-        print(f"{path}: " + ("differs from the results" if args.check else "written anew"))
+        print(f"{path}: " + ("differs from its sources" if args.check else "written anew"))
     return int(args.check and bool(differ))
 
 
