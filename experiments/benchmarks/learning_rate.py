@@ -44,7 +44,7 @@ class Case:
         batch_size: samples a step.
         steps: optimizer steps.
         decay: whether the rate falls to nothing over the last quarter.
-        rates: learning rates of SAELens' Adam; of two cases also SAELens' default.
+        rates: learning rates of SAELens' Adam; of short runs also higher ones, and SAELens' default.
     """
 
     data: str
@@ -52,10 +52,10 @@ class Case:
     batch_size: int
     steps: int
     decay: bool = True
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    rates: tuple[float, ...] = (3e-3, 5e-3, 1e-2)
 
 
-_WITH_SAELENS_DEFAULT = (3e-4, 3e-3, 1e-2, 3e-2)
+_ALL = (3e-4, 3e-3, 5e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,16 @@ class Config:
     """
 
     cases: tuple[Case, ...] = (
-        Case("language model", 1152, 512, 600, rates=_WITH_SAELENS_DEFAULT),
-        Case("language model", 1152, 512, 600, decay=False, rates=_WITH_SAELENS_DEFAULT),
-        Case("language model", 1152, 4096, 200, rates=_WITH_SAELENS_DEFAULT),
+        Case("language model", 1152, 512, 600, rates=_ALL),
+        Case("language model", 1152, 512, 600, decay=False, rates=_ALL),
+        Case("language model", 1152, 4096, 200, rates=_ALL),
+        Case("language model", 1152, 512, 2000),
         Case("language model", 4608, 512, 400),
+        Case("language model", 9216, 512, 2000),
         Case("synthetic", 512, 1024, 2000),
     )
     hook_name: str = "blocks.8.hook_resid_post"
-    train_tokens: int = 400_000
+    train_tokens: int = 1_050_000
     held_out_tokens: int = 20_000
     context: int = 128
     target_l0: tuple[tuple[str, float], ...] = (("language model", 32.0), ("synthetic", 8.5))

@@ -105,9 +105,9 @@ def test_a_language_model_from_text_to_plot(
         l0=4.0,
         other_l0=(2.0, 6.0),
         batch_size=32,
-        tune_steps=4,
         steps=8,
         learning_rates=(1e-3, 1e-2),
+        other_learning_rates={"batchtopk": (3e-3,)},
         seeds=(0, 1),
         probing_datasets=("one", "two"),
     )
@@ -117,6 +117,8 @@ def test_a_language_model_from_text_to_plot(
         of = {table: [r for r in rows if r["method"] == name] for table, rows in tables.items()}
         (chosen,) = of["chosen"]
         tried = {r["learning_rate"]: r["explained_variance"] for r in of["tuning"]}
+        rates = {RANDOM: (), "batchtopk": (3e-3,)}.get(name, config.learning_rates)
+        assert tuple(tried) == rates
         assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r], default=0.0)
         points = [(r["asked_l0"], r["seed"]) for r in of["rows"]]
         assert points == [(l0, seed) for l0 in (4.0, 2.0, 6.0) for seed in (0, 1)]
