@@ -48,7 +48,7 @@ cfg = LanguageModelSAERunnerConfig(
     exclude_special_tokens=True,  # <s> has many times the norm of other tokens
     training_tokens=args.tokens, train_batch_size_tokens=args.batch,
     n_batches_in_buffer=64, n_batches_for_norm_estimate=5,
-    lr=1e-2, lr_decay_steps=steps // 4,
+    lr=5e-3, lr_decay_steps=steps // 4,
     logger=LoggingConfig(log_to_wandb=False),
     device=device, output_path=OUTPUT, checkpoint_path=None,
 )  # fmt: skip

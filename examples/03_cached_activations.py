@@ -53,7 +53,7 @@ for l0 in args.l0s:
         **shared, sae=GBATrainingSAEConfig(d_in, args.d_sae, target_l0=l0, l0_warm_up_steps=steps),
         use_cached_activations=True, cached_activations_path=CACHE, n_batches_in_buffer=64,
         is_dataset_tokenized=False, logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None,
-        train_batch_size_tokens=args.batch, lr=1e-2, lr_decay_steps=steps // 4, output_path=folder,
+        train_batch_size_tokens=args.batch, lr=5e-3, lr_decay_steps=steps // 4, output_path=folder,
     )  # fmt: skip
     LanguageModelSAETrainingRunner(cfg, override_dataset=texts).run()
     l0_got = float(NeuronGroups.load(folder).measured_frequency.sum())

@@ -42,7 +42,7 @@ cfg = MultiSAETrainingRunnerConfig(
     saes=saes, hook_names=args.hook, model_name=args.model, model_from_pretrained_kwargs={},
     dataset_path=args.dataset, context_size=args.context, training_tokens=args.tokens,
     train_batch_size_tokens=args.batch, n_batches_in_buffer=64,
-    exclude_special_tokens=True, lr=1e-2, lr_decay_steps=steps // 4,
+    exclude_special_tokens=True, lr=5e-3, lr_decay_steps=steps // 4,
     logger=LoggingConfig(log_to_wandb=False), output_path="sweep", checkpoint_path=None,
 )  # fmt: skip
 texts = load_text(args.dataset).dataset

@@ -47,7 +47,7 @@ cfg = MultiSAETrainingRunnerConfig(
     hook_names={f"layer_{i}": f"blocks.{i}.mlp.hook_in" for i in layers},
     model_name=args.model, dataset_path=args.dataset, context_size=args.context,
     exclude_special_tokens=True, training_tokens=args.tokens, train_batch_size_tokens=args.batch,
-    n_batches_in_buffer=64, lr=1e-2, lr_decay_steps=steps // 4,
+    n_batches_in_buffer=64, lr=5e-3, lr_decay_steps=steps // 4,
     logger=LoggingConfig(log_to_wandb=False), device=device, output_path="transcoders",
     checkpoint_path=None,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from sae_lens_gba_command.parsers import Parser, is_given
 # what makes a first run right, where SAELens' own default would not; measured by
 # experiments/benchmarks/learning_rate.py
 DEFAULTS = {
-    "lr": "0.01",
+    "lr": "0.005",
     "lr_decay_steps": "a quarter of all steps",
     "l0_warm_up_steps": "all steps",
     "device": "cuda where there is a GPU, else cpu",

@@ -261,9 +261,7 @@ def run(config: Config) -> Tables:
             asked = architectures(config, l0)[name]
             for seed in config.seeds:
                 row = (
-                    benchmark.untrained(asked, seed)
-                    if name == RANDOM
-                    else train(asked, rate, seed)
+                    benchmark.untrained(asked, seed) if name == RANDOM else train(asked, rate, seed)
                 )
                 tables["rows"].append({**row, "asked_l0": l0})
         if config.probing_datasets:

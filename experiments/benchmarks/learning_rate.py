@@ -44,7 +44,7 @@ class Case:
         batch_size: samples a step.
         steps: optimizer steps.
         decay: whether the rate falls to nothing over the last quarter.
-        rates: learning rates of SAELens' Adam; of short runs also higher ones, and SAELens' default.
+        rates: learning rates of SAELens' Adam; of some also a higher one, and SAELens' default.
     """
 
     data: str
@@ -108,7 +108,8 @@ def run(config: Config) -> Tables:
             row: Row = {**asdict(case), "learning_rate": rate, "seed": config.seed}
             del row["rates"]
             spec = recommended_gba(case.d_sae, dict(config.target_l0)[case.data])
-            key = {**row, "held_out": list(data[case.data].held_out.shape), "spec": spec}
+            held_out = list(data[case.data].held_out.shape)
+            key = {**row, "tokens": config.train_tokens, "held_out": held_out, "spec": spec}
             train = partial(_trained, config, case, row, data[case.data], spec)
             rows.append(once(folder, key, train))
             logging.info("%s", rows[-1])
