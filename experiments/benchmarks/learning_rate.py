@@ -77,7 +77,6 @@ class Config:
         Case("language model", 1152, 4096, 200, rates=_ALL),
         Case("language model", 1152, 512, 2000),
         Case("language model", 4608, 512, 400),
-        Case("language model", 9216, 512, 2000),
         Case("synthetic", 512, 1024, 2000),
     )
     hook_name: str = "blocks.8.hook_resid_post"
