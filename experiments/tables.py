@@ -170,23 +170,23 @@ def synthsaebench(result: Result) -> str:
     """The published board, and what was measured here on its world."""
     batch = result["config"]["batch_size"]
     table = [
-        [f"{name}, as published", "4,096", "25", "200 M", "", f"{f1:.3f}", f"{mcc:.3f}",
+        [f"{name}, as published", "4,096", "25", "200 M", "", "", f"{f1:.3f}", f"{mcc:.3f}",
          *3 * ("",)]
         for name, (f1, mcc) in BOARD.items()
     ]  # fmt: skip
-    runs: dict[tuple[Any, ...], dict[float, list[Row]]] = {}
+    runs: dict[tuple[Any, ...], list[Row]] = {}
     for row in result["rows"]:
-        same = row["method"], row["d_sae"], row["l0_asked"], row["steps"]
-        runs.setdefault(same, {}).setdefault(row["learning_rate"], []).append(row)
-    for (method, d_sae, l0_asked, steps), of_rates in runs.items():
-        own = max(of_rates.values(), key=lambda rows: _mean(rows, "explained_variance"))
+        same = row["method"], row["d_sae"], row["l0_asked"], row["steps"], row["learning_rate"]
+        runs.setdefault(same, []).append(row)
+    for (method, d_sae, l0_asked, steps, rate), own in runs.items():
         measures = {"f1": 3, "mcc": 3, "explained_variance": 3, "l0": 1, "dead": 0}
         table.append([
             NAMES[method], f"{d_sae:,}", f"{l0_asked:g}", f"{steps * batch / 1e6:.1f} M",
-            f"{len(own)}", *(f"{_mean(own, f):.{digits}f}" for f, digits in measures.items()),
+            f"{rate:g}", f"{len(own)}",
+            *(f"{_mean(own, f):.{digits}f}" for f, digits in measures.items()),
         ])  # fmt: skip
-    header = ["", "latents", "L0 asked", "samples", "seeds", "F1", "MCC", "explained variance"]
-    return markdown([*header, "L0", "dead"], table)
+    header = ["", "latents", "L0 asked", "samples", "rate", "seeds", "F1", "MCC"]
+    return markdown([*header, "explained variance", "L0", "dead"], table)
 
 
 def l0_control(result: Result) -> str:
@@ -340,7 +340,7 @@ def _mean(rows: list[Row], field: str) -> float:
 
 
 def _entry(values: dict[str, float], method: str) -> str:
-    return f"{values[method]:.3f}"
+    return f"{values[method]:.3f}" if method in values else NOT_THERE
 
 
 def _mean_entry(rows: dict[str, list[Row]], field: str, method: str) -> str:
@@ -369,7 +369,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": (
-        "synthsaebench.json synthsaebench_long.json "
+        "synthsaebench.json synthsaebench_lower_rate.json synthsaebench_long.json "
         "synthsaebench_other_l0s.json synthsaebench_others.json synthsaebench_matryoshka.json "
         "synthsaebench_full_width.json",
         synthsaebench,

@@ -82,6 +82,7 @@ class Config:
     held_out: int = 20_480
 
 
+LOWER_RATE = Config((Run(HIERARCHIES, 5_000, 3e-3), Run("gba", 5_000, 3e-3)))
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
 OTHER_L0S = Config(tuple(Run(HIERARCHIES, 5_000, 1e-2, l0_asked=l0) for l0 in (20.0, 30.0)))
@@ -157,6 +158,7 @@ def main() -> None:
         "GBA on SynthSAEBench-16k.",
         {
             "synthsaebench": Config(),
+            "synthsaebench_lower_rate": LOWER_RATE,
             "synthsaebench_long": LONG,
             "synthsaebench_other_l0s": OTHER_L0S,
             "synthsaebench_others": OTHERS,
