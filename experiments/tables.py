@@ -344,7 +344,7 @@ def _entry(values: dict[str, float], method: str) -> str:
 
 
 def _mean_entry(rows: dict[str, list[Row]], field: str, method: str) -> str:
-    return f"{_mean(rows[method], field):.3f}" if rows[method] else "-"
+    return f"{_mean(rows[method], field):.3f}" if rows[method] else NOT_THERE
 
 
 def _percent(share: float) -> str:

@@ -20,8 +20,8 @@ from tests.toolbox import D_MODEL, make_trainer, tiny_config
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-# an included example is run by test_examples.py
 BLOCK = re.compile(r"(<!-- not run: (.+) -->\n)?```(python|bash)\n(.*?)```", re.DOTALL)
+# run by test_examples.py
 EXAMPLE = re.compile(r"<!-- example: .*?<!-- end of example -->", re.DOTALL)
 # the settings of a language model's run, at a size for tests
 SMALLER = {

@@ -284,7 +284,7 @@ WIDE = Config(
     d_sae=9216,
     other_l0=(),
     learning_rates=(3e-3, 1e-2),
-    other_learning_rates={"batchtopk": (3e-4, 1e-3)},  # 3e-3: experiments/trials.md
+    other_learning_rates={"batchtopk": (3e-4, 1e-3)},  # not 3e-3: experiments/trials.md
     seeds=(0, 1),
     probing_datasets=(),
 )

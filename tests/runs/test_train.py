@@ -70,7 +70,7 @@ def test_a_run_ends_with_its_folder_l0_and_the_next_commands(
     for said in (str(tmp_path / "run"), "L0 asked 4, got 4", "sae-lens-gba report", "--dry-run"):
         assert said in caplog.text
     settings = json.loads((tmp_path / "run" / "runner_cfg.json").read_text())
-    assert (settings["lr"], settings["lr_decay_steps"]) == (0.01, 6)  # a quarter of 24 steps
+    assert (settings["lr"], settings["lr_decay_steps"]) == (0.005, 6)  # a quarter of 24 steps
     details = sae.cfg.metadata.training_architecture_details
     assert details["l0_warm_up_steps"] == 24
     assert settings["exclude_special_tokens"] is True
@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on(
     assert train() == 1
     assert "holds a run that was interrupted" in caplog.text
     assert train("--resume", lr="0.5") == 1
-    assert "lr=0.5 differs from 0.01" in caplog.text
+    assert "lr=0.5 differs from 0.005" in caplog.text
     for name, value in (("hook_name", "blocks.0.hook_mlp_out"), ("seed", "7")):
         assert train("--resume", **{name: value}) == 1
         assert f"the run's {name}=" in caplog.text
