@@ -43,8 +43,7 @@ class Config:
         d_sae, l0: of all transcoders.
         steps, batch_size: the learning rate falls to nothing over the last quarter.
         learning_rate: of GBA.
-        topk_learning_rates: to choose from, by explained variance after ``tune_steps``.
-        tune_steps: of the runs that choose.
+        topk_learning_rates: to choose from, by the first seed's explained variance.
         seeds: of initial weights and order of the data.
     """
 
@@ -58,9 +57,8 @@ class Config:
     l0: int = 32
     steps: int = 2000
     batch_size: int = 512
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-3
     topk_learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    tune_steps: int = 600
     seeds: tuple[int, ...] = (0, 1)
 
 
@@ -215,7 +213,7 @@ def run(config: Config) -> Tables:
         for method in ("gba_transcoder", "gba_skip_transcoder")
     ]
     tuning, best = best_rate(
-        lambda rate: bench.row("topk", rate, config.seeds[0], config.tune_steps),
+        lambda rate: bench.row("topk", rate, config.seeds[0], config.steps),
         config.topk_learning_rates,
         by="explained_variance",
     )
@@ -228,7 +226,7 @@ def main() -> None:
         __doc__,
         {"transcoder": Config()},
         run,
-        quick={"train_tokens": 20_000, "held_out_tokens": 2_000, "steps": 100, "tune_steps": 40,
+        quick={"train_tokens": 20_000, "held_out_tokens": 2_000, "steps": 100,
                "ce_contexts": 2, "d_sae": 576, "l0": 16, "seeds": (0,)},
     )  # fmt: skip
 

@@ -184,7 +184,6 @@ def test_transcoders_of_an_mlp_are_compared_at_one_l0(
         l0=4,
         batch_size=128,
         steps=200,
-        tune_steps=20,
         topk_learning_rates=(1e-4, 1e-2),
     )
     tables = transcoder.run(config)
