@@ -35,7 +35,7 @@ def main() -> None:
     cfg = SAETrainerConfig(
         total_training_samples=steps * BATCH,
         train_batch_size_samples=BATCH,
-        lr=1e-2,
+        lr=1e-2,  # 5e-3 for many thousands of steps
         lr_end=0.0,  # unused, but SAELens wants it
         lr_decay_steps=steps // 4,
     )

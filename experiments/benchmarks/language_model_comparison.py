@@ -149,7 +149,7 @@ class Benchmark:
             inference = stock_form(sae)
             measured, _ = here.measure(inference)
             measured["ce_loss_recovered"] = here.ce_loss_recovered(inference)
-            here.save(stock_form(sae), self.sae_folder(name, spec, rate, seed))
+            here.save(inference, self.sae_folder(name, spec, rate, seed))
             row = {**label, "steps": steps, **measured, "seconds": round(seconds, 1)}
             logging.info("%s", row)
             return row

@@ -112,13 +112,14 @@ class Benchmark:
     targets: HookPoint
     folder: Path
 
-    def row(self, method: str, rate: float, seed: int, steps: int) -> Row:
+    def row(self, method: str, rate: float, seed: int) -> Row:
         """One run's."""
+        steps = self.config.steps
         label = {"method": method, "learning_rate": rate, "seed": seed, "steps": steps}
 
         def compute() -> Row:
             train = self.topk if method == "topk" else self.gba
-            transcoder, seconds = train(method, rate, seed, steps)
+            transcoder, seconds = train(method, rate, seed)
             row = {**label, **self.measured(transcoder), "seconds": round(seconds, 1)}
             logging.info("%s", row)
             return row
@@ -126,8 +127,8 @@ class Benchmark:
         key = {**label, **{f: getattr(self.config, f) for f in _KEY}}
         return once(self.folder, key, compute)
 
-    def gba(self, method: str, rate: float, seed: int, steps: int) -> tuple[Any, float]:
-        config = self.config
+    def gba(self, method: str, rate: float, seed: int) -> tuple[Any, float]:
+        config, steps = self.config, self.config.steps
         torch.manual_seed(seed)
         cls, config_class = CLASSES[method]
         settings: Row = {
@@ -144,7 +145,8 @@ class Benchmark:
         (seconds,) = train_together([transcoder], self.pairs(seed), schedule)
         return stock_form(transcoder), seconds
 
-    def topk(self, method: str, rate: float, seed: int, steps: int) -> tuple[Any, float]:
+    def topk(self, method: str, rate: float, seed: int) -> tuple[Any, float]:
+        steps = self.config.steps
         torch.manual_seed(seed)
         transcoder = TopKTranscoder(self.config, self.inputs, self.targets)
         adam = torch.optim.Adam(transcoder.parameters(), lr=rate)
@@ -208,16 +210,16 @@ def run(config: Config) -> Tables:
     )
     bench = Benchmark(config, inputs, targets, default_cache_dir() / "transcoder")
     rows = [
-        bench.row(method, config.learning_rate, seed, config.steps)
+        bench.row(method, config.learning_rate, seed)
         for seed in config.seeds
         for method in ("gba_transcoder", "gba_skip_transcoder")
     ]
     tuning, best = best_rate(
-        lambda rate: bench.row("topk", rate, config.seeds[0], config.steps),
+        lambda rate: bench.row("topk", rate, config.seeds[0]),
         config.topk_learning_rates,
         by="explained_variance",
     )
-    rows += [bench.row("topk", best, seed, config.steps) for seed in config.seeds]
+    rows += [bench.row("topk", best, seed) for seed in config.seeds]
     return {"tuning": tuning, "rows": rows}
 
 
