@@ -3,10 +3,9 @@
 import torch
 
 from sae_lens_gba.metrics import BestMatch, best_match
-from sae_lens_gba.report.details import significant
 from sae_lens_gba.report.latent_sample import spread
 from sae_lens_gba.report.reading import Reading
-from sae_lens_gba.report.results import Comparison, MatchedPair
+from sae_lens_gba.report.results import Comparison, MatchedPair, significant
 
 SAME_FEATURE = 0.9
 RELATED = 0.7

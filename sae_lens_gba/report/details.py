@@ -8,6 +8,7 @@ import torch
 from sae_lens.util import get_special_token_ids
 from tqdm.auto import tqdm
 
+from sae_lens_gba.report.logit_lens import logit_lens
 from sae_lens_gba.report.reading import MAX_FIRINGS, Firings, Reading
 from sae_lens_gba.report.results import (
     CoFiring,
@@ -15,26 +16,19 @@ from sae_lens_gba.report.results import (
     Histogram,
     Interval,
     LatentDetail,
-    TokenWeight,
+    significant,
 )
 
 N_TOP = 10
-N_PROMOTED = 10
 N_CO_FIRING = 8
 INTERVALS = ((0.9, 1.0), (0.6, 0.9), (0.3, 0.6), (0.0, 0.3))
 A_INTERVAL = 3
 HISTOGRAM_BINS = 40
-LOGIT_ROWS = 256
 TOKENS_BEFORE = 14
 TOKENS_AFTER = 8
 BROKEN = "\ufffd"  # what tokenizers read in bytes that are no character
 PART_OF_CHARACTER = "‥"
 MAX_PARTS = 4  # bytes of the longest characters
-
-
-def significant(value: float) -> float:
-    """Four significant digits: half the size of the JSON, and all that can be seen."""
-    return float(f"{value:.4g}")
 
 
 def build_details(
@@ -52,7 +46,7 @@ def build_details(
         generator: draws the examples.
     """
     tokens = Tokens(model.tokenizer)
-    promoted, demoted, notes = _logit_lens(reading, latents, model, tokens.read)
+    promoted, demoted, notes = logit_lens(reading.saved, latents, model, tokens.read)
     ids, width = text.flatten().tolist(), text.shape[1]
     firings = reading.firings()
     if firings.n_tokens < reading.selectivity.n_samples:
@@ -202,42 +196,3 @@ def phi(together: torch.Tensor, count: torch.Tensor, latent: int, n_tokens: int)
     correlation = torch.where(deviation > 0, covariance / deviation, 0.0)
     correlation[latent] = 0.0
     return correlation
-
-
-def _logit_lens(
-    reading: Reading, latents: Sequence[int], model: Any, read: Callable[[int], str]
-) -> tuple[list[list[TokenWeight]], list[list[TokenWeight]], list[str]]:
-    rows = reading.saved.decoder_rows[list(latents)]
-    unembedding = getattr(model, "W_U", None)
-    if unembedding is None or unembedding.shape[0] != rows.shape[1]:
-        none: list[list[TokenWeight]] = [[]] * len(latents)
-        return none, none, ["No logit lens: the SAE's hook does not write to the residual stream."]
-    unembedding = unembedding.detach().float()
-    n_shown = min(N_PROMOTED, unembedding.shape[1])
-    promoted: list[list[TokenWeight]] = []
-    demoted: list[list[TokenWeight]] = []
-    # a block of latents at a time: all of a wide SAE's logits would take many GB
-    for block in (rows * _final_norm_weight(model)).split(LOGIT_ROWS):
-        logits = block.to(unembedding.device) @ unembedding
-        logits -= logits.mean(dim=1, keepdim=True)  # a constant changes no probability
-        promoted += _token_weights(logits.topk(n_shown, dim=1), read)
-        demoted += _token_weights(logits.topk(n_shown, dim=1, largest=False), read)
-    return promoted, demoted, []
-
-
-def _token_weights(found: Any, read: Callable[[int], str]) -> list[list[TokenWeight]]:
-    rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return [
-        [TokenWeight(read(t), significant(v)) for t, v in zip(tokens, values, strict=True)]
-        for tokens, values in rows
-    ]
-
-
-def _final_norm_weight(model: Any) -> torch.Tensor | float:
-    """Scale of the last normalisation, where it is not folded into W_U; shape (d_model,)."""
-    norm = getattr(model, "ln_final", None)
-    for name in ("weight", "w"):
-        weight = getattr(norm, name, None)
-        if isinstance(weight, torch.Tensor):
-            return weight.detach().float().cpu()
-    return 1.0

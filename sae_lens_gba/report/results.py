@@ -22,6 +22,11 @@ from sae_lens_gba.saved.evaluation import Metrics, Provenance
 SCHEMA_VERSION = 2
 
 
+def significant(value: float) -> float:
+    """Four significant digits: half the size of the JSON, and all that can be seen."""
+    return float(f"{value:.4g}")
+
+
 @dataclass(frozen=True)
 class Context:
     """A piece of text around a token on which a latent is active.

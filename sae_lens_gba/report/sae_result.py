@@ -11,9 +11,8 @@ from sae_lens.training.activations_store import ActivationsStore
 
 from sae_lens_gba.at_target import at_its_target
 from sae_lens_gba.metrics import BestMatch, best_match
-from sae_lens_gba.report.details import significant
 from sae_lens_gba.report.reading import Reading
-from sae_lens_gba.report.results import LatentDetail, LatentTable, SaeResult
+from sae_lens_gba.report.results import LatentDetail, LatentTable, SaeResult, significant
 from sae_lens_gba.saved.evaluation import Metrics
 from sae_lens_gba.saved.saved_sae import SavedSAE
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ from datasets import Dataset
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activations_store import ActivationsStore
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.report import Report, ReportConfig
-from sae_lens_gba.report.details import _final_norm_weight
 from sae_lens_gba.sources import load_saes
 from tests.one_latent_a_word import (
     CONTEXT_SIZE,
@@ -207,14 +204,6 @@ def test_a_training_checkpoint_of_gba_is_shown_with_its_groups(
     torch.testing.assert_close(
         torch.tensor(table.decoder_norm), sae.output_scale.data, rtol=1e-3, atol=1e-4
     )
-
-
-def test_a_norm_on_a_gpu_is_looked_at_as_float32_on_the_cpu() -> None:
-    with FakeTensorMode():  # a GPU need not be there
-        norm = SimpleNamespace(weight=torch.empty(8, dtype=torch.bfloat16, device="cuda"))
-        seen = _final_norm_weight(SimpleNamespace(ln_final=norm))
-    assert isinstance(seen, torch.Tensor)
-    assert (seen.dtype, seen.device.type) == (torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(
