@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
+from safetensors import SafetensorError
+
 from sae_lens_gba.errors import GBAError, StorageError
 
 _PARTIAL = ".partial"
@@ -168,10 +170,12 @@ def _system_error(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if any(part in text for part in _TORCH_HAD_NO_ROOM):
-        return errno.ENOSPC  # torch.save does not say what the system said
-    found = re.search(r"\b(?:os error|code:) (\d+)", text)  # of safetensors, new and before 0.5
-    return int(found.group(1)) if found else None
+    if isinstance(error, SafetensorError):
+        found = re.search(r"\b(?:os error|code:) (\d+)", text)  # the latter before 0.5
+        return int(found.group(1)) if found else None
+    had_no_room = any(part in text for part in _TORCH_HAD_NO_ROOM)
+    # torch.save does not say what the system said
+    return errno.ENOSPC if isinstance(error, RuntimeError) and had_no_room else None
 
 
 def _concerns(error: Exception, path: Path) -> bool:

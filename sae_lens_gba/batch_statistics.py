@@ -9,13 +9,22 @@ _TOO_LARGE = 1e8  # times a typical norm: float32 overflows in the gradient's sq
 _NORM_RATE = 0.01  # share of the way to a batch's norm that an estimate goes, in logarithms
 
 
-def typical_norm(centred_input: torch.Tensor) -> torch.Tensor:
-    """Median of the rows' norms: one massive activation (BOS) must not set the scale.
+def typical_norm(centred: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Median norm of the rows whose sample is not zero; 0 if all are, shape ().
+
+    A median, since one massive activation (BOS) must not set the scale; without samples of zeros,
+    of which sparse synthetic data may have more than of others. Nothing is read on the host.
 
     Args:
-        centred_input: shape (n, d_in).
+        centred: shape (n, d_in).
+        x: the samples as they came, shape (n, d_in).
     """
-    return centred_input.norm(dim=-1).float().median()
+    norms = centred.norm(dim=-1).float()
+    norms = torch.where(x.any(dim=-1), norms, -1.0).sort().values  # NaN stays NaN, and is last
+    n_zero = (norms < 0).sum()
+    middle = n_zero + (len(norms) - 1 - n_zero).clamp(min=0) // 2
+    middle = middle.clamp(max=len(norms) - 1).view(1)  # an index of shape () would be read
+    return norms.index_select(0, middle).squeeze(0).clamp(min=0)
 
 
 def followed_norm(
@@ -93,7 +102,7 @@ def require_usable(sae_in: torch.Tensor, step: int, normalised: torch.Tensor | N
         ValueError: NaN or Inf in either, or a value so large that its squared gradient would
             overflow.
     """
-    found = [sae_in.abs().amax().float(), typical_norm(sae_in)]
+    found = [sae_in.abs().amax().float(), typical_norm(sae_in, sae_in)]
     if normalised is not None and normalised is not sae_in:
         found.append(normalised.abs().amax().float())
     largest, typical, *largest_normalised = torch.stack(found).tolist()

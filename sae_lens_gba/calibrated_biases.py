@@ -102,6 +102,8 @@ class CalibratedBiases(GBAParameters):
         group_frequency, sizes = self._group_frequency(), torch.tensor(self.adapter.spectrum.sizes)
         return math.ceil(LEAST_FIRINGS / float((group_frequency * sizes).min()))
 
+    @torch.inference_mode(False)  # in which sae.eval() may be called; training may go on
+    @torch.no_grad()
     def _calibrate(self) -> bool:
         """L0 on target on the recent samples; whether that could be done."""
         adapter, n_samples = self.adapter, len(self.recent_samples)
@@ -111,10 +113,10 @@ class CalibratedBiases(GBAParameters):
         if not calibrated:
             return False
         found = calibrated[0]
-        if found.l0 < 0.99 * target_l0:
+        if found.possible_l0 < 0.99 * target_l0:
             logger.warning(
                 "target_l0=%.4g can't be reached: with all biases at 0, %.4g latents are "
-                "active a sample; the biases were not calibrated.", target_l0, found.l0
+                "active a sample; the biases were not calibrated.", target_l0, found.possible_l0
             )  # fmt: skip
             return False
         highest = self._moved(calibrated[-1])
@@ -292,7 +294,8 @@ class CalibratedBiases(GBAParameters):
                 "measured": measured,
                 "n_samples": None if found is None else found.n_samples,
             },
-            "input_scale": float(self.input_scale),
+            # None before it is known: b_dec and biases are in units of the input then
+            "input_scale": float(self.input_scale) if self._has_started() else None,
         }
         if measured > 0:  # of the saved biases; the trainer's is a mean over training
             metadata.l0 = measured

@@ -80,11 +80,14 @@ class Calibration:
         offset: by group, in units; a threshold moves by ``offset[group] * unit``. Float64.
         frequency: share of the samples on which each latent is active then, (d_sae,).
         n_samples: samples looked at.
+        possible_l0: what was asked for, or as much of it as there is with thresholds as low as
+            they may be. `l0` differs from it where pre-activations are equal.
     """
 
     offset: torch.Tensor
     frequency: torch.Tensor
     n_samples: int
+    possible_l0: float
 
     @property
     def l0(self) -> float:
@@ -262,4 +265,5 @@ def _calibration(margins: Margins, expected: torch.Tensor, d_sae: int) -> Calibr
     pairs = torch.tensor(margins.starts, device=offset.device).diff()
     fires = margins.value > offset.repeat_interleave(pairs)
     counts = torch.bincount(margins.latent[fires], minlength=d_sae)
-    return Calibration(offset, counts.double() / margins.n_samples, margins.n_samples)
+    frequency = counts.double() / margins.n_samples
+    return Calibration(offset, frequency, margins.n_samples, float(expected.sum()))

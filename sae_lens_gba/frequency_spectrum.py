@@ -15,6 +15,8 @@ import torch
 GroupSizing = Literal["equal", "power_law"]
 
 _BISECTION_STEPS = 64
+# firings a sample of the rarest group: thirty on the samples that calibration has by default
+_RAREST_GROUP = 1e-3
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def build_spectrum(
     With one group there is no range: its frequency is ``target_l0 / d_sae``.
 
     Where ``d_sae`` neurons can't be that many groups, or not with so low a ``target_l0``, there
-    are fewer.
+    are fewer; so are where a group of all its neurons would fire less than once in 1,000 samples.
 
     Args:
         d_sae: number of neurons.
@@ -127,7 +129,7 @@ def build_spectrum(
         )
     while n_groups > 1:
         spectrum = _solve(target_l0, d_sae, n_groups, highest, sizing, exponent, floor)
-        if spectrum is not None:
+        if spectrum is not None and spectrum.sizes[-1] * spectrum.frequencies[-1] >= _RAREST_GROUP:
             return spectrum
         n_groups //= 2
     return FrequencySpectrum((target_l0 / d_sae,), (d_sae,))

@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetsError
 from sae_lens import SAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens.load_model import load_model
+from transformer_lens.loading_from_pretrained import MODEL_ALIASES  # type: ignore[attr-defined]
 
 from sae_lens_gba.at_target import is_transcoder
 from sae_lens_gba.saved.saved_sae import SavedSAE, read_saved
@@ -57,8 +58,8 @@ def load_saes(folders: Sequence[Path], device: str = "cpu") -> list[SavedSAE]:
     require_device(device)
     labels = _unique_labels(folders)
     loaded = [_load_sae(f, label, device) for f, label in zip(folders, labels, strict=True)]
-    names = {saved.label: str(saved.sae.cfg.metadata.model_name) for saved in loaded}
-    if len({_short_name(name) for name in names.values()}) > 1:
+    names = {saved.label: saved.sae.cfg.metadata.model_name for saved in loaded}
+    if len({_short_name(str(name)) for name in names.values() if name}) > 1:
         raise ValueError(
             f"the SAEs belong to different models ({names}): compare SAEs of one model."
         )
@@ -72,6 +73,11 @@ def _load_sae(folder: Path, label: str, device: str) -> SavedSAE:
         )
     saved = read_saved(folder, device, groups_required=False, label=label)
     sae = saved.sae
+    if sae.cfg.architecture() == "temporal":
+        raise ValueError(
+            f"{folder} is a temporal SAE, whose activations on a token depend on those before: it "
+            "can't be shown."
+        )
     if not sae.cfg.metadata.hook_name:
         raise ValueError(
             f"{folder} does not say where its activations come from: set metadata.hook_name in "
@@ -93,11 +99,15 @@ def _load_sae(folder: Path, label: str, device: str) -> SavedSAE:
 
 
 def _short_name(model: str) -> str:
-    """The same for a model's name on the Hub, with or without its owner, and a folder of it."""
+    """The same for a model's names, with or without its owner, and for a folder of it."""
     config = Path(model) / "config.json"
     if config.is_file():
         model = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path") or model
-    return model.rstrip("/").rsplit("/", 1)[-1].lower()
+    short = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    for name, aliases in MODEL_ALIASES.items():  # of TransformerLens, such as gpt2-small
+        if short in (alias.lower() for alias in aliases):
+            return name.rsplit("/", 1)[-1].lower()
+    return short
 
 
 def _unique_labels(folders: Sequence[Path]) -> list[str]:
@@ -183,9 +193,11 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
     try:
         found, title = _find_text(wanted)
     except (ConnectionError, DatasetsError, FileNotFoundError) as error:
+        # datasets tells no more than that it failed, where Python's error is its cause
+        reason = " ".join(str(error.__cause__ or error).split())
         whose = "" if name else "the SAE's own text "
         raise FileNotFoundError(
-            f"{whose}dataset={wanted} can't be loaded ({' '.join(str(error).split())}): give a "
+            f"{whose}dataset={wanted} can't be loaded ({reason}): give a "
             "text file or another data set with --dataset."
         ) from error
     if not isinstance(found, dict):

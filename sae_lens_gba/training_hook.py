@@ -136,7 +136,7 @@ class BiasAdaptationHook:
             self.adapter.to(tensor.device)
         x = self.sae.run_time_activation_norm_fn_in(tensor)  # type: ignore[has-type]
         self.adapter.follow_norm(
-            typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input)
+            typical_norm(x - self.sae.b_dec * self.sae.cfg.apply_b_dec_to_input, tensor)
         )
 
     def _on_hidden_pre(self, point: nn.Module, args: Any, tensor: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import NDArray
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens.util import str_to_dtype
 from typing_extensions import override
 
 from sae_lens_gba.adaptation_settings import require
@@ -125,7 +126,8 @@ class GBATrainingSAE(CalibratedBiases):
 
     def __init__(self, cfg: Any, use_error_term: bool = False):
         # in half precision Adam's eps is 0, and weights become NaN
-        require(cfg, "dtype", cfg.dtype != "float16", "'float32' or 'bfloat16' for training")
+        is_half = str_to_dtype(cfg.dtype) == torch.float16
+        require(cfg, "dtype", not is_half, "'float32' or 'bfloat16' for training")
         super().__init__(cfg, use_error_term)
         self.mse_loss_fn = partial(squared_power_mean_error, exponent=cfg.error_exponent)
 
@@ -232,7 +234,8 @@ class GBATrainingSAE(CalibratedBiases):
         sae_in, target = self._input_and_target(step_input.sae_in)
         step = Step(sae_in, target, self.normalised(sae_in.to(self.dtype)))
         require_usable(step_input.sae_in, step_input.n_training_steps, step.normalised)
-        if self.training:
+        trains = self.training and torch.is_grad_enabled()  # SAELens leaves SAEs in training mode
+        if trains:
             attend_optimizer_of(self.W_dec, self._own_encoder())
             self.adapter.warm_up = self._warm_up(step_input.coefficients)
             self._take_in(step, step_input.n_training_steps)
@@ -246,7 +249,7 @@ class GBATrainingSAE(CalibratedBiases):
         output.losses = {name: loss * weight for name, loss in output.losses.items()}
         # no loss, but SAELens' progress line and wandb show what stands here
         output.losses["l0_over_target"] = l0_over_target(self.adapter, output.feature_acts)
-        if self.training and self._has_started():
+        if trains and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
             output.metrics.update(training_metrics(self.adapter, self.bias, self._curves))
@@ -272,12 +275,12 @@ class GBATrainingSAE(CalibratedBiases):
         """
         x = step.normalised
         mean = x.mean(dim=0)
-        norm = typical_norm(x if self._centre is None else x - mean)
+        norm = typical_norm(x if self._centre is None else x - mean, step.sae_in)
         if self._has_started():
             self.adapter.follow_norm(norm)
             self._keep_for_calibration(step.sae_in)
         # a batch of zeros, of one row or of equal rows (but for rounding) says nothing
-        elif float(typical_norm(x - mean)) > 1e-5 * float(mean.norm()):
+        elif float(typical_norm(x - mean, step.sae_in)) > 1e-5 * float(mean.norm()):
             self._start(step, norm)
         elif n_steps == _PATIENCE:
             logger.warning(

@@ -134,7 +134,7 @@ class GBATrainingTranscoder(GBATrainingSAE):
         if self._is_jumprelu:  # above 1 it has no gradient
             self.shrinkage.data.clamp_(max=1)
         if had_started:
-            norm = typical_norm(step.target - step.target.mean(dim=0))
+            norm = typical_norm(step.target - step.target.mean(dim=0), step.target)
             followed = followed_norm(self.target_norm, norm, self.adapter.is_first_window)
             self.target_norm.data.copy_(followed)
 
@@ -142,7 +142,7 @@ class GBATrainingTranscoder(GBATrainingSAE):
     def _start(self, step: Step, norm: torch.Tensor) -> None:
         super()._start(step, norm)
         mean = step.target.mean(dim=0)
-        self.target_norm.data.copy_(typical_norm(step.target - mean))
+        self.target_norm.data.copy_(typical_norm(step.target - mean, step.target))
         self.b_dec.data.copy_(mean / self.target_scale)
 
     @override

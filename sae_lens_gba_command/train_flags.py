@@ -196,6 +196,5 @@ def check(arguments: list[str]) -> None:
     if architecture_of(arguments) != "gba":
         needed["hook_name_out"] = "blocks.8.hook_mlp_out, where the transcoder's target is"
     for name, example in needed.items():
-        is_cached = name == "dataset_path" and any("cached_activations" in a for a in arguments)
-        if not is_given(arguments, f"--{name}") and not is_cached:
+        if not is_given(arguments, f"--{name}"):
             error(f"--{name} is needed, such as {example}")

@@ -185,3 +185,12 @@ def test_every_way_in_which_torch_says_that_there_is_no_room(tmp_path: Path) -> 
     said = "basic_ios::clear: iostream error"
     with pytest.raises(StorageError, match="there is no room"), storage_errors(tmp_path):
         raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("decoder died, exit code: 1"), ValueError("code: 28")]
+)
+def test_an_error_that_is_not_of_writing_stays_as_it_is(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised, storage_errors(tmp_path):
+        raise error
+    assert raised.value is error

@@ -5,7 +5,7 @@ import torch
 from sae_lens import SAE
 from sae_lens.saes.sae import TrainStepInput
 
-from sae_lens_gba import GBATrainingSAE, calibrate
+from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig, calibrate
 from sae_lens_gba.calibration import RecentSamples, calibrate_groups
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
@@ -269,3 +269,34 @@ def test_the_scale_follows_a_lasting_change_and_ignores_a_single_batch() -> None
     for _ in range(300):
         trainer.step(next(data) * 5)
     assert float(sae.adapter.input_norm) == pytest.approx(5 * settled, rel=0.15)
+
+
+def test_data_of_a_few_different_samples_are_calibrated_as_near_as_they_allow(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(0)
+    different = torch.randn(20, 16)
+    batches = (different[torch.randint(0, 20, (256,))] for _ in iter(int, 1))
+    cfg = GBATrainingSAEConfig(16, 64, target_l0=3.0, calibration_samples=4096)
+    sae = GBATrainingSAE(cfg)
+    take_steps(make_trainer(sae, 300, batches), 300)
+    sae.eval()
+    assert "can't be reached" not in caplog.text
+    assert sae.stock_metadata().to_dict()["gba"]["l0"]["n_samples"] == 4096
+    with torch.no_grad():
+        l0 = float((sae.encode(different) > 0).sum(dim=1).float().mean())
+    assert l0 == pytest.approx(3.0, rel=0.1)
+
+
+def test_an_sae_evaluated_in_inference_mode_trains_on() -> None:
+    sae = GBATrainingSAE(tiny_config(calibration_samples=1024))
+    trainer = make_trainer(sae, 20)
+    take_steps(trainer, 10)
+    best = {name: value.clone() for name, value in sae.state_dict().items()}
+    with torch.inference_mode():
+        sae.eval()
+    sae.load_state_dict(best)
+    sae.train()
+    take_steps(trainer, 5)
+    sae.load_state_dict(best)
+    assert torch.equal(sae.adapter.frequency, best["adapter.frequency"])

@@ -75,6 +75,15 @@ def test_what_is_impossible_ends_in_one_sentence_before_any_work(
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_only_an_earlier_demos_sae_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cfg.json").write_text('{"metadata": {"model_name": "gpt2"}}')
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    assert "holds something else than an earlier demo's SAE" in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["cfg.json"]
+
+
 def test_no_room_ends_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

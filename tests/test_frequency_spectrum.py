@@ -93,3 +93,13 @@ def test_neurons_are_listed_group_by_group() -> None:
     torch.testing.assert_close(
         spectrum.target_of_neuron(), torch.tensor([0.4, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
     )
+
+
+@pytest.mark.parametrize("target_l0", [0.21, 0.25, 0.3, 0.5])
+@pytest.mark.parametrize("d_sae", [16, 64, 1024])
+def test_no_group_is_too_rare_to_be_measured(target_l0: float, d_sae: int) -> None:
+    spectrum = build_spectrum(d_sae, 10, 0.2, 1e-3, "power_law", 1.0, target_l0, 1e-7)
+    assert spectrum.l0 == pytest.approx(target_l0)
+    assert spectrum.n_groups > 1
+    rarest = min(s * p for s, p in zip(spectrum.sizes, spectrum.frequencies, strict=True))
+    assert rarest * 32_768 > 30

@@ -47,6 +47,11 @@ def output_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple
         (["train", *NEEDED], 2, "--target_l0 is needed: how many latents"),
         (["train", "--target_l0", "3", *NEEDED[2:]], 2, "--model_name is needed, such as gpt2"),
         (["train", "--target_l0", "3", *NEEDED[:4]], 2, "--dataset_path is needed"),
+        (
+            ["train", "--target_l0", "3", *NEEDED[:4], "--use_cached_activations", "true"],
+            2,
+            "--dataset_path is needed",  # SAELens wants it with cached activations as well
+        ),
         (["publish", "--help"], 0, "write the files, show them, send nothing"),
         (["report", "--help"], 0, "of text to read (default: 100000)"),
         (["look", "--help"], 0, "of this machine; 0 takes a free one (default: 8123)"),

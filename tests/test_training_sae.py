@@ -1,5 +1,7 @@
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,41 @@ def test_nothing_adapts_in_eval_mode() -> None:
         sae(x)
     for name, value in sae.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+def test_a_loss_that_nobody_learns_from_adapts_nothing() -> None:
+    sae = GBATrainingSAE(tiny_config(adapt_every_n_steps=1))
+    take_steps(make_trainer(sae, 3), 3)
+    state, n_samples = copy.deepcopy(sae.state_dict()), len(sae.recent_samples)
+    with torch.no_grad():  # of validation data, in training mode as SAELens leaves SAEs
+        sae.training_forward_pass(step_input=step_input(3 * next(mixture(5)) + 2))
+    for name, value in sae.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert len(sae.recent_samples) == n_samples
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_samples_of_zeros_do_not_set_the_scale(apply_b_dec_to_input: bool) -> None:
+    torch.manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(32, 16), dim=1)
+
+    def sparse() -> Iterator[torch.Tensor]:
+        while True:  # three of four samples have no feature
+            yield (torch.rand(256, 32) < 0.009).float() * (1 + torch.rand(256, 32)) @ directions
+
+    cfg = tiny_config(
+        d_sae=32, target_l0=0.29, highest_target_frequency=0.05, adapt_every_n_steps=5,
+        apply_b_dec_to_input=apply_b_dec_to_input,
+    )  # fmt: skip
+    sae = GBATrainingSAE(cfg)
+    make_trainer(sae, 400, sparse()).fit()
+    x = torch.cat(list(islice(sparse(), 40)))
+    share_of_zeros = float((~x.any(dim=1)).float().mean())
+    assert 0.7 < share_of_zeros < 0.8
+    assert float(sae.adapter.input_norm) > 1  # features have norms from 1 to 2
+    with torch.no_grad():
+        assert float((sae.encode(x) > 0).sum(dim=1).float().mean()) == pytest.approx(0.29, rel=0.3)
+        assert float((sae(x) - x).square().sum() / (x - x.mean(dim=0)).square().sum()) < 0.5
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -534,3 +571,9 @@ def test_batches_of_one_row_are_told_of(caplog: pytest.LogCaptureFixture) -> Non
     trainer = make_trainer(sae, 101, data=(torch.randn(1, sae.cfg.d_in) for _ in range(102)))
     take_steps(trainer, 101)
     assert caplog.text.count("no batch of 100 had two different rows") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "torch.float16"])
+def test_half_precision_is_refused_under_either_name(dtype: str) -> None:
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16' for training"):
+        GBATrainingSAE(tiny_config(dtype=dtype))

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.demo.config import DemoConfig, runner_config
-from sae_lens_gba.demo.model import load_demo_model
+from sae_lens_gba.demo.model import MODEL_NAME, load_demo_model
 from sae_lens_gba.demo.summary import LATENTS_A_GROUP, summary
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.text_stream import activations_on, open_text
 from sae_lens_gba.runs.training import train
+from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.sources import load_saes
 
 MIN_FREE_BYTES = 2 * 1024**3
@@ -78,9 +80,15 @@ def _require_room(output: Path) -> None:
 
 
 def _require_free_name(output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()) and not (output / "cfg.json").is_file():
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    cfg = output / SAE_CFG_FILENAME
+    of_demo = {"model_name": MODEL_NAME, "dataset_path": DATASET_NAME}
+    known = (read_json(cfg).get("metadata") or {}) if cfg.is_file() else {}
+    if not of_demo.items() <= known.items():
         raise FileExistsError(
-            f"output={output} holds other files: name a new folder with --output."
+            f"output={output} holds something else than an earlier demo's SAE: name a new folder "
+            "with --output."
         )
 
 

@@ -69,7 +69,7 @@ def probe(
 
     Raises:
         ImportError: sae-probes is not installed.
-        ValueError: a data set is unknown, or ks is empty or not positive.
+        ValueError: a data set is unknown, ks is empty or not positive, or the SAE is of one head.
     """
     sae_probes = _import_sae_probes()
     unknown = [name for name in datasets if name not in sae_probes.DATASETS]
@@ -77,7 +77,14 @@ def probe(
         raise ValueError(f"datasets={unknown or datasets}: give names from sae_probes.DATASETS.")
     if not ks or min(ks) < 1:
         raise ValueError(f"ks={ks!r} is not possible: give numbers of latents, at least 1.")
-    (saved,) = load_saes([Path(sae_dir)], device)
+    (saved,) = load_saes([Path(sae_dir).expanduser()], device)
+    if saved.sae.cfg.metadata.hook_head_index is not None:
+        raise ValueError(
+            f"{sae_dir} is of one attention head, of which sae-probes takes no activations: probe "
+            "an SAE of all heads."
+        )
+    if saved.sae.cfg.reshape_activations == "hook_z":  # its activations have the heads apart
+        saved.sae.turn_on_forward_pass_hook_z_reshaping()
     if model is None or isinstance(model, str | os.PathLike):
         name = None if model is None else str(model)
         model = load_model_of(saved.sae, name, device)

@@ -1,12 +1,25 @@
 """``sae-lens-gba publish``."""
 
 import argparse
+import json
 import logging
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sae_lens_gba.errors import InvalidPublicationError
 from sae_lens_gba.hub.publishing import Publication, publish
 from sae_lens_gba.saved.files import read_json
+
+# fields of SAELens' metadata that are no text
+_KINDS = {
+    "context_size": int,
+    "disable_concat_sequences": bool,
+    "exclude_special_tokens": bool,
+    "hook_head_index": int,
+    "prepend_bos": bool,
+    "seqpos_slice": list,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +37,7 @@ def run_from_arguments(args: argparse.Namespace) -> Publication:
             "give every folder an id of its own (ID=FOLDER, each ID once), or none of them."
         )
     options = {name: value for name, value in vars(args).items() if name != "saes"}
-    options["metadata"] = dict(_assignment(text, "--metadata") for text in args.metadata)
+    options["metadata"] = dict(_metadata(text) for text in args.metadata)
     options["evaluations"] = read_json(args.evaluations) if args.evaluations else None
     options["neuronpedia_ids"] = dict(
         _assignment(text, "--neuronpedia") for text in args.neuronpedia_ids
@@ -42,6 +55,22 @@ def _pair(text: str) -> tuple[str | None, str]:
         return None, text
     sae_id, _, folder = text.partition("=")
     return sae_id, folder
+
+
+def _metadata(text: str) -> tuple[str, Any]:
+    name, value = _assignment(text, "--metadata")
+    kind = _KINDS.get(name)
+    if kind is None:
+        return name, value
+    found: Any = None
+    with suppress(json.JSONDecodeError):
+        found = json.loads(value.lower())
+    if type(found) is not kind:  # True is an int
+        example = {int: "64", bool: "false", list: "[5, -5]"}[kind]
+        raise InvalidPublicationError(
+            f"--metadata {text!r} is not possible: write a value such as {name}={example}."
+        )
+    return name, found
 
 
 def _assignment(text: str, option: str) -> tuple[str, str]:

@@ -232,7 +232,7 @@ class _Contents:
         listed = [entry for _, entry in sorted(entries.items())]
         existing = None
         if REPOCARD_NAME in state.files:
-            existing = (state.folder / REPOCARD_NAME).read_text(encoding="utf-8")
+            existing = (state.folder / REPOCARD_NAME).read_text(encoding="utf-8-sig")
         license = self.license or split_front_matter(existing or "")[0].get("license")
         card = update_card(
             existing,

@@ -57,7 +57,10 @@ def best_match(
     block_size = max(1, max_cosines // candidates.shape[0])
     # SAELens' cosine_similarities would normalise all candidates again for every block
     rows, candidates = (
-        torch.nn.functional.normalize(matrix, dim=1, eps=1e-8) for matrix in (rows, candidates)
+        torch.nn.functional.normalize(
+            matrix if matrix.dtype == torch.float64 else matrix.float(), dim=1, eps=1e-8
+        )
+        for matrix in (rows, candidates)
     )
     similarity = torch.empty(rows.shape[0], dtype=rows.dtype, device=rows.device)
     candidate = torch.empty(rows.shape[0], dtype=torch.long, device=rows.device)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sae_lens_gba.report.latent_sample import sample_latents
 from sae_lens_gba.report.random_baseline import N_SAMPLES, random_directions
 from sae_lens_gba.report.reading import Reading
 from sae_lens_gba.report.results import SCHEMA_VERSION, Report
-from sae_lens_gba.report.sae_result import build_result, measure_ce_loss
+from sae_lens_gba.report.sae_result import build_result, ce_batches, measure_ce_loss
 from sae_lens_gba.report.text_stream import activations_on, open_text, token_batches
 from sae_lens_gba.saved.evaluation import Provenance
 from sae_lens_gba.saved.saved_sae import SavedSAE
@@ -95,14 +96,16 @@ def collect_report(
     readings = [Reading(sae) for sae in saes]
     started = time.perf_counter()
     text = _read(readings, model, dataset, cfg)
+    context_size = int(cfg.context_size or saes[0].sae.cfg.metadata.context_size)
+    for_ce = ce_batches(cfg.ce_tokens, context_size, len(text))
     provenance = Provenance(
         created=utc_now(),
         versions=package_versions(),
         dataset=dataset_name,
         held_out=held_out,
         n_tokens=readings[0].selectivity.n_samples,
-        ce_tokens=cfg.ce_tokens,
-        context_size=int(cfg.context_size or saes[0].sae.cfg.metadata.context_size),
+        ce_tokens=prod(for_ce) * context_size,
+        context_size=context_size,
         seed=cfg.seed,
         seconds=round(time.perf_counter() - started, 1),
     )
@@ -122,7 +125,7 @@ def collect_report(
     for i, (reading, latents) in enumerate(zip(readings, shown, strict=True)):
         details, notes = build_details(reading, sorted(latents), text, model, generator)
         store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
-        ce_loss = measure_ce_loss(reading.saved, model, store, cfg.ce_tokens)
+        ce_loss = measure_ce_loss(reading.saved, model, store, for_ce)
         results.append(build_result(reading, {} if i else matches, details, notes, ce_loss))
     return Report(SCHEMA_VERSION, provenance, results, comparisons)
 

@@ -66,11 +66,11 @@ def write_report(
         The HTML file's path. Of ``name.html`` the data is in ``name.json`` and, what is said of
         each latent, in ``name_latents``, which the page reads: move them together.
     """
-    path = Path(output) if output is not None else Path(sae_dir) / HTML_NAME
+    folder = Path(sae_dir).expanduser()
+    path = folder / HTML_NAME if output is None else Path(output).expanduser()
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
     check_latents_folder(path)
-    folder = Path(sae_dir)
     saes = load_saes([folder, *(Path(other) for other in compare)], device)
     said = {} if explanations is None else read_explanations(Path(explanations), saes[0].d_sae)
     text = load_text(dataset, saes[0].sae)

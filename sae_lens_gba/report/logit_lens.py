@@ -31,7 +31,7 @@ def logit_lens(
         read: the text of a token.
     """
     rows = saved.decoder_rows[list(latents)]
-    unembedding = getattr(model, "W_U", None)
+    unembedding: Any = getattr(model, "W_U", None)
     reason = None
     if _RESIDUAL.fullmatch(saved.hook_name_out) is None:
         reason = f"{saved.hook_name_out} does not write to the residual stream"

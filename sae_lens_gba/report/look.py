@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.report.command import HTML_NAME
-from sae_lens_gba.report.details import Tokens, significant
+from sae_lens_gba.report.details import Tokens
 from sae_lens_gba.report.html import environment
 from sae_lens_gba.report.latent_files import latents_folder
 from sae_lens_gba.report.page_data import headline
-from sae_lens_gba.report.results import Report, SaeResult
+from sae_lens_gba.report.results import Report, SaeResult, significant
 from sae_lens_gba.report.text_stream import activations_on, open_text
+from sae_lens_gba.saved.evaluation import read_evaluation
 from sae_lens_gba.saved.saved_sae import SavedSAE
 from sae_lens_gba.sources import load_model_of, load_saes
 
@@ -203,7 +205,9 @@ def make_server(sae_dir: Path, model: str | None, device: str, port: int) -> Thr
     """
     (saved,) = load_saes([sae_dir], device)
     path = sae_dir / HTML_NAME
-    report = Report.load(path.with_suffix(".json")).saes[0] if path.is_file() else None
+    report = None
+    if path.is_file() and _is_measured(sae_dir):
+        report = Report.load(path.with_suffix(".json")).saes[0]
     largest = None if report is None else torch.tensor(report.latents.max_activation)
     reader = Reader(load_model_of(saved.sae, model, device), saved, largest)
     handler = partial(Handler, reader, _page(saved, report).encode(), path)
@@ -213,6 +217,15 @@ def make_server(sae_dir: Path, model: str | None, device: str, port: int) -> Thr
         raise OSError(
             f"port={port} is not available ({error}): give another with --port."
         ) from error
+
+
+def _is_measured(sae_dir: Path) -> bool:
+    """Whether the report there is of the SAE that is there now, and of no earlier one."""
+    try:
+        return read_evaluation(sae_dir) is not None
+    except DamagedFileError as error:
+        _log.warning("the report is left out: %s", error)
+        return False
 
 
 def _page(saved: SavedSAE, report: SaeResult | None) -> str:

@@ -64,7 +64,7 @@ def _l0_of(sae: Any, activations: torch.Tensor) -> float:
     active = 0
     for x in activations.split(512):
         acts = sae.encode(x.to(sae.dtype))
-        active += int(((acts.to_dense() if acts.is_sparse else acts) > 0).sum())
+        active += int(((acts.to_dense() if acts.is_sparse else acts) != 0).sum())
     return active / len(activations)
 
 

@@ -51,18 +51,28 @@ def build_result(
     )
 
 
+def ce_batches(ce_tokens: int, context_size: int, n_sequences: int) -> tuple[int, int]:
+    """How many batches the CE loss is measured on, of how many sequences each.
+
+    At least one sequence, however long, and no more than the text's ``n_sequences``, after which
+    SAELens would read it once more; none if no tokens are asked for.
+    """
+    if ce_tokens == 0:
+        return 0, 0
+    n_sequences = min(max(1, ce_tokens // context_size), n_sequences)
+    size = min(CE_BATCH_SEQUENCES, n_sequences)
+    return n_sequences // size, size
+
+
 def measure_ce_loss(
-    saved: SavedSAE, model: Any, store: ActivationsStore, ce_tokens: int
+    saved: SavedSAE, model: Any, store: ActivationsStore, batches: tuple[int, int]
 ) -> dict[str, float]:
     """By SAELens' own evaluation, on the text's beginning: the same for every SAE."""
-    if ce_tokens == 0:
+    n_batches, size = batches
+    if n_batches == 0:
         return {}
-    n_sequences = max(1, ce_tokens // store.context_size)
-    batch = min(CE_BATCH_SEQUENCES, n_sequences)
     cfg = EvalConfig(
-        batch_size_prompts=batch,
-        n_eval_reconstruction_batches=max(1, n_sequences // batch),
-        compute_ce_loss=True,
+        batch_size_prompts=size, n_eval_reconstruction_batches=n_batches, compute_ce_loss=True
     )
     with at_its_target(saved.sae, model) as sae:
         found, _ = run_evals(sae, store, model, ActivationScaler(), cfg)

@@ -12,15 +12,17 @@ A checkpoint of a `MultiSAETrainer` has a folder for each SAE, as SAELens has it
 
 import json
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.constants import (
+    ACTIVATIONS_STORE_STATE_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -28,14 +30,15 @@ from sae_lens.constants import (
 )
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sae_lens_gba.atomic_write import folder_written_whole, numbered, remove_older
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DamagedFileError, RunFolderError
-from sae_lens_gba.runs.random_state import draw_again, is_live, random_state, set_random_state
+from sae_lens_gba.runs.random_state import draw_again, random_state, set_random_state
 from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.training_sae import GBATrainingSAE
 
@@ -65,6 +68,11 @@ _OF_DATA = {
     "hook_head_index", "hook_name", "hook_names", "model_class_name", "model_name", "prepend_bos",
     "seed", "seqpos_slice", "sequence_separator_token", "use_chat_formatting",
 }  # fmt: skip
+
+# what settings hold that come from numpy, such as a learning rate of np.geomspace
+_OF_NUMPY: list[Any] = [np.float64(0).__reduce__()[0], np.dtype]
+_OF_NUMPY += [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
+_NUMPY_SCALARS = torch.serialization.safe_globals(_OF_NUMPY)
 
 AnyTrainer = SAETrainer[Any, Any] | MultiSAETrainer
 _log = logging.getLogger(__name__)
@@ -118,8 +126,8 @@ class Checkpoints:
                 _restore_part(part, resume_from / name)
             _leave_out_past_checkpoints(trainer)
             return
-        # weights_only: tensors and plain values, nothing that could run
-        state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
+        with _NUMPY_SCALARS:  # weights_only: tensors and values, nothing that could run
+            state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
         self._start = state["start"]
         _require_same("trainer", self._start["settings"], _settings(trainer.cfg), resume_from)
         for name, part in parts_of(trainer).items():
@@ -127,11 +135,17 @@ class Checkpoints:
         trainer.n_training_steps = state["n_training_steps"]
         trainer.n_training_samples = state["n_training_samples"]
         _leave_out_past_checkpoints(trainer)
-        n_batches = self._start["n_batches"] + trainer.n_training_steps
-        draw_again(trainer.data_provider, n_batches, self._start["random_state"])
-        provider: object = trainer.data_provider
-        if isinstance(provider, ActivationsStore) and is_live(provider):
-            provider.load_from_checkpoint(resume_from)
+        store = _live_store(trainer)
+        if store is None:
+            n_batches = self._start["n_batches"] + trainer.n_training_steps
+            draw_again(trainer.data_provider, n_batches, self._start["random_state"])
+        elif not isinstance(trainer.data_provider, PrefetchingIterator):
+            store.load_from_checkpoint(resume_from)
+        elif store.n_dataset_processed < _texts_read(resume_from):  # its thread reads already
+            _log.warning(
+                "with prefetch_llm_batches the data begin anew: resume without it, or by "
+                "sae_lens_gba.train, and they go on with what was not read yet."
+            )
         set_random_state(state["random_state"])
 
     def save(self, trainer: AnyTrainer) -> Path:
@@ -224,7 +238,8 @@ def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
     saved = read_json(folder / SAE_CFG_FILENAME)
     _require_same("SAE", saved, part.sae.cfg.to_dict(), folder)
     _require_same_parameters(part.sae, folder)
-    part.load_trainer_state(folder)
+    with _NUMPY_SCALARS:
+        part.load_trainer_state(folder)
     part.sae.load_weights_from_checkpoint(folder)
     if isinstance(part.sae, GBATrainingSAE):
         part.sae.recent_samples.load(folder, part.sae.device)
@@ -275,18 +290,25 @@ def _require_same(
     checkpoint: Path,
     names: Set[str] | None = None,
 ) -> None:
-    """All settings, or those of ``names`` that both have."""
-    for name in _differing(saved, now):
-        if names is not None and not (name in names and name in saved and name in now):
+    """All settings that both have, or those of ``names``: other versions may have others."""
+    for name in sorted(set(saved) & set(now), key=lambda name: (name not in _LENGTH, name)):
+        is_free = name in _FREE_TO_CHANGE or name.startswith("sae_lens")
+        if is_free or saved[name] == now[name] or (names is not None and name not in names):
             continue
         raise RunFolderError(
-            f"the {whose}'s {name}={now.get(name)!r} differs from {saved.get(name)!r}, with which "
-            f"{checkpoint} was trained: give {name}={saved.get(name)!r}, or begin anew elsewhere."
+            f"the {whose}'s {name}={now[name]!r} differs from {saved[name]!r}, with which "
+            f"{checkpoint} was trained: give {name}={saved[name]!r}, or begin anew elsewhere."
         )
 
 
-def _differing(saved: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    for name in sorted(set(saved) | set(now), key=lambda name: (name not in _LENGTH, name)):
-        is_free = name in _FREE_TO_CHANGE or name.startswith("sae_lens")
-        if not is_free and saved.get(name) != now.get(name):
-            yield name
+def _live_store(trainer: AnyTrainer) -> ActivationsStore | None:
+    """Whose model makes the batches as they are asked for: the data, or behind a runner's."""
+    runner = getattr(trainer.save_checkpoint_fn, "__self__", None)
+    for store in (trainer.data_provider, getattr(runner, "activations_store", None)):
+        if isinstance(store, ActivationsStore) and store.cached_activation_dataset is None:
+            return store
+    return None
+
+
+def _texts_read(checkpoint: Path) -> int:
+    return int(load_file(checkpoint / ACTIVATIONS_STORE_STATE_FILENAME)["n_dataset_processed"])

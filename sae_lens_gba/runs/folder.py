@@ -25,6 +25,8 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
     fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = "resume"
+# as `sae_lens_gba.report.write_report` writes it
+_REPORT, _REPORT_LATENTS = ("report.html", "report.json"), "report_latents"
 _LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # as on some network file systems
 
@@ -43,8 +45,8 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     Args:
         folder: made if need be.
         resume: go on from the newest whole checkpoint; a run without one begins.
-        overwrite: an earlier run's SAE, its evaluation and checkpoints are removed; SAEs in folders
-            below, as runs of several have them, are replaced when new ones are saved.
+        overwrite: an earlier run's SAE, its report, evaluation and checkpoints are removed; SAEs in
+            folders below, as runs of several have them, are replaced when new ones are saved.
 
     Raises:
         RunFolderError: it is an earlier run's, or another process trains into it.
@@ -75,8 +77,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     remove_checkpoints(folder)
-    for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME):
+    beside = (EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME, *_REPORT)
+    for name in (*ALL_FILES, *beside):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / _REPORT_LATENTS, ignore_errors=True)
 
 
 def _require_unused(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The state of the global random generators, and data that go on where they were."""
 
-import logging
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from sae_lens.synthetic.training import SyntheticActivationIterator
-from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.training.prefetch import PrefetchingIterator
 from tqdm.auto import trange
-
-_log = logging.getLogger(__name__)
 
 
 def random_state() -> dict[str, Any]:
@@ -36,26 +31,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
-def is_live(provider: object) -> bool:
-    """Whether batches come from a language model that runs: what it costs to draw them again."""
-    return isinstance(provider, ActivationsStore) and provider.cached_activation_dataset is None
-
-
 def draw_again(provider: Iterator[Any], n_batches: int, before: dict[str, Any]) -> None:
     """Bring a new data provider to where it was after ``n_batches``.
 
     Cached activations, and any other iterator, are drawn again from the generators' state
-    ``before``. Synthetic activations have no state but that of the generators. Live ones are
-    left to SAELens, which skips the texts that were read and fills its buffer anew: their
-    order is another one than without the interruption.
+    ``before``. Synthetic activations have no state but that of the generators.
     """
-    if isinstance(provider, SyntheticActivationIterator) or is_live(provider):
-        return
-    if isinstance(provider, PrefetchingIterator):
-        _log.warning(
-            "with prefetch_llm_batches the data begin anew: resume without it, and they go on with "
-            "what was not read yet."
-        )
+    if isinstance(provider, SyntheticActivationIterator):
         return
     set_random_state(before)
     for _ in trange(n_batches, desc="Data up to the checkpoint", leave=False):

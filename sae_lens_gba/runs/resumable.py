@@ -189,8 +189,8 @@ def _every_fit_is_kept_by(keeper: _Keeper) -> Iterator[None]:
     def kept(fit: Any) -> Any:
         @wraps(fit)
         def watched(trainer: AnyTrainer) -> Any:
-            keeper.begin(trainer)
             try:
+                keeper.begin(trainer)  # may draw data as well
                 return fit(trainer)
             except StopIteration as error:
                 raise keeper.data_ended(trainer) from error

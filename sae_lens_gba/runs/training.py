@@ -89,7 +89,7 @@ def train(
     folder = Path(cfg.output_path)
     if _is_over(folder, resume, cfg):
         return None
-    _check(cfg, charts)
+    _check(cfg, charts, has_dataset=dataset is not None)
     for device in (cfg.device, cfg.llm_device):
         require_device(str(device))
     with resumable_run(
@@ -139,7 +139,7 @@ def train_on_ranks(
     if cfg.output_path is None:
         raise ValueError("output_path=None is not possible: name a folder for the SAE.")
     require_gba(cfg.sae)
-    _check(cfg, charts=False)
+    _check(cfg)
     require_minutes(checkpoint_minutes)
     folder = Path(cfg.output_path)
     with join() as ranks:
@@ -190,7 +190,9 @@ def _save_whole(save: Callable[..., None], *, output_path: str, **saved: Any) ->
         save(output_path=str(new), **saved)
 
 
-def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
+def _check(
+    cfg: LanguageModelSAERunnerConfig[Any], charts: bool = False, has_dataset: bool = False
+) -> None:
     """What else would fail late, or in many lines."""
     if isinstance(cfg.sae, GBATrainingTranscoderConfig):
         require_target(cfg.sae, cfg.hook_head_index)
@@ -209,12 +211,18 @@ def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
             f"lr_scheduler_name={cfg.lr_scheduler_name!r} is not possible: it must be one of "
             f"{', '.join(_SCHEDULERS)}."
         )
-    buffer = cfg.n_batches_in_buffer * cfg.context_size
-    if buffer < cfg.train_batch_size_tokens:
-        needed = -(-cfg.train_batch_size_tokens // cfg.context_size)
+    if cfg.lr_end == 0 < cfg.lr_decay_steps and cfg.lr_scheduler_name.lower() != "constant":
         raise ValueError(
-            f"n_batches_in_buffer={cfg.n_batches_in_buffer} is not possible: with context_size="
-            f"{cfg.context_size} the buffer holds {buffer} tokens, fewer than a batch of "
+            f"lr_decay_steps={cfg.lr_decay_steps} is not possible with lr_end=0, below which "
+            "nothing falls: leave one of them out."
+        )
+    per_context = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    buffer = cfg.n_batches_in_buffer * per_context
+    if buffer < cfg.train_batch_size_tokens:
+        needed = -(-cfg.train_batch_size_tokens // per_context)
+        raise ValueError(
+            f"n_batches_in_buffer={cfg.n_batches_in_buffer} is not possible: with {per_context} "
+            f"tokens a context the buffer holds {buffer}, fewer than a batch of "
             f"train_batch_size_tokens={cfg.train_batch_size_tokens}; it must be at least {needed}."
         )
     if cfg.training_tokens < cfg.train_batch_size_tokens:
@@ -222,7 +230,7 @@ def _check(cfg: LanguageModelSAERunnerConfig[Any], charts: bool) -> None:
             f"training_tokens={cfg.training_tokens} is not possible: it must be at least a batch, "
             f"train_batch_size_tokens={cfg.train_batch_size_tokens}."
         )
-    if cfg.dataset_path and Path(cfg.dataset_path).is_file():
+    if not has_dataset and cfg.dataset_path and Path(cfg.dataset_path).is_file():
         raise ValueError(
             f"dataset_path={cfg.dataset_path} is a file: put it into a folder of its own, and name "
             "that."

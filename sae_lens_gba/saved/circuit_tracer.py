@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from sae_lens_gba.at_target import is_transcoder
 from sae_lens_gba.atomic_write import folder_written_whole
 from sae_lens_gba.saved.loading import load
 from sae_lens_gba.saved.saved_sae import SavedSAE
@@ -36,9 +37,16 @@ def export_for_circuit_tracer(
         The folder.
 
     Raises:
-        ValueError: they are not of layers 0, 1, 2, ... at the same hooks and of one width.
+        ValueError: one is no transcoder, or they are not of layers 0, 1, 2, ... at the same hooks
+            and of one width.
     """
     loaded = [t if isinstance(t, SavedSAE) else load(t) for t in transcoders]
+    for t in loaded:
+        if not is_transcoder(t.sae):
+            raise ValueError(
+                f"{t.label or 'one of them'} is an SAE at {t.hook_name}: circuit-tracer takes "
+                "transcoders."
+            )
     by_layer = {_place(t)[0]: t for t in loaded}
     places = {_place(t)[1:] for t in loaded}
     shapes = {(t.d_sae, *t.widths.values()) for t in loaded}
@@ -55,7 +63,7 @@ def export_for_circuit_tracer(
         "feature_input_hook": read,
         "feature_output_hook": written,
     }
-    path = Path(folder)
+    path = Path(folder).expanduser()
     with folder_written_whole(path) as new:
         (new / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         for layer, transcoder in by_layer.items():

@@ -58,8 +58,8 @@ class Provenance:
         dataset: as given, and which part of it.
         held_out: whether training did not see that part; null if that is not known.
         n_tokens: tokens that were looked at, without special tokens.
-        ce_tokens: tokens from the text's beginning that the CE loss was measured on, at most; 0
-            if it was not.
+        ce_tokens: tokens from the text's beginning that the CE loss was measured on; 0 if it was
+            not.
         context_size: tokens per sequence.
         seed: of the choice of latents and examples.
         seconds: for the pass over the text.

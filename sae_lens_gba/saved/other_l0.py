@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def calibrate(
     Raises:
         CalibrationError: no thresholds, no target, an L0 that can't be reached, or too few samples.
     """
+    if target_l0 is not None:
+        _require_number("target_l0", target_l0)
     saved = opened(sae)
     jumprelu = _jumprelu(saved)
     parts = [activations] if isinstance(activations, torch.Tensor | np.ndarray) else activations
@@ -84,15 +87,16 @@ def calibrate(
                 yield (inputs(rows) @ jumprelu.W_enc + jumprelu.b_enc).float()
 
     with _heads_joined(jumprelu):
-        scale = typical_norm(inputs(batches[0][:ROWS])) / math.sqrt(jumprelu.cfg.d_in)
+        first = batches[0][:ROWS]
+        scale = typical_norm(inputs(first), first.to(jumprelu.device)) / jumprelu.cfg.d_in**0.5
         unit = (unit * scale).clamp(min=1e-30)
         (found,) = calibrate_groups(
             pre_activations, jumprelu.threshold.float(), unit, group, group_frequency, [l0]
         )
-    if found.l0 < 0.99 * l0:
+    if found.possible_l0 < 0.99 * l0:
         raise CalibrationError(
             f"target_l0={l0:g} can't be reached on these activations: with all thresholds at 0, "
-            f"{found.l0:.4g} latents are active a sample; ask for that or less."
+            f"{found.possible_l0:.4g} latents are active a sample; ask for that or less."
         )
     groups = _measured(saved, group, l0, found)
     moved_by = found.offset.cpu()[group.cpu()] * unit.cpu()
@@ -115,6 +119,7 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
     Raises:
         CalibrationError: the SAE has no thresholds for other L0s, or not for this one.
     """
+    _require_number("l0", l0)
     saved = opened(sae)
     jumprelu = _jumprelu(saved)
     groups = saved.groups
@@ -244,3 +249,8 @@ def _moved(
         gba.pop("evaluation", None)  # of the SAE as it was
         sae.cfg.metadata.gba = cfg["metadata"]["gba"] = gba
     return replace(saved, sae=sae, cfg=cfg, groups=groups, log_sparsity=None)
+
+
+def _require_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise CalibrationError(f"{name}={value!r} is not possible: give a number, such as 32.")

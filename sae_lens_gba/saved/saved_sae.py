@@ -128,12 +128,13 @@ class SavedSAE:
 
     def save(self, folder: str | Path) -> None:
         """Write its files, so that `load` and SAELens read them, all of them or none."""
-        with files_written_whole(Path(folder)) as new:
+        folder = Path(folder).expanduser()
+        with files_written_whole(folder) as new:
             self.write_files(new)
             write_checksums(new)
             for name in _OPTIONAL:  # of what was there
                 if not (new / name).exists():
-                    (Path(folder) / name).unlink(missing_ok=True)
+                    (folder / name).unlink(missing_ok=True)
 
     def write_files(self, folder: Path) -> None:
         """As `save`, one file after the other, into a folder that is nobody's yet."""

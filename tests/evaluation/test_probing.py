@@ -1,6 +1,7 @@
 """Sparse probing by sae-probes, on planted data that one latent solves."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from sae_lens_gba.evaluation.probing import probe
+from tests.one_latent_a_word import D_MODEL, save_sae
 
 sae_probes = pytest.importorskip("sae_probes", reason="sae-probes or its needs are not installed")
 
@@ -63,6 +65,21 @@ def test_impossible_settings_are_named(sae_folders: tuple[Path, Path]) -> None:
         probe(sae_folders[0], ["no_such"])
     with pytest.raises(ValueError, match=r"ks=\(0,\)"):
         probe(sae_folders[0], [PLANTED], ks=(0,))
+
+
+@pytest.mark.usefixtures("planted")
+def test_an_sae_of_all_heads_is_probed_and_one_of_a_single_head_refused(
+    model: Any, tmp_path: Path
+) -> None:
+    hook = "blocks.0.attn.hook_z"
+    folder = save_sae(tmp_path / "heads", torch.eye(D_MODEL), hook_name=hook)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**cfg, "reshape_activations": "hook_z"}))
+    (score,) = probe(folder, [PLANTED], ks=(1,), model=model, max_seq_len=8)
+    assert 0 <= score.test_auc <= 1
+    head = save_sae(tmp_path / "head", torch.eye(12), hook_name=hook, hook_head_index=1)
+    with pytest.raises(ValueError, match="is of one attention head"):
+        probe(head, [PLANTED], ks=(1,), model=model)
 
 
 def test_without_sae_probes_the_remedy_is_named(

@@ -97,3 +97,9 @@ def test_a_matrix_compared_with_itself_does_not_match_each_row_with_itself() -> 
         match = best_match(V, V, max_cosines=max_cosines, exclude_same=True)
         torch.testing.assert_close(match.similarity, torch.tensor([0.8, 0.8, 0.6]))
         assert match.candidate.tolist() == [1, 0, 1]
+
+
+def test_half_precision_with_a_row_of_zeros_has_numbers() -> None:
+    rows = torch.eye(4).half()
+    candidates = torch.cat([torch.zeros(1, 4), torch.eye(4)]).half()
+    assert best_match(rows, candidates).similarity.tolist() == pytest.approx([1.0] * 4)

@@ -9,14 +9,17 @@ from unittest.mock import Mock
 
 import pytest
 from datasets import Dataset, DatasetDict
+from sae_lens import TemporalSAE, TemporalSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 
 import sae_lens_gba
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.command import run_from_arguments
+from sae_lens_gba.report.sae_result import ce_batches
 from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, json_schema, read_evaluation
-from sae_lens_gba.sources import load_text
+from sae_lens_gba.sources import load_saes, load_text
 from sae_lens_gba_command.flags import add_report
 from tests.one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
@@ -163,3 +166,35 @@ def test_files_that_lie_where_the_details_would_go_are_left_alone(tmp_path: Path
     with pytest.raises(FileExistsError, match=r"page_latents.* holds other files.*--output"):
         run(str(tmp_path), "--output", str(tmp_path / "page.html"))
     assert mine.read_text() == "mine"
+
+
+def test_why_a_file_is_not_text_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes("caf\u00e9 ".encode("latin-1") * 100)
+    with pytest.raises(FileNotFoundError, match="utf-8"):
+        load_text(str(path))
+
+
+def test_a_model_has_several_names(model: Any, tmp_path: Path) -> None:
+    rows = model.W_E.detach().float()
+    names = {"a": "gpt2", "b": "openai-community/gpt2", "c": "gpt2-small", "d": None}
+    folders = [save_sae(tmp_path / k, rows, model_name=name) for k, name in names.items()]
+    assert len(load_saes(folders)) == 4
+    other = save_sae(tmp_path / "other", rows, model_name="gpt2-medium")
+    with pytest.raises(ValueError, match="belong to different models"):
+        load_saes([folders[0], other])
+
+
+def test_a_temporal_sae_is_refused(tmp_path: Path) -> None:
+    metadata = SAEMetadata(model_name="tiny", hook_name="blocks.0.hook_resid_pre")
+    cfg = TemporalSAEConfig(48, 64, bottleneck_factor=1, n_heads=4, metadata=metadata)
+    TemporalSAE(cfg).save_model(tmp_path / "sae")
+    with pytest.raises(ValueError, match="is a temporal SAE"):
+        load_saes([tmp_path / "sae"])
+
+
+def test_ce_loss_is_measured_on_no_more_than_the_text() -> None:
+    assert ce_batches(2048, 128, 100) == (2, 8)
+    assert ce_batches(2048, 128, 5) == (1, 5)
+    assert ce_batches(2048, 4096, 3) == (1, 1)  # one sequence, however long
+    assert ce_batches(0, 128, 100) == (0, 0)

@@ -1,6 +1,7 @@
 """`sae-lens-gba look`: answers what the SAE does on a text, to this machine alone."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -148,3 +149,12 @@ def test_a_text_is_tried_in_the_browser(browser: Any, port: int) -> None:
     eventually(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "dialog .context"))
     assert browser.get_log("browser") == []
     assert browser.execute_script("return window.attacked") is None
+
+
+def test_the_report_of_an_sae_that_is_gone_is_not_used(
+    sae_dir: Path, model: Any, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(sae_dir, tmp_path / "sae"))
+    save_sae(folder, model.W_E.detach().float().flip(0)[:20])
+    with make_server(folder, str(model_folder), "cpu", port=0):
+        assert "the report is left out" in caplog.text

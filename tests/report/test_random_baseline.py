@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sae_lens import AbsTopKSAE, AbsTopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_gba.report.random_baseline import LABEL, random_directions
+from sae_lens_gba.saved.saved_sae import SavedSAE
 from sae_lens_gba.sources import load_saes
 from tests.one_latent_a_word import D_MODEL, Collect
 
@@ -42,3 +45,12 @@ def test_the_report_compares_with_them(sae_folders: tuple[Path, Path], collect: 
     # what the best of 48 random directions in 48 dimensions reach
     assert 0.2 < report.comparisons[0].mean_cosine < 0.5
     assert report.comparisons[0].share_above == 0
+
+
+def test_activations_with_signs_count_as_active_whatever_the_sign() -> None:
+    torch.manual_seed(0)
+    sae = AbsTopKSAE(AbsTopKSAEConfig(D_MODEL, 96, k=8, metadata=SAEMetadata(hook_name="h")))
+    torch.nn.init.normal_(sae.W_enc)
+    x = torch.randn(4000, D_MODEL)
+    baseline = random_directions(SavedSAE(sae, sae.cfg.to_dict()), x, seed=1)
+    assert float((baseline.sae.encode(x) > 0).sum()) / 4000 == pytest.approx(8, rel=0.02)

@@ -1,5 +1,6 @@
 """A run that was interrupted and goes on, beside one that was not, by every runner of SAELens."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -7,7 +8,9 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -17,7 +20,7 @@ from sae_lens.synthetic import SyntheticSAERunner
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
-from sae_lens_gba.checksums import check_checksums, has_checksums
+from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
 from sae_lens_gba.runs.interruption import TrainingInterrupted
@@ -143,8 +146,12 @@ def test_several_saes_on_one_model_go_on(
         resumable_run(tmp_path, resume=True),
     ):
         run(context_size=8)
+    seen = Mock(side_effect=tiny_hooked_transformer.run_with_cache)
+    monkeypatch.setattr(tiny_hooked_transformer, "run_with_cache", seen)
     with resumable_run(tmp_path, resume=True):
         saes = run()
+    whole_run = STEPS * BATCH // (4 * 16)  # batches of texts that 24 steps take
+    assert seen.call_count < whole_run  # the model does not read again what it has read
     assert int(saes["gba"].adapter.n_steps) == STEPS
     assert saes["gba"].stock_metadata().to_dict()["gba"]["l0"]["measured"] == pytest.approx(
         4.0, rel=0.02
@@ -332,3 +339,38 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(
     assert stopped.value.checkpoint is None
     with resumable_run(tmp_path, resume=True) as resume_from:  # there is nothing yet: it begins
         assert resume_from is None
+
+
+def test_a_learning_rate_of_numpy_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (rate,) = np.geomspace(1e-3, 1e-3, 1)
+    interrupt_at(monkeypatch, 7)
+    with pytest.raises(TrainingInterrupted), resumable_run(tmp_path):
+        trainer(lr=rate).fit()
+    monkeypatch.undo()
+    with resumable_run(tmp_path, resume=True):
+        resumed = trainer(lr=rate).fit()
+    assert_equal(trainer(lr=1e-3).fit(), resumed)
+
+
+def test_settings_that_another_version_added_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_at(monkeypatch, 7)
+    with pytest.raises(TrainingInterrupted) as stopped, resumable_run(tmp_path):
+        trainer().fit()
+    monkeypatch.undo()
+    checkpoint = stopped.value.checkpoint
+    assert checkpoint is not None
+    state = torch.load(checkpoint / "run_state.pt")
+    del state["start"]["settings"]["n_batches_for_norm_estimate"]
+    torch.save(state, checkpoint / "run_state.pt")
+    cfg = json.loads((checkpoint / "cfg.json").read_text())
+    del cfg["error_exponent"]
+    (checkpoint / "cfg.json").write_text(json.dumps(cfg))
+    write_checksums(checkpoint)
+    with resumable_run(tmp_path, resume=True) as resume_from:
+        resumed = trainer().fit()
+    assert resume_from == checkpoint
+    assert_equal(trainer().fit(), resumed)

@@ -149,11 +149,12 @@ def test_minutes_that_are_no_number_are_refused(tmp_path: Path) -> None:
 
 def test_overwriting_replaces_what_several_saes_left_and_an_evaluation(tmp_path: Path) -> None:
     charted = ("training_record.json", "training_charts.png")
-    for name in ("cfg.json", "evaluation.json", *charted, "l0_16/cfg.json"):
+    report = ("report.html", "report.json", "report_latents/0-00000.js")
+    for name in ("cfg.json", "evaluation.json", *report, *charted, "l0_16/cfg.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     with pytest.raises(RunFolderError, match="holds an SAE"), held(tmp_path):
         pass
     with run_folder(tmp_path, resume=False, overwrite=True):
-        assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [".lock"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "l0_16"]
     assert (tmp_path / "l0_16" / "cfg.json").is_file()  # perhaps of another run

@@ -23,7 +23,7 @@ from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
 from sae_lens_gba.saved.loading import load, to_training_sae
 from tests.runs.interrupting import interrupt_at
-from tests.toolbox import D_MODEL
+from tests.toolbox import D_MODEL, language_model_config, tiny_config
 
 HOOK = "blocks.0.hook_resid_post"
 SETTINGS = {
@@ -181,6 +181,12 @@ def test_on_cached_activations_it_goes_on_bit_equal(
         ((), {"lr_scheduler_name": "linear"}, "must be one of constant, cosineannealing,"),
         ((), {"device": "cuda:77"}, "device='cuda:77' is not possible here"),
         ((), {"dataset_path": __file__}, "is a file: put it into a folder"),
+        (("--seqpos_slice", "14", "16"), {}, "with 2 tokens a context the buffer holds 32"),
+        (
+            (),
+            {"lr_end": "0", "lr_decay_steps": "5", "lr_scheduler_name": "cosineannealing"},
+            "lr_decay_steps=5 is not possible with lr_end=0",
+        ),
         ((), {"from_pretrained_path": "nowhere"}, "nowhere is not possible: it has no cfg.json"),
         (("--tied", "perhaps"), {}, "tied"),
     ],
@@ -285,3 +291,18 @@ def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(
     assert "could not be written, there is no room: free some space" in caplog.text
     assert train("--resume") == 0
     assert f"going on from {tmp_path / 'run' / 'resume'}" in caplog.text
+
+
+def test_a_schedule_that_falls_to_zero_by_itself_gets_no_decay(train: Train) -> None:
+    assert train(lr_scheduler_name="cosineannealing", lr_end="0") == 0
+
+
+def test_texts_may_be_given_beside_the_file_that_they_are_of(
+    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset
+) -> None:
+    (tmp_path / "corpus.txt").write_text("w1 w2")
+    sae = tiny_config(d_in=D_MODEL)
+    path = str(tmp_path / "corpus.txt")
+    cfg = language_model_config(tmp_path / "run", sae=sae, dataset_path=path)
+    training.train(cfg, model=tiny_hooked_transformer, dataset=tiny_texts)
+    assert load(tmp_path / "run").sae.cfg.metadata.dataset_path == cfg.dataset_path

@@ -1,6 +1,8 @@
 """From a stock SAE back to a training SAE."""
 
+from collections.abc import Iterator
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sae_lens_gba.errors import NotTrainableError
 from sae_lens_gba.frequency_spectrum import GroupSizing
 from sae_lens_gba.saved.loading import load, to_training_sae
 from tests.hub_fixtures import D_IN, D_SAE, activations, trainer
+from tests.toolbox import make_trainer, take_steps, tiny_config
 
 
 def stock_sae(kind: str = "jumprelu", d_sae: int = D_SAE, **settings: Any) -> SAE[Any]:
@@ -217,3 +220,38 @@ def test_neither_targets_nor_nested_weight_fall_once_more(
     assert (still.l0_warm_up_steps, still.n_nested_reconstructions) == (0, 1)
     anew = to_training_sae(tmp_path / "run", l0_warm_up_steps=9).cfg
     assert (anew.l0_warm_up_steps, anew.n_nested_reconstructions) == (9, 5)
+
+
+def test_one_that_has_not_trained_yet_is_fine_tuned_once_it_was_saved(tmp_path: Path) -> None:
+    x = 50 * activations(512, seed=11) + 100
+    stock = random_stock_sae()
+    to_training_sae(stock, target_l0=3.0).save_inference_model(tmp_path / "saved")
+    sae = to_training_sae(tmp_path / "saved")
+    before = {name: value.detach().clone() for name, value in sae.named_parameters()}
+    run = trainer(sae, 1)
+    run.step(x)
+    # the first batch says in which unit they are from here on: the step is all that moves them
+    step = 1.01 * float(run.optimizer.param_groups[0]["lr"] * sae.input_scale)
+    for name in ("b_dec", "threshold"):
+        now = sae.in_input_units(sae.get_parameter(name))
+        torch.testing.assert_close(now, before[name], rtol=0, atol=step)
+
+
+def test_one_that_was_trained_on_whitened_activations_is_fine_tuned(tmp_path: Path) -> None:
+    def data() -> Iterator[torch.Tensor]:
+        for seed in count():
+            yield 20 * activations(256, seed) + 50
+
+    torch.manual_seed(0)
+    cfg = tiny_config(d_in=D_IN, normalize_activations="covariance_whitening")
+    whitened = make_trainer(GBATrainingSAE(cfg), 100, data()).fit()
+    whitened.save_inference_model(tmp_path / "whitened")
+    stock, x = load(tmp_path / "whitened").sae, next(data())
+
+    @torch.no_grad()
+    def error(sae: SAE[Any]) -> float:
+        return float((sae(x) - x).square().mean())
+
+    sae = to_training_sae(tmp_path / "whitened")
+    take_steps(make_trainer(sae, 1, data()), 1)
+    assert error(sae) < 1.2 * error(stock)

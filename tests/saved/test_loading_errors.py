@@ -256,7 +256,7 @@ def test_a_hub_out_of_order_is_one_sentence_unless_the_cache_helps(published: Lo
 def test_a_hub_that_is_not_there_is_one_sentence() -> None:
     with LocalHub() as gone:
         pass
-    with pytest.raises(ConnectionFailedError, match="check the network"):
+    with pytest.raises(ConnectionFailedError, match="check the name, the network"):
         load(REPO, "a/jumprelu", endpoint=gone.endpoint)
 
 

@@ -188,3 +188,12 @@ def test_fine_tuning_on_inputs_of_another_scale_keeps_l0(folder: Path) -> None:
     assert float(first) == pytest.approx(4.0, rel=0.1)
     take_steps(trainer, 59)
     assert l0(sae.eval(), 5 * samples(4000)) == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.parametrize("value", ["16", None, True])
+def test_an_l0_that_is_no_number_is_refused(folder: Path, value: Any) -> None:
+    with pytest.raises(CalibrationError, match=f"l0={value!r} is not possible: give a number"):
+        at_l0(folder, value)
+    if value is not None:
+        with pytest.raises(CalibrationError, match=f"target_l0={value!r} is not possible"):
+            calibrate(load(folder), samples(100), value)

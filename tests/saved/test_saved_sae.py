@@ -89,3 +89,14 @@ def test_an_architecture_that_nobody_registered_is_named(sae_folder: Path) -> No
     (sae_folder / "cfg.json").write_text('{"architecture": "resonator"}')
     with pytest.raises(DamagedFileError, match="architecture='resonator', which this SAELens"):
         read_saved(sae_folder, groups_required=False)
+
+
+def test_the_home_folder_may_be_named_by_its_sign(
+    sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    load(sae_folder).save("~/sae")
+    assert (tmp_path / "sae" / "cfg.json").is_file()
+    assert not (tmp_path / "~").exists()
+    assert load("~/sae").groups is not None

@@ -135,3 +135,9 @@ def test_what_is_no_set_of_layers_is_not_written(layers: list[SavedSAE], tmp_pat
     with pytest.raises(ValueError, match=r"mine goes from blocks\.1\.mlp\.hook_in to blocks\.0"):
         export_for_circuit_tracer([elsewhere], tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_saes_are_not_written_as_transcoders(jumprelu_sae: GBATrainingSAE, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="circuit-tracer takes transcoders"):
+        export_for_circuit_tracer([as_saved(jumprelu_sae)], tmp_path / "set")
+    assert not (tmp_path / "set").exists()
