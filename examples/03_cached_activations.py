@@ -41,8 +41,8 @@ shared: dict[str, Any] = {
 }  # fmt: skip
 texts = load_text(args.dataset).dataset
 cache = CacheActivationsRunnerConfig(
-    **shared, d_in=d_in, model_batch_size=16, new_cached_activations_path=CACHE,
-    buffer_size_gb=min(2.0, args.tokens * d_in * 4 / 2**30 / 4), dtype="float32",
+    **shared, d_in=d_in, model_batch_size=16, new_cached_activations_path=CACHE, dtype="float32",
+    buffer_size_gb=min(2.0, args.tokens * d_in * 4 / 2**30 / 4),
 )  # fmt: skip
 CacheActivationsRunner(cache, override_dataset=texts).run()
 
@@ -54,7 +54,7 @@ for l0 in args.l0s:
         use_cached_activations=True, cached_activations_path=CACHE, n_batches_in_buffer=64,
         is_dataset_tokenized=False, logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None,
         train_batch_size_tokens=args.batch, lr=5e-3, lr_decay_steps=steps // 4, output_path=folder,
+        exclude_special_tokens=True,
     )  # fmt: skip
     LanguageModelSAETrainingRunner(cfg, override_dataset=texts).run()
-    l0_got = float(NeuronGroups.load(folder).measured_frequency.sum())
-    print(f"asked for L0 {l0:g}, calibrated to {l0_got:.2f}")
+    print(f"L0 {float(NeuronGroups.load(folder).measured_frequency.sum()):.2f} of {l0:g}")

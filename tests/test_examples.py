@@ -59,7 +59,7 @@ def test_an_sae_of_a_language_model_is_trained(run: Run, on_tiny_model: list[str
 def test_cached_activations_serve_several_saes(run: Run, on_tiny_model: list[str]) -> None:
     arguments = ["--hook", "model.layers.0", "--l0s", "3", "5"]
     said = run("03_cached_activations.py", *on_tiny_model, *TINY, *arguments)
-    got = [float(l0) for l0 in re.findall(r"calibrated to (\S+)", said)]
+    got = [float(l0) for l0 in re.findall(r"L0 (\S+) of", said)]
     assert got == pytest.approx([3.0, 5.0], rel=0.05)
 
 

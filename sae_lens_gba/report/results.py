@@ -127,7 +127,7 @@ class LatentTable:
 
     Attributes:
         group: group index, 0 is the most active; null if the SAE has no groups.
-        target_frequency: share of tokens it was trained to be active on; null without groups.
+        target_frequency: share of tokens that its group's target says; null without groups.
         frequency: share of tokens it was active on here.
         z_score: how many standard deviations the mean pre-activation of the tokens it fires on
             lies above its mean over all tokens, see `sae_lens_gba.metrics.selectivity`.
