@@ -28,6 +28,7 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
+from sae_lens.synthetic.synthetic_sae_runner import RUNNER_CONFIG_FILENAME
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.prefetch import PrefetchingIterator
@@ -66,7 +67,7 @@ _OF_SAE = {"architecture", "d_sae", "target_l0"}
 _OF_DATA = {
     "context_size", "dataset_path", "disable_concat_sequences", "exclude_special_tokens",
     "hook_head_index", "hook_name", "hook_names", "model_class_name", "model_name", "prepend_bos",
-    "seed", "seqpos_slice", "sequence_separator_token", "use_chat_formatting",
+    "seed", "seqpos_slice", "sequence_separator_token", "synthetic_model", "use_chat_formatting",
 }  # fmt: skip
 
 # what settings hold that come from numpy, such as a learning rate of np.geomspace
@@ -194,10 +195,10 @@ def require_data_of(folder: Path, cfg: Any) -> None:
     Raises:
         RunFolderError: a setting is another one.
     """
-    path = folder / RUNNER_CFG_FILENAME
-    if path.is_file():
-        saved, now = read_json(path), json.loads(json.dumps(cfg.to_dict()))
-        _require_same("run", saved, now, folder, _OF_DATA)
+    for path in (folder / RUNNER_CFG_FILENAME, folder / RUNNER_CONFIG_FILENAME):
+        if path.is_file():  # the latter of SAELens' synthetic runner
+            saved, now = read_json(path), json.loads(json.dumps(cfg.to_dict()))
+            _require_same("run", saved, now, folder, _OF_DATA)
 
 
 def require_ended_run_of(folder: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> None:

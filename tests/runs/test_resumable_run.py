@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from sae_lens import LoggingConfig, TopKTrainingSAEConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from sae_lens.synthetic import SyntheticSAERunner
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
@@ -107,6 +107,14 @@ def test_the_synthetic_runner_goes_on_bit_equal(
     with pytest.raises(TrainingInterrupted), resumable_run(run):
         synthetic(run).run()
     monkeypatch.undo()
+    other = synthetic(run)
+    assert isinstance(other.cfg.synthetic_model, SyntheticModelConfig)
+    other.cfg.synthetic_model.seed = 7
+    with (
+        pytest.raises(RunFolderError, match="synthetic_model="),
+        resumable_run(run, resume=True),
+    ):
+        other.run()
     with resumable_run(run, resume=True) as resume_from:
         resumed = synthetic(run).run().sae
     assert resume_from == run / "resume" / str(10 * BATCH)
