@@ -170,12 +170,13 @@ def _system_error(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     text = str(error)
-    if isinstance(error, SafetensorError):
-        found = re.search(r"\b(?:os error|code:) (\d+)", text)  # the latter before 0.5
-        return int(found.group(1)) if found else None
-    had_no_room = any(part in text for part in _TORCH_HAD_NO_ROOM)
-    # torch.save does not say what the system said
-    return errno.ENOSPC if isinstance(error, RuntimeError) and had_no_room else None
+    if isinstance(error, RuntimeError) and any(part in text for part in _TORCH_HAD_NO_ROOM):
+        return errno.ENOSPC  # torch.save does not say what the system said
+    # Rust's words, in errors of safetensors and of the Hub's downloads; safetensors' before 0.5
+    found = re.search(r"\(os error (\d+)\)", text)
+    if found is None and isinstance(error, SafetensorError):
+        found = re.search(r"\bcode: (\d+)", text)
+    return int(found.group(1)) if found else None
 
 
 def _concerns(error: Exception, path: Path) -> bool:

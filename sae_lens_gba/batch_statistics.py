@@ -12,8 +12,9 @@ _NORM_RATE = 0.01  # share of the way to a batch's norm that an estimate goes, i
 def typical_norm(centred: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Median norm of the rows whose sample is not zero; 0 if all are, shape ().
 
-    A median, since one massive activation (BOS) must not set the scale; without samples of zeros,
-    of which sparse synthetic data may have more than of others. Nothing is read on the host.
+    A median, since one massive activation (BOS) must not set the scale. Samples of zeros are left
+    out, since sparse synthetic data may have more of them than of others. Nothing is read on the
+    host.
 
     Args:
         centred: shape (n, d_in).

@@ -99,7 +99,8 @@ def build_spectrum(
     With one group there is no range: its frequency is ``target_l0 / d_sae``.
 
     Where ``d_sae`` neurons can't be that many groups, or not with so low a ``target_l0``, there
-    are fewer; so are where a group of all its neurons would fire less than once in 1,000 samples.
+    are fewer; so, if that helps, where the neurons of one group together would fire on fewer than
+    one sample in 1,000.
 
     Args:
         d_sae: number of neurons.
@@ -127,12 +128,16 @@ def build_spectrum(
             f"target_l0={target_l0} can't be reached with d_sae={d_sae} and {limit}={value}: the "
             f"nearest possible value is {nearest:.6g}; ask for that, or change {limit} or d_sae."
         )
+    most_groups: FrequencySpectrum | None = None
     while n_groups > 1:
         spectrum = _solve(target_l0, d_sae, n_groups, highest, sizing, exponent, floor)
-        if spectrum is not None and spectrum.sizes[-1] * spectrum.frequencies[-1] >= _RAREST_GROUP:
-            return spectrum
+        if spectrum is not None:
+            firings = (s * p for s, p in zip(spectrum.sizes, spectrum.frequencies, strict=True))
+            if min(firings) >= _RAREST_GROUP:
+                return spectrum
+            most_groups = most_groups or spectrum
         n_groups //= 2
-    return FrequencySpectrum((target_l0 / d_sae,), (d_sae,))
+    return most_groups or FrequencySpectrum((target_l0 / d_sae,), (d_sae,))
 
 
 def _solve(

@@ -74,7 +74,7 @@ def add_report(parser: ArgumentParser) -> None:
         "--ce-tokens",
         type=int,
         default=default["ce_tokens"],
-        help="for the CE loss; 0 leaves it out",
+        help="for the CE loss, at most --tokens; 0 leaves it out",
     )
     add(
         "--sample",

@@ -187,6 +187,11 @@ def test_every_way_in_which_torch_says_that_there_is_no_room(tmp_path: Path) -> 
         raise RuntimeError(said)
 
 
+def test_a_full_disk_is_known_by_the_words_of_the_hubs_downloads(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no room"), storage_errors(tmp_path):
+        raise RuntimeError("CAS service error: No space left on device (os error 28)")
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError("decoder died, exit code: 1"), ValueError("code: 28")]
 )

@@ -103,3 +103,15 @@ def test_no_group_is_too_rare_to_be_measured(target_l0: float, d_sae: int) -> No
     assert spectrum.n_groups > 1
     rarest = min(s * p for s, p in zip(spectrum.sizes, spectrum.frequencies, strict=True))
     assert rarest * 32_768 > 30
+
+
+@pytest.mark.parametrize(("d_sae", "target_l0"), [(768, 12.0), (256, 4.0), (24_576, 320.0)])
+def test_equal_groups_stay_where_fewer_could_not_have_the_l0(d_sae: int, target_l0: float) -> None:
+    spectrum = build_spectrum(d_sae, 10, 0.1, 1e-3, "equal", 1.0, target_l0, 1e-7)
+    assert spectrum.n_groups == 10
+    assert spectrum.l0 == pytest.approx(target_l0)
+
+
+def test_a_group_in_the_middle_may_be_the_rarest() -> None:
+    spectrum = build_spectrum(200, 10, 0.2, 1e-3, "power_law", 1.0, 0.308, 1e-7)
+    assert min(s * p for s, p in zip(spectrum.sizes, spectrum.frequencies, strict=True)) >= 1e-3

@@ -12,13 +12,14 @@ from sae_lens_gba.hub.publishing import Publication, publish
 from sae_lens_gba.saved.files import read_json
 
 # fields of SAELens' metadata that are no text
-_KINDS = {
-    "context_size": int,
-    "disable_concat_sequences": bool,
-    "exclude_special_tokens": bool,
-    "hook_head_index": int,
-    "prepend_bos": bool,
-    "seqpos_slice": list,
+_EXAMPLES: dict[str, tuple[int | bool | list[int] | dict[str, Any], ...]] = {
+    "context_size": (64,),
+    "disable_concat_sequences": (False,),
+    "exclude_special_tokens": (False, [0, 2]),
+    "hook_head_index": (2,),
+    "model_from_pretrained_kwargs": ({"revision": "main"},),
+    "prepend_bos": (False,),
+    "seqpos_slice": ([5, -5],),
 }
 
 logger = logging.getLogger(__name__)
@@ -59,16 +60,16 @@ def _pair(text: str) -> tuple[str | None, str]:
 
 def _metadata(text: str) -> tuple[str, Any]:
     name, value = _assignment(text, "--metadata")
-    kind = _KINDS.get(name)
-    if kind is None:
-        return name, value
-    found: Any = None
+    examples = _EXAMPLES.get(name, ())
+    found: Any = value
     with suppress(json.JSONDecodeError):
-        found = json.loads(value.lower())
-    if type(found) is not kind:  # True is an int
-        example = {int: "64", bool: "false", list: "[5, -5]"}[kind]
+        found = json.loads({"True": "true", "False": "false"}.get(value, value))
+    if not examples:
+        return name, value
+    if type(found) not in map(type, examples):  # True is an int
+        shown = " or ".join(json.dumps(example) for example in examples)
         raise InvalidPublicationError(
-            f"--metadata {text!r} is not possible: write a value such as {name}={example}."
+            f"--metadata {text!r} is not possible: write a value such as {shown}."
         )
     return name, found
 

@@ -40,8 +40,8 @@ class ReportConfig:
             `random_baseline.random_directions`.
         delphi: folder, not there yet, for the first SAE's activations in the form that
             EleutherAI's delphi explains; None leaves it out.
-        ce_tokens: tokens for the CE loss, which needs three full passes of the model; 0 leaves
-            it out.
+        ce_tokens: tokens for the CE loss, which needs three full passes of the model, at most
+            ``n_tokens``; 0 leaves it out.
         context_size: tokens per sequence; None is the SAE's own.
         seed: of the choice of latents and examples.
         autocast: whether the model runs in bfloat16: faster on processors with units for it (AMX,

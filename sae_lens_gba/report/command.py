@@ -71,8 +71,12 @@ def write_report(
     if path.suffix not in (".html", ".htm"):
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
     check_latents_folder(path)
-    saes = load_saes([folder, *(Path(other) for other in compare)], device)
-    said = {} if explanations is None else read_explanations(Path(explanations), saes[0].d_sae)
+    saes = load_saes([folder, *(Path(other).expanduser() for other in compare)], device)
+    said = (
+        {}
+        if explanations is None
+        else read_explanations(Path(explanations).expanduser(), saes[0].d_sae)
+    )
     text = load_text(dataset, saes[0].sae)
     language_model = load_model_of(saes[0].sae, model, device)
     report = collect_report(saes, language_model, text.dataset, text.name, cfg, text.held_out)

@@ -121,15 +121,15 @@ def read_explanations(path: Path, d_sae: int) -> dict[int, str]:
 
 def _read(file: Path) -> dict[int, str]:
     if delphi := _DELPHI_NAME.search(file.name):
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
         return {int(delphi[1]): str(json.loads(content)).strip()}
     if file.suffix == ".json":
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
         return {int(latent): str(said) for latent, said in content.items()}
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         return {}
     opened: Any = gzip.open if file.suffix == ".gz" else open
-    with opened(file, "rt", encoding="utf-8") as lines:
+    with opened(file, "rt", encoding="utf-8-sig") as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     found: dict[int, str] = {}
     for row in rows:  # of several that are said of a latent, the first

@@ -13,8 +13,9 @@ N_PROMOTED = 10
 LOGIT_ROWS = 256
 # hooks of TransformerLens whose values are of the residual stream, or added to it as they are
 _RESIDUAL = re.compile(
-    r"(hook_embed|blocks\.\d+\.(hook_(resid_(pre|mid|post)|(attn|mlp)_(in|out)|in|out)"
-    r"|(attn|mlp)\.hook_out))"
+    r"hook_(pos_)?embed|(pos_)?embed\.hook_out|blocks\.(?P<layer>\d+)\."
+    r"(hook_(resid_(pre|mid|post)|(attn|mlp)_(in|out)|in|out)"
+    r"|ln[12]_post\.hook_out|attn\.hook_result|(?P<part>attn|mlp)\.hook_out)"
 )
 
 
@@ -33,10 +34,10 @@ def logit_lens(
     rows = saved.decoder_rows[list(latents)]
     unembedding: Any = getattr(model, "W_U", None)
     reason = None
-    if _RESIDUAL.fullmatch(saved.hook_name_out) is None:
+    if unembedding is None:
+        reason = "the model has no W_U (load it with TransformerLens)"
+    elif not _is_residual(saved.hook_name_out, model) or unembedding.shape[0] != rows.shape[1]:
         reason = f"{saved.hook_name_out} does not write to the residual stream"
-    elif unembedding is None or unembedding.shape[0] != rows.shape[1]:
-        reason = "the model has no W_U of the SAE's width (load it with TransformerLens)"
     if reason is not None:
         none: list[list[TokenWeight]] = [[]] * len(latents)
         return none, none, [f"No logit lens: {reason}."]
@@ -52,6 +53,15 @@ def logit_lens(
         promoted += _token_weights(logits.topk(n_shown, dim=1), read)
         demoted += _token_weights(logits.topk(n_shown, dim=1, largest=False), read)
     return promoted, demoted, []
+
+
+def _is_residual(hook: str, model: Any) -> bool:
+    found = _RESIDUAL.fullmatch(hook)
+    if found is None or found["part"] is None:
+        return found is not None
+    # a block may have another norm before what it adds
+    block = model.blocks[int(found["layer"])]
+    return not hasattr(block, {"attn": "ln1_post", "mlp": "ln2_post"}[found["part"]])
 
 
 def _through_final_norm(rows: torch.Tensor, model: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -54,8 +54,8 @@ def build_result(
 def ce_batches(ce_tokens: int, context_size: int, n_sequences: int) -> tuple[int, int]:
     """How many batches the CE loss is measured on, of how many sequences each.
 
-    At least one sequence, however long, and no more than the text's ``n_sequences``, after which
-    SAELens would read it once more; none if no tokens are asked for.
+    At least one sequence, however long, and no more than the ``n_sequences`` that the report reads:
+    of a shorter text SAELens would read the same once more. None if no tokens are asked for.
     """
     if ce_tokens == 0:
         return 0, 0

@@ -12,7 +12,8 @@ A checkpoint of a `MultiSAETrainer` has a folder for each SAE, as SAELens has it
 
 import json
 import logging
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,17 @@ _OF_DATA = {
 # what settings hold that come from numpy, such as a learning rate of np.geomspace
 _OF_NUMPY: list[Any] = [np.float64(0).__reduce__()[0], np.dtype]
 _OF_NUMPY += [type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")]
-_NUMPY_SCALARS = torch.serialization.safe_globals(_OF_NUMPY)
 
 AnyTrainer = SAETrainer[Any, Any] | MultiSAETrainer
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def numbers_of_numpy() -> Iterator[None]:
+    """In the block torch reads them, without whatever else a pickle may hold."""
+    known = torch.serialization.get_safe_globals()  # torch forgets what it was told here
+    with torch.serialization.safe_globals([kind for kind in _OF_NUMPY if kind not in known]):
+        yield
 
 
 def parts_of(trainer: AnyTrainer) -> dict[str, SAETrainer[Any, Any]]:
@@ -127,7 +135,7 @@ class Checkpoints:
                 _restore_part(part, resume_from / name)
             _leave_out_past_checkpoints(trainer)
             return
-        with _NUMPY_SCALARS:  # weights_only: tensors and values, nothing that could run
+        with numbers_of_numpy():  # weights_only: tensors and values, nothing that could run
             state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
         self._start = state["start"]
         _require_same("trainer", self._start["settings"], _settings(trainer.cfg), resume_from)
@@ -239,7 +247,7 @@ def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
     saved = read_json(folder / SAE_CFG_FILENAME)
     _require_same("SAE", saved, part.sae.cfg.to_dict(), folder)
     _require_same_parameters(part.sae, folder)
-    with _NUMPY_SCALARS:
+    with numbers_of_numpy():
         part.load_trainer_state(folder)
     part.sae.load_weights_from_checkpoint(folder)
     if isinstance(part.sae, GBATrainingSAE):
@@ -303,7 +311,10 @@ def _require_same(
 
 
 def _live_store(trainer: AnyTrainer) -> ActivationsStore | None:
-    """Whose model makes the batches as they are asked for: the data, or behind a runner's."""
+    """The store whose model makes the batches as they are asked for, if any.
+
+    It is the data provider itself, or the one that its runner wraps.
+    """
     runner = getattr(trainer.save_checkpoint_fn, "__self__", None)
     for store in (trainer.data_provider, getattr(runner, "activations_store", None)):
         if isinstance(store, ActivationsStore) and store.cached_activation_dataset is None:

@@ -25,7 +25,6 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
     fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = "resume"
-# as `sae_lens_gba.report.write_report` writes it
 _REPORT, _REPORT_LATENTS = ("report.html", "report.json"), "report_latents"
 _LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # as on some network file systems
@@ -77,10 +76,14 @@ def remove_checkpoints(folder: Path) -> None:
 
 def _remove_run(folder: Path) -> None:
     remove_checkpoints(folder)
-    beside = (EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME, *_REPORT)
-    for name in (*ALL_FILES, *beside):
+    latents = folder / _REPORT_LATENTS
+    if (folder / EVALUATION_FILENAME).is_file():  # `sae_lens_gba.report.write_report` left it
+        for name in _REPORT:
+            (folder / name).unlink(missing_ok=True)
+        if all(path.suffix == ".js" for path in latents.glob("*")):
+            shutil.rmtree(latents, ignore_errors=True)
+    for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / _REPORT_LATENTS, ignore_errors=True)
 
 
 def _require_unused(folder: Path) -> None:

@@ -49,7 +49,7 @@ def resumable_run(
         folder: for the checkpoints; the run's output folder, best. Made if need be.
         resume: go on from the newest whole checkpoint. Where there is none, the run begins, so
             that a scheduler may start the same script again and again.
-        overwrite: remove an earlier run's SAE and checkpoints first.
+        overwrite: remove an earlier run's SAE, its report and checkpoints first.
         checkpoint_minutes: between two checkpoints; 0 writes them on signals only.
         how_to_resume: for the message to whoever interrupts.
 

@@ -111,8 +111,8 @@ def _explain(error: Exception, repo_id: str, revision: str | None) -> GBAError |
         return None
     reason = f"it answered with {status}" if status else type(error.__cause__ or error).__name__
     return ConnectionFailedError(
-        f"{repo_id} is no folder here, not available from the Hub ({reason}) and not in the cache "
-        "in whole: check the name, the network and HF_HUB_OFFLINE, then load it again."
+        f"{repo_id} is no folder here, not available from the Hub ({reason}) and not completely "
+        "in the cache: check the name, the network and HF_HUB_OFFLINE, then load it again."
     )
 
 

@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{_DAMAGED}."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         json.dumps(content, ensure_ascii=False).encode()  # half a character can't be written
     except (ValueError, RecursionError) as error:  # ValueError: of the encoding as well
         raise DamagedFileError(f"{path} is not valid JSON ({error}): {_DAMAGED}.") from error

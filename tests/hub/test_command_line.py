@@ -82,14 +82,18 @@ def test_ids_for_some_folders_only_are_refused(sae_folder: Path) -> None:
 def test_settings_that_are_no_text_are_published_as_what_they_are(
     hub: LocalHub, sae_folder: Path
 ) -> None:
-    given = ["prepend_bos=False", "context_size=64", "hook_head_index=2", "seqpos_slice=[1, 5]"]
+    given = [
+        "prepend_bos=False", "context_size=64", "hook_head_index=2", "seqpos_slice=[1, 5]",
+        "exclude_special_tokens=[0]", 'model_from_pretrained_kwargs={"revision": "Main"}',
+    ]  # fmt: skip
     run(
         REPO, f"a={sae_folder}", "--endpoint", hub.endpoint, "--token", hub.token,
         "--license", "mit", "--metadata", *given,
     )  # fmt: skip
     metadata = json.loads(hub.repos[REPO].files()["a/cfg.json"])["metadata"]
-    names = ("prepend_bos", "context_size", "hook_head_index", "seqpos_slice")
-    assert [metadata[name] for name in names] == [False, 64, 2, [1, 5]]
+    names = [text.partition("=")[0] for text in given]
+    expected = [False, 64, 2, [1, 5], [0], {"revision": "Main"}]
+    assert [metadata[name] for name in names] == expected
     for wrong in ("prepend_bos=perhaps", "context_size=true", "context_size=1.5"):
         with pytest.raises(InvalidPublicationError, match=f"--metadata '{wrong}' is not possible"):
             run(REPO, sae_folder, "--metadata", wrong)

@@ -76,6 +76,18 @@ def test_what_a_layer_norm_takes_away_promotes_nothing(model: Any) -> None:
     assert max(abs(w.weight) for w in promoted[0]) < 1e-3
 
 
+@pytest.mark.parametrize("model", ["gemma"], indirect=True)
+@pytest.mark.parametrize(
+    ("hook", "is_residual"),
+    [("mlp.hook_out", False), ("attn.hook_out", False), ("ln2_post.hook_out", True)],
+)
+def test_what_another_norm_follows_is_not_added_as_it_is(
+    hook: str, is_residual: bool, model: Any
+) -> None:
+    _, _, notes = lens(model, ROWS, f"blocks.1.{hook}")
+    assert (notes == []) == is_residual
+
+
 @pytest.mark.parametrize("hook", ["blocks.1.attn.hook_z", "blocks.1.ln1.hook_normalized"])
 def test_a_hook_beside_the_residual_stream_has_no_lens(hook: str, model: Any) -> None:
     promoted, _, (note,) = lens(model, ROWS, hook)
@@ -84,5 +96,5 @@ def test_a_hook_beside_the_residual_stream_has_no_lens(hook: str, model: Any) ->
 
 
 def test_a_model_without_an_unembedding_says_so() -> None:
-    _, _, (note,) = lens(SimpleNamespace(), ROWS)
+    _, _, (note,) = lens(SimpleNamespace(), ROWS, "model.layers.8")
     assert "the model has no W_U" in note

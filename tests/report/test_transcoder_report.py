@@ -1,5 +1,6 @@
 """The report of a transcoder that is exact: from each word's embedding to its normalised one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,12 @@ def test_what_can_not_be_had_is_said(folder: Path, collect: Collect) -> None:
     (folder / "cfg.json").write_text(text.replace(f'"{TARGET}"', "null"))
     with pytest.raises(ValueError, match="a transcoder and does not say what it predicts"):
         load_saes([folder])
+
+
+def test_what_it_promotes_is_at_its_target(folder: Path, model: Any, collect: Collect) -> None:
+    cfg = json.loads((folder / "cfg.json").read_text())
+    cfg["metadata"]["hook_name_out"] = "blocks.0.hook_mlp_out"
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    (sae,) = collect(folder, n_tokens=640, n_latents=10).saes
+    for detail in sae.details:
+        assert detail.promoted[0].token == VOCABULARY[detail.latent]

@@ -14,11 +14,12 @@ from sae_lens import (
     SAE,
     CacheActivationsRunner,
     CacheActivationsRunnerConfig,
+    LanguageModelSAETrainingRunner,
 )
 from sae_lens.load_model import load_model
 from safetensors.torch import load_file
 
-from sae_lens_gba import GBATrainingSAE
+from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
 from sae_lens_gba.saved.loading import load, to_training_sae
@@ -306,3 +307,28 @@ def test_texts_may_be_given_beside_the_file_that_they_are_of(
     cfg = language_model_config(tmp_path / "run", sae=sae, dataset_path=path)
     training.train(cfg, model=tiny_hooked_transformer, dataset=tiny_texts)
     assert load(tmp_path / "run").sae.cfg.metadata.dataset_path == cfg.dataset_path
+
+
+@pytest.mark.parametrize("by_train", [True, False])
+def test_prefetched_data_begin_anew_in_a_script_and_it_is_said(
+    by_train: bool, tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def run(resume: bool) -> None:
+        cfg = language_model_config(
+            tmp_path / "run", sae=tiny_config(d_in=D_MODEL), prefetch_llm_batches=1,
+            n_batches_in_buffer=8,
+        )  # fmt: skip
+        given = tiny_hooked_transformer, tiny_texts
+        if by_train:
+            training.train(cfg, model=given[0], dataset=given[1], resume=resume)
+            return
+        with resumable_run(tmp_path / "run", resume=resume):
+            LanguageModelSAETrainingRunner(cfg, given[1], given[0]).run()
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 15)
+        with pytest.raises(SystemExit):
+            run(resume=False)
+    run(resume=True)
+    assert ("the data begin anew" in caplog.text) != by_train

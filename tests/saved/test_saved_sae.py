@@ -94,7 +94,8 @@ def test_an_architecture_that_nobody_registered_is_named(sae_folder: Path) -> No
 def test_the_home_folder_may_be_named_by_its_sign(
     sae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     load(sae_folder).save("~/sae")
     assert (tmp_path / "sae" / "cfg.json").is_file()
