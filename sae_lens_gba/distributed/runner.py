@@ -31,7 +31,6 @@ from sae_lens_gba.distributed.ranks import Ranks, join
 from sae_lens_gba.distributed.trainer import LatentParallelTrainer, replaced
 from sae_lens_gba.provenance import package_versions
 from sae_lens_gba.registration import CLASSES
-from sae_lens_gba.runs.checkpoints import numbers_of_numpy
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 _C = TypeVar("_C")
@@ -122,8 +121,7 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
             trainer.save_checkpoint_fn,
         )
         if self._resume_from is not None:
-            with numbers_of_numpy():
-                together.load_trainer_state(self._resume_from)
+            together.load_trainer_state(self._resume_from)
             together.sae.load_weights_from_checkpoint(self._resume_from)
             self._skip_data_seen_before(Path(self._resume_from))
         together.checkpoint_every(self.checkpoint_minutes, self.resume_folder)

@@ -72,11 +72,9 @@ def write_report(
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
     check_latents_folder(path)
     saes = load_saes([folder, *(Path(other).expanduser() for other in compare)], device)
-    said = (
-        {}
-        if explanations is None
-        else read_explanations(Path(explanations).expanduser(), saes[0].d_sae)
-    )
+    said: dict[int, str] = {}
+    if explanations is not None:
+        said = read_explanations(Path(explanations).expanduser(), saes[0].d_sae)
     text = load_text(dataset, saes[0].sae)
     language_model = load_model_of(saes[0].sae, model, device)
     report = collect_report(saes, language_model, text.dataset, text.name, cfg, text.held_out)

@@ -80,7 +80,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def numbers_of_numpy() -> Iterator[None]:
+def _numbers_of_numpy() -> Iterator[None]:
     """In the block torch reads them, without whatever else a pickle may hold."""
     known = torch.serialization.get_safe_globals()  # torch forgets what it was told here
     with torch.serialization.safe_globals([kind for kind in _OF_NUMPY if kind not in known]):
@@ -135,7 +135,7 @@ class Checkpoints:
                 _restore_part(part, resume_from / name)
             _leave_out_past_checkpoints(trainer)
             return
-        with numbers_of_numpy():  # weights_only: tensors and values, nothing that could run
+        with _numbers_of_numpy():  # weights_only: tensors and values, nothing that could run
             state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
         self._start = state["start"]
         _require_same("trainer", self._start["settings"], _settings(trainer.cfg), resume_from)
@@ -247,7 +247,7 @@ def _restore_part(part: SAETrainer[Any, Any], folder: Path) -> None:
     saved = read_json(folder / SAE_CFG_FILENAME)
     _require_same("SAE", saved, part.sae.cfg.to_dict(), folder)
     _require_same_parameters(part.sae, folder)
-    with numbers_of_numpy():
+    with _numbers_of_numpy():
         part.load_trainer_state(folder)
     part.sae.load_weights_from_checkpoint(folder)
     if isinstance(part.sae, GBATrainingSAE):
