@@ -74,6 +74,11 @@ class CalibratedBiases(GBAParameters):
                 self._in_training = state
         return super().train(mode)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether biases and frequencies are those of a calibration, not of the last adaptation."""
+        return self._calibration is not None
+
     def settle(self) -> None:
         """Make calibrated biases the SAE's own, as at the end of training.
 

@@ -83,8 +83,9 @@ class LatentSlice(GBATrainingSAE):
         if whole is not None:
             require_gba(whole.cfg)
             group = whole.adapter.group.cpu()
-            said = (whole.cfg.architecture(), _settings(whole.cfg), group)
-        architecture, cfg, group = ranks.from_rank(0, said)
+            follows = whole._encoder_follows_decoder
+            said = (whole.cfg.architecture(), _settings(whole.cfg), group, follows)
+        architecture, cfg, group, follows = ranks.from_rank(0, said)
         if len(group) < ranks.world:
             raise ValueError(
                 f"d_sae={len(group)} is not possible on {ranks.world} ranks: start at most as many "
@@ -99,6 +100,8 @@ class LatentSlice(GBATrainingSAE):
         part = slice_class(slice_config(**{**cfg, **own}))
         part.share = part.adapter.share = share
         part.adapter.spectrum = spectrum
+        if not follows:  # it was folded
+            part._free_encoder()
         part.fill(whole)
         return part
 

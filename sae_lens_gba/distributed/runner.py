@@ -102,14 +102,25 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         super().__init__(cfg, override_sae=sae, **overrides)
         for store in self.stores():
             store.dataset = part_of_dataset(store.dataset, ranks)
-            store.cached_activation_dataset = part_of_dataset(
-                store.cached_activation_dataset, ranks
-            )
+            cached = part_of_dataset(store.cached_activation_dataset, ranks)
+            if cached is not None and len(cached) < store.store_batch_size_prompts:
+                raise ValueError(
+                    f"store_batch_size_prompts={store.store_batch_size_prompts} is not possible: "
+                    f"a rank has {len(cached)} of the cached contexts; give at most that, or start "
+                    "fewer ranks."
+                )
+            store.cached_activation_dataset = cached
         self.activations_store.train_batch_size_tokens = ranks.part_of(cfg.train_batch_size_tokens)
 
     def stores(self) -> list[ActivationsStore]:
         """Those whose rows are divided among the ranks."""
         return [self.activations_store]
+
+    @override
+    def run(self) -> Any:
+        if self._resume_from is not None:  # now, before a thread prefetches
+            self._skip_data_seen_before(Path(self._resume_from))
+        return super().run()
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer[Any, Any]) -> Any:
@@ -123,7 +134,6 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         if self._resume_from is not None:
             together.load_trainer_state(self._resume_from)
             together.sae.load_weights_from_checkpoint(self._resume_from)
-            self._skip_data_seen_before(Path(self._resume_from))
         together.checkpoint_every(self.checkpoint_minutes, self.resume_folder)
         sae = together.fit()
         # run() asks this one for what it saves along
@@ -146,9 +156,14 @@ class LatentParallelRunner(LanguageModelSAETrainingRunner):
         with prefetched.paused() if prefetched else nullcontext():
             vars(store)["get_batch_tokens"] = tokens_of_rank_0
             try:
-                return self.evaluator(sae, store, scaler)
+                found = self.evaluator(sae, store, scaler)
             finally:
                 del vars(store)["get_batch_tokens"]
+        of_own_latents = found.get("sparsity", {})
+        for name in {"l0", "l1"} & set(of_own_latents):
+            value = torch.tensor(of_own_latents[name], device=self.ranks.device)
+            of_own_latents[name] = float(self.ranks.sum_(value))
+        return found
 
     @override
     def save_checkpoint(self, checkpoint_path: Path | None) -> None:

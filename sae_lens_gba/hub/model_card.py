@@ -114,6 +114,9 @@ def _measured_groups(
     """The groups with their frequencies on the evaluation's text, where it has them."""
     if frequencies is None or len(frequencies) != len(groups):
         return groups
+    for frequency in [*frequencies]:
+        if not isinstance(frequency, int | float):
+            raise TypeError(f"a frequency of a group is a {type(frequency).__name__}")
     return [
         {**group, "measured_frequency": frequency}
         for group, frequency in zip(groups, frequencies, strict=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 from sae_lens_gba.errors import InvalidPublicationError, brief
+from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME
 from sae_lens_gba.saved.saved_sae import SavedSAE
 
 MAX_FILE_BYTES = 50 * 1000**3  # the Hub's own limit for one file
@@ -198,6 +199,11 @@ def check_no_private_values(content: object, name: str) -> None:
                 "if the file was ever shared."
             )
         if _LOCAL_PATH.search(value):
+            if field.startswith("metadata.gba.evaluation."):
+                raise InvalidPublicationError(
+                    f"{name} has a path of this machine from its evaluation, {field}={value!r}: "
+                    f"edit {EVALUATION_FILENAME} beside the SAE, or pass evaluations={{...}}."
+                )
             whole = re.split(r"[.\[]", field.removeprefix("metadata."))[0]
             is_whole = field.removeprefix("metadata.") == whole
             other = in_metadata(whole, "...") if is_whole else f"pass metadata={{{whole!r}: ...}}"

@@ -74,7 +74,7 @@ def write_report(
     saes = load_saes([folder, *(Path(other).expanduser() for other in compare)], device)
     said: dict[int, str] = {}
     if explanations is not None:
-        said = read_explanations(Path(explanations).expanduser(), saes[0].d_sae)
+        said = read_explanations(Path(explanations).expanduser(), saes[0].d_sae, saes[0].hook_name)
     text = load_text(dataset, saes[0].sae)
     language_model = load_model_of(saes[0].sae, model, device)
     report = collect_report(saes, language_model, text.dataset, text.name, cfg, text.held_out)

@@ -7,6 +7,7 @@ Neuronpedia or a person says of the latents, `read_explanations` reads.
 import gzip
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sae_lens_gba.saved.saved_sae import SavedSAE
 
 LATENTS_PER_FILE = 4096
 _DELPHI_NAME = re.compile(r"latent(\d+)\.txt$")
+_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def check_export_folder(folder: Path) -> None:
@@ -76,7 +78,7 @@ def export_for_delphi(
         (module / "config.json").write_text(json.dumps(config, indent=4), encoding="utf-8")
 
 
-def read_explanations(path: Path, d_sae: int) -> dict[int, str]:
+def read_explanations(path: Path, d_sae: int, hook_name: str | None = None) -> dict[int, str]:
     """What is said of latents, by index.
 
     Args:
@@ -84,22 +86,33 @@ def read_explanations(path: Path, d_sae: int) -> dict[int, str]:
             ``.jsonl`` or ``.jsonl.gz`` or a folder of them, with ``index`` and ``description`` in
             each line; or a ``.json`` of your own, ``{"12": "months of the year"}``.
         d_sae: how many latents there are.
+        hook_name: whose they are, where delphi explained several.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: it is of none of these forms, or names a latent that is not there.
+        ValueError: it is of none of these forms, names a latent that is not there, or is of other
+            hooks.
     """
     if path.is_dir():
         files = sorted(
             p for p in path.iterdir() if p.name.endswith((".txt", ".jsonl", ".jsonl.gz"))
         )
+        names = (_DELPHI_NAME.split(p.name) for p in files)
+        hooks = {name[0] for name in names if len(name) > 1}
+        if len(hooks) > 1:
+            if f"{hook_name}_" not in hooks:
+                raise ValueError(
+                    f"explanations={path} are of {sorted(hook.rstrip('_') for hook in hooks)}, the "
+                    f"SAE is at {hook_name}: give a folder of its own alone."
+                )
+            files = [p for p in files if p.name.startswith(f"{hook_name}_latent")]
     else:
         files = [path]
     found: dict[int, str] = {}
     for file in files:
         try:
             found.update(_read(file))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, *_DAMAGED) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"explanations={file} can't be read ({reason}): give delphi's folder of "
@@ -133,5 +146,6 @@ def _read(file: Path) -> dict[int, str]:
         rows = [json.loads(line) for line in lines if line.strip()]
     found: dict[int, str] = {}
     for row in rows:  # of several that are said of a latent, the first
-        found.setdefault(int(row["index"]), str(row["description"]).strip())
+        if row["description"] is not None:
+            found.setdefault(int(row["index"]), str(row["description"]).strip())
     return found

@@ -112,6 +112,8 @@ def record_training(
             earlier = TrainingRecord.load(folder)
 
     def look(*_: Any) -> None:
+        if sae.is_calibrated:  # it is evaluated, or over: in training it was otherwise
+            return
         period = adapter.adapt_every_n_steps
         step = adapter.steps_taken // period * period
         if step > (record.step[-1] if record.step else started_at):

@@ -330,3 +330,16 @@ def fit_beside_one_process(rank: int, folder: Path, cases: list[dict[str, Any]])
                 weights.append(load_file(folder / name / "sae_weights.safetensors"))
             far.append(max(float((weights[0][k] - w).abs().max()) for k, w in weights[1].items()))
     return far
+
+
+def train_twice(rank: int, how: str) -> float:
+    """An SAE that ranks trained is folded and trained once more; its L0, on rank 0."""
+    settings = {"normalize_activations": "expected_average_only_in"} if how == "normalised" else {}
+    with join() as ranks:
+        sae: Any = trainer_on(ranks, whole_sae(**settings), 30).fit()
+        if how == "folded" and rank == 0:
+            sae.fold_W_dec_norm()
+        own = LatentSlice.of(sae if rank == 0 else None, ranks)
+        trainer = LatentParallelTrainer(trainer_config(30), own, part_of(samples(2), ranks))
+        sae = trainer.fit()
+        return float(sae.stock_metadata().gba["l0"]["measured"]) if rank == 0 else 0.0

@@ -8,7 +8,11 @@ import torch
 
 from sae_lens_gba.distributed import Ranks
 from sae_lens_gba.distributed.share import LatentShare
-from tests.distributed.ranks_do import fit_beside_one_process, train_beside_one_process
+from tests.distributed.ranks_do import (
+    fit_beside_one_process,
+    train_beside_one_process,
+    train_twice,
+)
 from tests.distributed.several import results
 from tests.toolbox import tiny_config
 
@@ -85,3 +89,9 @@ def test_every_rank_has_its_share_of_what_fires(d_sae: int, l0: float, world: in
     for index in share.indices:
         assert float(frequency[index].sum()) == pytest.approx(l0 / world, rel=0.02)
         assert len(index) == pytest.approx(d_sae / world, abs=1)
+
+
+@pytest.mark.parametrize("how", ["normalised", "folded"])
+def test_ranks_take_over_an_sae_that_was_folded(how: str, tmp_path: Path) -> None:
+    first, *_ = results(train_twice, 2, tmp_path / "said", how)
+    assert first == pytest.approx(4.0, rel=0.05)

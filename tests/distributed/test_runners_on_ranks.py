@@ -82,7 +82,11 @@ def test_ranks_that_are_killed_go_on_from_the_last_checkpoint_in_time(
     assert SAE.load_from_disk(tmp_path / "out").cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
 
 
-@pytest.mark.parametrize("of", [[], TRANSCODER], ids=["SAE", "transcoder"])
+@pytest.mark.parametrize(
+    "of",
+    [[], TRANSCODER, ["--prefetch_llm_batches", "2", "--n_batches_in_buffer", "64"]],
+    ids=["SAE", "transcoder", "prefetched"],
+)
 def test_a_run_of_two_ranks_is_stopped_and_goes_on_with_three_and_with_one(
     tmp_path: Path, tiny_llm_folder: Path, of: list[str]
 ) -> None:

@@ -99,11 +99,11 @@ def test_settings_that_are_no_text_are_published_as_what_they_are(
             run(REPO, sae_folder, "--metadata", wrong)
 
 
-def measured(folder: Path, tmp_path: Path) -> Path:
+def measured(folder: Path, tmp_path: Path, dataset: str = "news") -> Path:
     """A copy of an SAE with a measurement beside it."""
     copy = Path(shutil.copytree(folder, tmp_path / "measured"))
     metrics = Metrics(0.7, 3.0, 2.9, 3.0, 1, None, None, None, None)
-    provenance = Provenance("now", {}, "news", True, 1000, 0, 16, 0, 1.0)
+    provenance = Provenance("now", {}, dataset, True, 1000, 0, 16, 0, 1.0)
     Evaluation(1, metrics, [0.1, 0.1, 0.1, 0.1], provenance, weights_sha256(copy)).save(copy)
     return copy
 
@@ -130,3 +130,11 @@ def test_a_measurement_of_other_weights_is_not_published(
     write_checksums(folder)
     with pytest.raises(InvalidPublicationError, match=r"measured on other weights.*report"):
         run(REPO, f"a={folder}", "--endpoint", hub.endpoint, "--dry-run")
+
+
+def test_a_path_in_a_measurement_is_named_with_a_remedy_that_helps(
+    sae_folder: Path, tmp_path: Path
+) -> None:
+    folder = measured(sae_folder, tmp_path, dataset="/data/my texts/held_out")
+    with pytest.raises(InvalidPublicationError, match=r"edit evaluation.json .* evaluations="):
+        run(REPO, folder, "--license", "mit", "--dry-run")

@@ -153,6 +153,14 @@ def measured_cfg() -> dict[str, Any]:
     return content
 
 
+@pytest.mark.parametrize("frequencies", [["a", "b"], {"a": 1, "b": 2}])
+def test_frequencies_that_are_no_numbers_are_named(frequencies: Any) -> None:
+    content = measured_cfg()
+    content["metadata"]["gba"]["evaluation"]["group_frequency"] = frequencies
+    with pytest.raises(TypeError, match="a frequency of a group is a str"):
+        CardEntry.from_cfg("a", content, None)
+
+
 def test_of_a_measured_sae_every_figure_is_that_measurements() -> None:
     entry = CardEntry.from_cfg("a", measured_cfg(), None)
     assert (entry.l0, entry.explained_variance, entry.ce_recovered) == (0.802, 0.69, 0.91)

@@ -108,3 +108,28 @@ def test_the_page_shows_explanations(
     columns = {c["title"]: c["values"] for c in latent_columns(sae, 0, range(N_LATENTS))}
     assert columns["explanation"][5] == "the third <b>word</b>"
     assert "<b>word</b>" not in (tmp_path / "page.html").read_text()
+
+
+def test_of_explanations_of_several_hooks_the_saes_own_are_read(tmp_path: Path) -> None:
+    for layer in (5, 6):
+        (tmp_path / f"blocks.{layer}.hook_resid_post_latent3.txt").write_text(f'"of {layer}"')
+    for layer in (5, 6):
+        found = read_explanations(tmp_path, 48, f"blocks.{layer}.hook_resid_post")
+        assert found == {3: f"of {layer}"}
+    with pytest.raises(ValueError, match=r"are of \['blocks.5.hook_resid_post', .* at h: give"):
+        read_explanations(tmp_path, 48, "h")
+
+
+@pytest.mark.parametrize("cut", [0, 20])
+def test_an_export_that_arrived_damaged_is_named(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "batch-0.jsonl.gz"
+    whole = gzip.compress(b'{"index": "3", "description": "months"}' * 10)
+    path.write_bytes(whole[:cut] or b"no gzip at all")
+    with pytest.raises(ValueError, match=r"batch-0.jsonl.gz can't be read"):
+        read_explanations(path, 48)
+
+
+def test_a_latent_of_which_nothing_is_said_has_no_explanation(tmp_path: Path) -> None:
+    rows = [{"index": "3", "description": None}, {"index": "4", "description": "numbers"}]
+    (tmp_path / "one.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert read_explanations(tmp_path / "one.jsonl", 48) == {4: "numbers"}

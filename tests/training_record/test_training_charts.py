@@ -70,6 +70,23 @@ def test_targets_are_those_of_the_moment(trained: Trained) -> None:
     torch.testing.assert_close(times[0], torch.full((3,), expected[0] / 3), rtol=1e-3, atol=0)
 
 
+def test_biases_that_were_calibrated_for_an_evaluation_are_not_taken_down(
+    trained: Trained,
+) -> None:
+    sae, x = new_sae(), next(mixture(3, BATCH, d_in=8))
+    trainer = make_trainer(sae, STEPS, mixture(1, BATCH, d_in=8), batch=BATCH)
+    with record_training(sae) as record:
+        for step in range(STEPS):
+            trainer.step(next(trainer.data_provider))
+            if step + 1 == 2 * PERIOD:  # right after an adaptation
+                sae.eval()
+                sae.encode(x)
+                sae.train()
+        sae.settle()  # as at saving
+    assert record.step == trained[1].step
+    assert record.l0 == trained[1].l0
+
+
 def test_a_run_that_goes_on_has_one_record(trained: Trained, tmp_path: Path) -> None:
     sae = new_sae()
     for _ in range(2):
