@@ -193,7 +193,8 @@ class Benchmark:
 
     def samples(self) -> Samples:
         config = self.config
-        sizes = [config.n_features, config.d_in, config.pool_steps * config.batch_size]
+        world = [config.n_features, config.n_roots, config.d_in]
+        sizes = [*world, config.pool_steps * config.batch_size]
         file = self.folder / f"samples_{'_'.join(map(str, sizes))}.npy"
         return Samples(stored_samples(self.model, config, file), config.batch_size)
 

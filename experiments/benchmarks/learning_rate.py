@@ -108,7 +108,8 @@ def run(config: Config) -> Tables:
             del row["rates"]
             spec = recommended_gba(case.d_sae, dict(config.target_l0)[case.data])
             held_out = list(data[case.data].held_out.shape)
-            key = {**row, "tokens": config.train_tokens, "held_out": held_out, "spec": spec}
+            text = {"hook_name": config.hook_name, "context": config.context}
+            key = {**row, **text, "tokens": config.train_tokens, "held_out": held_out, "spec": spec}
             train = partial(_trained, config, case, row, data[case.data], spec)
             rows.append(once(folder, key, train))
             logging.info("%s", rows[-1])

@@ -198,6 +198,8 @@ _KEY = (
     "batch_size",
     "train_tokens",
     "held_out_tokens",
+    "ce_contexts",
+    "context",
 )
 
 

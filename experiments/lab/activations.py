@@ -7,6 +7,7 @@ loss; hence this cache of one pass.
 
 import logging
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -58,8 +59,11 @@ def cached_activations(
 ) -> dict[str, torch.Tensor]:
     """Activations at every hook point, BOS left out, bfloat16, each (n, d_in).
 
-    Those in ``path`` are read; the others are computed in one pass and added to it.
+    Those in ``path``, to whose name that of the model and the tokens is added, are read; the others
+    are computed in one pass and added to it.
     """
+    of_these = sha256(tokens.numpy().tobytes() + str(model.cfg.model_name).encode()).hexdigest()
+    path = path.with_name(f"{path.stem}_{of_these[:12]}{path.suffix}")
     stored = load_file(path) if path.is_file() else {}
     missing = [name for name in hook_names if name not in stored]
     if not missing:

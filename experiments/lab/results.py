@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 import torch
 
 from sae_lens_gba.atomic_write import write_atomically
-from sae_lens_gba.provenance import package_versions, utc_now
+from sae_lens_gba.provenance import package_versions, utc_now, utc_time
 
 RESULTS = Path(__file__).parents[1] / "results"
+
+_made: list[dict[str, str | None]] = []  # of what `once` gave since the last result was written
 
 T = TypeVar("T")
 Tables = dict[str, list[dict[str, Any]]]
@@ -44,7 +46,7 @@ def write_result(
     result = {
         "experiment": experiment,
         "config": asdict(config),
-        "provenance": origin,
+        "provenance": origin | _computed(),
         **({"earlier": earlier} if earlier else {}),
         **tables,
     }
@@ -89,11 +91,24 @@ def once(folder: Path, key: dict[str, Any], compute: Callable[[], T]) -> T:
     """
     path = result_folder(folder, key).with_suffix(".json")
     if not path.is_file():
-        text = json.dumps({"key": key, "value": compute()})
+        made = {"date": utc_now(), "git_commit": _git("rev-parse", "HEAD")}
+        text = json.dumps({"key": key, "value": compute(), "made": made})
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write_text(text))
-    value: T = json.loads(path.read_text())["value"]
+    content = json.loads(path.read_text())
+    _made.append(content.get("made") or {"date": utc_time(path.stat().st_mtime)})
+    value: T = content["value"]
     return value
+
+
+def _computed() -> dict[str, Any]:
+    """When the rows that `once` gave were computed, and with which commits, as far as is known."""
+    if not _made:
+        return {}
+    dates = sorted(str(one["date"]) for one in _made)
+    commits = sorted({str(one.get("git_commit")) for one in _made})
+    _made.clear()
+    return {"rows_computed": {"from": dates[0], "to": dates[-1], "git_commits": commits}}
 
 
 def result_folder(folder: Path, key: dict[str, Any]) -> Path:

@@ -76,6 +76,8 @@ def test_activations_of_another_hook_point_are_added_to_those_that_are_there(
     both = cached_activations(tiny_bridge, tokens, HOOKS, path)
     assert torch.equal(both[HOOKS[0]], first[HOOKS[0]])
     assert both[HOOKS[1]].shape == (tokens.shape[0] * 11, D_MODEL)
+    other = cached_activations(tiny_bridge, tokens.flip(0), HOOKS[:1], path)  # as many tokens
+    assert not torch.equal(other[HOOKS[0]], first[HOOKS[0]])
     monkeypatch.setattr(tiny_bridge, "run_with_cache", None)
     again = cached_activations(tiny_bridge, tokens, HOOKS[1:], path)
     assert torch.equal(again[HOOKS[1]], both[HOOKS[1]])

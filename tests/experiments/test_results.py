@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from experiments.lab.command_line import run_experiments
 from experiments.lab.results import (
     Tables,
     mean_and_deviation,
+    once,
     provenance,
+    result_folder,
     update_result,
     write_result,
 )
@@ -149,3 +152,21 @@ def test_one_method_can_be_measured_anew(tmp_path: Path) -> None:
     assert [row["method"] for row in result["rows"]] == ["a", "b"]
     assert result["config"]["methods"] == ["a", "b"]
     assert set(result["earlier"]) == {"a"}
+
+
+def test_when_rows_were_computed_is_said_where_they_were_kept(tmp_path: Path) -> None:
+    once(tmp_path / "cache", {"a": 1}, lambda: [3])
+    of_before = result_folder(tmp_path / "cache", {"a": 2}).with_suffix(".json")
+    of_before.write_text('{"key": {"a": 2}, "value": [4]}')
+    os.utime(of_before, (1e9, 1e9))  # without a word on where it comes from
+    path = tmp_path / "name.json"
+    rows = [{"kept": once(tmp_path / "cache", {"a": n}, lambda: [0])[0]} for n in (1, 2)]
+    write_result(path, "name", Config(), {"rows": rows}, provenance())
+    content = json.loads(path.read_text())
+    assert content["rows"] == [{"kept": 3}, {"kept": 4}]
+    computed = content["provenance"]["rows_computed"]
+    assert computed["from"] == "2001-09-09T01:46:40+00:00"
+    assert computed["to"] >= computed["from"]
+    assert set(computed["git_commits"]) == {str(provenance()["git_commit"]), "None"}
+    write_result(path, "name", Config(), {"rows": []}, provenance())
+    assert "rows_computed" not in json.loads(path.read_text())["provenance"]
