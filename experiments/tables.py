@@ -370,6 +370,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": (
         "synthsaebench.json synthsaebench_lower_rate.json synthsaebench_long.json "
+        "synthsaebench_long_lower_rate.json "
         "synthsaebench_other_l0s.json synthsaebench_others.json synthsaebench_matryoshka.json "
         "synthsaebench_full_width.json",
         synthsaebench,

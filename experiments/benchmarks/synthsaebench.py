@@ -82,9 +82,17 @@ class Config:
     held_out: int = 20_480
 
 
-LOWER_RATE = Config((Run(HIERARCHIES, 5_000, 3e-3), Run("gba", 5_000, 3e-3)))
+LOWER_RATE = Config(
+    (
+        Run(HIERARCHIES, 5_000, 3e-3),
+        *(Run(HIERARCHIES, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)),
+        Run(HIERARCHIES, 5_000, 7.5e-4),
+        *(Run("gba", 5_000, rate) for rate in (3e-3, 1.5e-3)),
+    )
+)
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
+LONG_LOWER_RATE = Config((Run(HIERARCHIES, 20_000, 1e-3),))
 OTHER_L0S = Config(tuple(Run(HIERARCHIES, 5_000, 1e-2, l0_asked=l0) for l0 in (20.0, 30.0)))
 # with as many samples as there is time for: each architecture's best rate is to be taken
 OTHERS = Config(
@@ -160,6 +168,7 @@ def main() -> None:
             "synthsaebench": Config(),
             "synthsaebench_lower_rate": LOWER_RATE,
             "synthsaebench_long": LONG,
+            "synthsaebench_long_lower_rate": LONG_LOWER_RATE,
             "synthsaebench_other_l0s": OTHER_L0S,
             "synthsaebench_others": OTHERS,
             "synthsaebench_matryoshka": MATRYOSHKA,
