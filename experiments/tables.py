@@ -37,6 +37,7 @@ NAMES = {
     "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
     "random directions": "random directions", "gba_transcoder": "GBA",
     "gba_skip_transcoder": "GBA with skip", "gba, hierarchies": "GBA, for hierarchies",
+    "gba, 3.4 to 1.6": "GBA, targets from 3.4 to 1.6 times",
 }  # fmt: skip
 
 
@@ -369,7 +370,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": (
-        "synthsaebench.json synthsaebench_lower_rate.json synthsaebench_long.json "
+        "synthsaebench.json synthsaebench_lower_rate.json synthsaebench_from_higher.json "
+        "synthsaebench_long.json "
         "synthsaebench_long_lower_rate.json "
         "synthsaebench_other_l0s.json synthsaebench_others.json synthsaebench_matryoshka.json "
         "synthsaebench_full_width.json",
