@@ -34,7 +34,6 @@ from experiments.lab.training import (
 from sae_lens_gba import resumable_run
 from sae_lens_gba.demo.model import default_cache_dir
 
-
 # targets from 3.4 to 1.6 times those asked for, where `HIERARCHIES` has 2.4 and 1.3
 LONGER_FALL = "gba, 3.4 to 1.6"
 
