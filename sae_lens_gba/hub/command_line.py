@@ -60,12 +60,12 @@ def _pair(text: str) -> tuple[str | None, str]:
 
 def _metadata(text: str) -> tuple[str, Any]:
     name, value = _assignment(text, "--metadata")
-    examples = _EXAMPLES.get(name, ())
+    examples = _EXAMPLES.get(name)
+    if examples is None:
+        return name, value
     found: Any = value
     with suppress(json.JSONDecodeError):
         found = json.loads({"True": "true", "False": "false"}.get(value, value))
-    if not examples:
-        return name, value
     if type(found) not in map(type, examples):  # True is an int
         shown = " or ".join(json.dumps(example) for example in examples)
         raise InvalidPublicationError(
