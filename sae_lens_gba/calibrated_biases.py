@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 OTHER_L0S = tuple(2 ** (i / 2) for i in range(-6, 5))
 # pairs of sample and latent that are looked at when thresholds move, relative to those that fire
 _MOST_PAIRS = 3
-# those take more pairs of sample and latent than the one L0: fewer samples, to a percent or so
+# the other L0s take more pairs of sample and latent than the one: fewer samples, to a percent or so
 _SAMPLES_FOR_OTHERS = 8192
 
 

@@ -115,26 +115,20 @@ class RecentSamples:
         while len(self) - len(self.batches[0]) >= self.capacity:
             self.batches.popleft()
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The samples in one tensor, (n, d_in), and how many of them are of each batch."""
+    def save(self, folder: Path) -> None:
+        """As ``recent_samples.safetensors`` of a checkpoint: one tensor, and the batches' sizes."""
         samples = torch.cat(list(self.batches)) if self.batches else torch.empty(0, 0)
         sizes = torch.tensor([len(b) for b in self.batches], dtype=torch.int64)
-        return {"samples": samples, "sizes": sizes}
-
-    def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """What `state` gave, in place of what is held."""
-        sizes: list[int] = state["sizes"].tolist()
-        batches = state["samples"].split(sizes) if sizes else ()
-        self.batches = deque(batch.clone() for batch in batches)
-
-    def save(self, folder: Path) -> None:
-        """As ``recent_samples.safetensors`` of a checkpoint."""
-        save_file(self.state(), folder / SAMPLES_FILENAME)
+        save_file({"samples": samples, "sizes": sizes}, folder / SAMPLES_FILENAME)
 
     def load(self, folder: Path, device: torch.device) -> None:
         """What a checkpoint has of them, in place of what is held; SAELens' own have none."""
-        if (folder / SAMPLES_FILENAME).is_file():
-            self.restore(load_file(folder / SAMPLES_FILENAME, device=str(device)))
+        if not (folder / SAMPLES_FILENAME).is_file():
+            return
+        saved = load_file(folder / SAMPLES_FILENAME, device=str(device))
+        sizes: list[int] = saved["sizes"].tolist()
+        batches = saved["samples"].split(sizes) if sizes else ()
+        self.batches = deque(batch.clone() for batch in batches)
 
 
 def collect_margins(

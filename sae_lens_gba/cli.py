@@ -16,10 +16,8 @@ import sae_lens.llm_sae_training_runner as saelens
 import torch
 
 from sae_lens_gba.errors import GBAError
-from sae_lens_gba_command import COMMANDS, main, train_flags
+from sae_lens_gba_command import COMMANDS, train_flags
 from sae_lens_gba_command.parsers import is_given
-
-__all__ = ["main", "run", "train"]
 
 
 def run(command: str, arguments: list[str], flags: argparse.Namespace) -> int:

@@ -88,7 +88,7 @@ def build_spectrum(
     sizing: GroupSizing = "power_law",
     exponent: float = 1.0,
     target_l0: float | None = None,
-    floor: float = 1e-6,
+    floor: float = 1e-7,
 ) -> FrequencySpectrum:
     """The spectrum for the frequencies as given, or for a requested L0.
 

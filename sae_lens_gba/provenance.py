@@ -1,6 +1,5 @@
 """When a result was made, and with what."""
 
-import time
 from datetime import datetime, timezone
 from importlib.metadata import version
 
@@ -14,9 +13,4 @@ def package_versions() -> dict[str, str]:
 
 def utc_now() -> str:
     """ISO 8601, to the second."""
-    return utc_time(time.time())
-
-
-def utc_time(seconds: float) -> str:
-    """`utc_now` of another moment, in seconds since the epoch."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -47,7 +47,6 @@ class BiasAdaptationHook:
 
     def __init__(self, sae: TrainingSAE[Any], settings: AdaptationSettings):
         self.sae = sae
-        self.settings = settings
         self._handles: list[RemovableHandle] = []
         spectrum = settings.spectrum_of(sae.cfg.d_sae)
         self.adapter = BiasAdapter(

@@ -219,7 +219,7 @@ def test_samples_that_can_not_be_normalised_are_named() -> None:
         sae.training_forward_pass(step_input=TrainStepInput(batch, {}, None, 0, False))
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_training_does_not_depend_on_the_unit_of_the_inputs(factor: float) -> None:
     x = next(mixture(5, batch=4 * CHUNK_ROWS)).double()
     results = []

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.cli import main
 from sae_lens_gba.demo import config, run, text
 from sae_lens_gba.demo import model as demo_model
 from sae_lens_gba.demo.wheels import files_of_wheel
+from sae_lens_gba_command import main
 from tests.toolbox import D_MODEL, mixture, tiny_config
 
 HOOK = "blocks.0.hook_resid_post"

@@ -74,7 +74,7 @@ def test_one_group_gets_target_l0_over_d_sae() -> None:
     assert build_spectrum(100, 1, 0.2, 0.1, target_l0=4.0).frequencies == (0.04,)
 
 
-@pytest.mark.parametrize("target", [30.0, 1e-5])
+@pytest.mark.parametrize("target", [30.0, 1e-6])
 def test_an_unreachable_target_l0_names_the_nearest_possible_value(target: float) -> None:
     with pytest.raises(ValueError, match="nearest possible value is") as caught:
         build_spectrum(100, 5, 0.2, 0.1, target_l0=target)

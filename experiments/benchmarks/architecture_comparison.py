@@ -35,9 +35,9 @@ from experiments.lab.training import (
     HIERARCHIES,
     RANDOM,
     Row,
-    TrainingSettings,
     best_rate,
     build_sae,
+    falling,
     gba_for_hierarchies,
     of_saelens,
     random_directions,
@@ -202,17 +202,9 @@ class Benchmark:
         """The row of one run."""
         config = self.config
         label = {"method": name, "learning_rate": rate, "seed": seed, "steps": steps}
-        # after SAELens' default of 1,000 steps few latents of TopK architectures are revived
-        window = max(1, steps // 20)
+        settings = falling(steps, config.batch_size, rate)
 
         def compute() -> Row:
-            settings = TrainingSettings(
-                steps,
-                config.batch_size,
-                rate,
-                decay_steps=steps // 4,
-                dead_feature_window=window,
-            )
             sae = build_sae(spec, config.d_in, seed, steps)
             (seconds,) = train_together([sae], self.samples(), settings)
             measured = measure(stock_form(sae), self.model, config.held_out)
@@ -220,6 +212,7 @@ class Benchmark:
             logging.info("%s", row)
             return row
 
+        window = settings.dead_feature_window
         key = {**label, "spec": spec, "config": self._data(), "dead_feature_window": window}
         return once(self.folder, key, compute)
 

@@ -20,11 +20,11 @@ from experiments.benchmarks.training_throughput import Case, architectures, make
 from experiments.lab.command_line import run_experiments
 from experiments.lab.results import Tables
 from sae_lens_gba import GBATrainingSAEConfig
+from sae_lens_gba.distributed.plan import Plan
 
 WARM_UP = 3
-# products a second, and bytes a second, of an H100 SXM at its peak
+# operations a second of an H100 SXM at its peak
 FLOPS = {"float32": 67e12, "tf32": 494e12, "bfloat16 autocast": 989e12}
-BANDWIDTH = 3.35e12
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,10 @@ class Config:
 
 def roofline(case: Case, precision: str) -> dict[str, float]:
     """Seconds of a sparse GBA step by parts, and of a dense SAE's five products, at peak rates."""
-    weights, inputs = case.d_in * case.d_sae, 4 * case.batch * case.d_in
-    product = 2 * case.batch * weights / FLOPS[precision]
-    parts = {
-        "encoder product": product,
-        "find active": 15 * case.batch * case.d_sae / BANDWIDTH,
-        "sparse products": 4 * inputs * case.l0 / BANDWIDTH,
-        "nested reconstructions": 40 * inputs / BANDWIDTH,
-        "adam": 2 * 28 * weights / BANDWIDTH,
-        "clip": 2 * 12 * weights / BANDWIDTH,
-        "cast": (6 if case.autocast else 0) * weights / BANDWIDTH,
-        "assembly, row norms, gradients": 52 * weights / BANDWIDTH,
-    }
+    product = 2 * case.batch * case.d_in * case.d_sae / FLOPS[precision]
+    planned = Plan(case.d_in, case.d_sae, case.batch, l0=case.l0).times()
+    del planned["encoder product (bf16)"], planned["between devices"]
+    parts = {"encoder product": product, **planned}
     return {**parts, "step": sum(parts.values()), "five dense products": 5 * product}
 
 

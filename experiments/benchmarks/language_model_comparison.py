@@ -30,9 +30,9 @@ from experiments.lab.training import (
     FROZEN,
     RANDOM,
     Row,
-    TrainingSettings,
     best_rate,
     build_sae,
+    falling,
     of_saelens,
     random_directions,
     recommended_gba,
@@ -138,13 +138,7 @@ class Benchmark:
         def compute() -> Row:
             data = ShuffledActivations(here.train, config.batch_size, here.scale, seed)
             sae = build_sae(spec, here.train.shape[1], seed, steps)
-            settings = TrainingSettings(
-                steps,
-                config.batch_size,
-                rate,
-                decay_steps=steps // 4,
-                dead_feature_window=max(1, steps // 20),
-            )
+            settings = falling(steps, config.batch_size, rate)
             (seconds,) = train_together([sae], data, settings)
             inference = stock_form(sae)
             measured, _ = here.measure(inference)

@@ -24,8 +24,8 @@ from experiments.lab.sparse_samples import SparseSampler
 from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
     HIERARCHIES,
-    TrainingSettings,
     build_sae,
+    falling,
     gba_for_hierarchies,
     of_saelens,
     recommended_gba,
@@ -139,14 +139,7 @@ def run(config: Config) -> Tables:
         return {**sizes, **asdict(one), "spec": spec_of(one)}
 
     def row_of(one: Run) -> dict[str, Any]:
-        settings = TrainingSettings(
-            one.steps,
-            config.batch_size,
-            one.learning_rate,
-            decay_steps=one.steps // 4,
-            # SAELens' default of 1,000 steps leaves TopK architectures too many dead latents
-            dead_feature_window=max(1, one.steps // 20),
-        )
+        settings = falling(one.steps, config.batch_size, one.learning_rate)
         own = result_folder(folder, key_of(one))
         with resumable_run(own, resume=True):
             sae = build_sae(spec_of(one), config.d_in, one.seed, one.steps)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from sae_lens_gba.atomic_write import write_atomically
-from sae_lens_gba.provenance import package_versions, utc_now, utc_time
+from sae_lens_gba.provenance import package_versions, utc_now
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -96,7 +97,8 @@ def once(folder: Path, key: dict[str, Any], compute: Callable[[], T]) -> T:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write_text(text))
     content = json.loads(path.read_text())
-    _made.append(content.get("made") or {"date": utc_time(path.stat().st_mtime)})
+    written = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+    _made.append(content.get("made") or {"date": written.isoformat(timespec="seconds")})
     value: T = content["value"]
     return value
 

@@ -50,6 +50,20 @@ class TrainingSettings:
     dead_feature_window: int = 1000
 
 
+def falling(steps: int, batch_size: int, learning_rate: float) -> TrainingSettings:
+    """Of the benchmarks: the rate falls to nothing over the last quarter.
+
+    After SAELens' window of 1,000 steps too few latents of TopK architectures are revived.
+    """
+    return TrainingSettings(
+        steps,
+        batch_size,
+        learning_rate,
+        decay_steps=steps // 4,
+        dead_feature_window=max(1, steps // 20),
+    )
+
+
 @dataclass(frozen=True)
 class Recovery:
     """What a trained SAE recovered of a mixture, on held-out rows.

@@ -19,7 +19,6 @@ from experiments.torture.training import (
     LIVE,
     Files,
     begin,
-    moments,
     row,
     uninterrupted,
     weights,
@@ -143,7 +142,7 @@ def rows(scale: float) -> list[dict[str, Any]]:
             name = f"{number.name} {when.__name__.replace('_', ' ')}, up to {KILLS} in a run"
             if not every and number == signal.SIGKILL:
                 name += " without a checkpoint"
-            chance = moments(number)
+            chance = random.Random(number)
             for i in range(tried):
                 kind = KINDS[(first + i) % len(KINDS)]  # all of them in the smallest size too
                 expected, seconds = whole[kind]

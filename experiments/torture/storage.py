@@ -7,6 +7,7 @@ or harms the SAE that was there, and a run that ends for want of a checkpoint.
 import errno
 import logging
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -22,15 +23,16 @@ from huggingface_hub import constants
 
 from experiments.torture.training import (
     config,
-    moments,
+    in_short,
     publishable_sae,
     row,
     train,
+    unlike_ours,
     weights,
     work_folder,
 )
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.errors import GBAError, StorageError
+from sae_lens_gba.errors import GBAError
 from sae_lens_gba.hub.publishing import publish
 from sae_lens_gba.saved.loading import load
 from tests.distributed.several import start
@@ -61,11 +63,9 @@ def loss_of_save(folder: Path, stock: bool) -> str | None:
     old = {path.name: path.read_bytes() for path in folder.iterdir()}
     try:
         save(an_sae(2), folder, stock)
-    except StorageError as error:
-        if "\n" in str(error):
-            return "an error of several lines"
     except Exception as error:
-        return f"{type(error).__name__}({str(error)[:80]!r})"
+        if wrong := unlike_ours(error):
+            return wrong
     else:
         return None  # there was room
     new = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -84,11 +84,9 @@ def loss_of_run(folder: Path) -> str | None:
     """What is lost when a run can't write its checkpoints."""
     try:
         train(0, folder, "SAETrainer", STEPS, 1e-6, {})
-    except StorageError as error:  # of the finished SAE, or of the folder
-        if "\n" in str(error):
-            return "an error of several lines"
-    except Exception as error:
-        return f"{type(error).__name__}({str(error)[:80]!r})"
+    except Exception as error:  # a StorageError is of the finished SAE, or of the folder
+        if wrong := unlike_ours(error):
+            return wrong
     left = [path.name for path in folder.rglob(".*.partial")] if folder.exists() else []
     return f"left behind: {left}" if left else None
 
@@ -116,11 +114,9 @@ def loss_of_transfer(folder: Path, work: Path, what: str, forbid: Callable[[], N
             else:
                 tempfile.tempdir = str(folder)
                 publish({"sae": work / "sae"}, REPO, license="mit", show_progress=False, **there)
-        except StorageError as error:
-            if "\n" in str(error):
-                return "an error of several lines"
         except Exception as error:
-            return f"{type(error).__name__}({str(error)[:80]!r})"
+            if wrong := unlike_ours(error):
+                return wrong
         else:
             return None  # there was room
         if what == "publish" and REPO in hub.repos and len(hub.repos[REPO].files()) > 1:
@@ -215,13 +211,13 @@ def write_often(rank: int, folder: Path, n: int) -> list[str]:
         try:
             save(sae, folder, True)
         except Exception as error:
-            wrong.append(f"a save: {type(error).__name__}({str(error)[:80]!r})")
+            wrong.append(f"a save: {in_short(error)}")
         try:
             load(folder)
         except GBAError:
             pass  # the other one is at it
         except Exception as error:
-            wrong.append(f"a load: {type(error).__name__}({str(error)[:80]!r})")
+            wrong.append(f"a load: {in_short(error)}")
     return wrong
 
 
@@ -249,7 +245,7 @@ def two_writers(work: Path, n: int) -> tuple[list[str], str]:
 
 def rows(scale: float) -> list[dict[str, Any]]:
     """Rows of the table; see `experiments.torture.run`."""
-    chance = moments(3)
+    chance = random.Random(3)
     table = []
     for what, (words, full_size) in FULL_DISKS.items():
         lost, hows, tried = [], Counter[str](), max(1, round(full_size * scale))

@@ -11,7 +11,7 @@ import torch
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import TrainingSAE
 
-from experiments.torture.training import BATCH, config, row, work_folder
+from experiments.torture.training import BATCH, config, in_short, row, work_folder
 from sae_lens_gba import BiasAdaptationHook, GBATrainingSAE, resumable_run
 from tests.toolbox import make_trainer, mixture
 
@@ -96,7 +96,7 @@ def loss_of(sae: TrainingSAE[Any], batches: Iterator[torch.Tensor]) -> str | Non
                 make_trainer(sae, STEPS, batches, BATCH).fit()
         except Exception as error:
             if not str(error) or "\n" in str(error):
-                said = f"{type(error).__name__}({str(error)[:80]!r})"
+                said = in_short(error)
     bad = [name for name, value in sae.state_dict().items() if value.isnan().any()]
     return f"NaN in {', '.join(bad)}" if bad else said
 

@@ -1,7 +1,6 @@
 """The training run that the other modules kill, starve and repeat, each in a process of its own."""
 
 import logging
-import random
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from sae_lens.synthetic import SyntheticSAERunner
 import sae_lens_gba
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig, resumable_run
 from sae_lens_gba.atomic_write import folder_written_whole
+from sae_lens_gba.errors import StorageError
 from sae_lens_gba.neuron_groups import GROUPS_FILENAME
 from sae_lens_gba.runs.folder import has_ended
 from tests.distributed.several import Rank, start
@@ -139,9 +139,15 @@ def work_folder() -> Iterator[Path]:
         yield Path(work)
 
 
-def moments(seed: int) -> random.Random:
-    """Chance that is the same in every run of the campaign."""
-    return random.Random(seed)
+def in_short(error: Exception) -> str:
+    return f"{type(error).__name__}({str(error)[:80]!r})"
+
+
+def unlike_ours(error: Exception) -> str | None:
+    """What is wrong with how a save or a transfer failed; None if it is one sentence of ours."""
+    if not isinstance(error, StorageError):
+        return in_short(error)
+    return "an error of several lines" if "\n" in str(error) else None
 
 
 def row(fault: str, tried: int, lost: list[str], **more: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many true features a dictionary has found. Bare matrices in, numbers out.
+"""The nearest row of another matrix. Bare matrices in, numbers out.
 
 Rows are directions; only their directions count, never their norms. Sign-free by default,
 as in arXiv 2506.14002. The one-to-one relatives of these measures are SAELens' own
@@ -73,30 +73,3 @@ def best_match(
         best = cosines.max(dim=1)
         similarity[block], candidate[block] = best.values, best.indices
     return BestMatch(similarity, candidate)
-
-
-def feature_recovery_rate(
-    true: torch.Tensor, learned: torch.Tensor, threshold: float = 0.9, signed: bool = False
-) -> float:
-    """FRR: share of the true features that some learned direction has found.
-
-    ``FRR(tau) = mean_i [ max_m |cos(v_i, w_m)| >= tau ]`` (arXiv 2506.14002). Several
-    features may be found by one direction and a direction may find none, so a larger
-    dictionary never lowers it. For the features one by one, to show recovery against
-    their frequency, take `best_match(true, learned).similarity`.
-
-    Args:
-        true: features v, shape (n, d).
-        learned: directions w, shape (m, d).
-        threshold: tau, a cosine.
-        signed: whether -v counts as another direction.
-
-    Returns:
-        From 0 to 1.
-
-    Raises:
-        ValueError: there are no features or no directions, or their dimensions differ.
-    """
-    if true.shape[0] == 0:
-        raise ValueError("feature_recovery_rate needs at least one true feature.")
-    return float((best_match(true, learned, signed).similarity >= threshold).float().mean())

@@ -106,8 +106,10 @@ def train(
         if model is None:
             model = _model_of(cfg)
         cfg = _fitted_to(model, cfg, d_in_of_model)
+        is_sae = _target_of(cfg) is None
+        runner_class = LanguageModelSAETrainingRunner if is_sae else TranscoderTrainingRunner
         with nullcontext() if given else _no_warning_of_a_model():
-            runner = _runner_class(cfg)(cfg, override_model=model, override_dataset=dataset)
+            runner = runner_class(cfg, override_model=model, override_dataset=dataset)
         if resume_from is not None and not cfg.use_cached_activations:
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
@@ -292,12 +294,6 @@ def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
             "from Hugging Face or a folder: --model_class_name AutoModelForCausalLM, with a "
             "hook_name such as model.layers.8."
         ) from None
-
-
-def _runner_class(
-    cfg: LanguageModelSAERunnerConfig[Any],
-) -> type[LanguageModelSAETrainingRunner]:
-    return LanguageModelSAETrainingRunner if _target_of(cfg) is None else TranscoderTrainingRunner
 
 
 def _target_of(cfg: LanguageModelSAERunnerConfig[Any]) -> str | None:

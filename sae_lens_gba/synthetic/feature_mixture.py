@@ -7,9 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-CoefficientLaw = Literal["constant", "uniform", "half_normal", "exponential"]
 RowScale = Literal["none", "l1", "l2"]
-FeatureNorm = Literal["unit", "gaussian"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,8 @@ class FeatureMixtureConfig:
         relative_frequencies: how often each feature occurs, up to a common factor; None is
             uniform. A row of sparsity s has feature i with probability exactly
             ``s * w_i / sum(w)``.
-        coefficients: law of H's non-zero entries before the rows are scaled: 1, U(0, 1),
-            |N(0, 1)| or Exp(1).
-        row_scale: rows of H divided by their l1 or l2 norm, or left alone.
-        feature_norm: rows of V drawn from N(0, I / d) ("gaussian"), or put to unit norm.
+        row_scale: rows of H, whose non-zero entries are 1, divided by their l1 or l2 norm, or
+            left alone.
         unit_norm_inputs: whether each row of X is put to unit norm, as a bias range of
             [-1, 0] presumes.
 
@@ -44,9 +40,7 @@ class FeatureMixtureConfig:
     d_in: int = 42
     sparsities: tuple[int, ...] = (3, 20)
     relative_frequencies: tuple[float, ...] | None = None
-    coefficients: CoefficientLaw = "constant"
     row_scale: RowScale = "l1"
-    feature_norm: FeatureNorm = "unit"
     unit_norm_inputs: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +85,7 @@ class FeatureMixture(Iterator[torch.Tensor]):
         device: of the batches; drawn on the CPU, so that they don't depend on it.
 
     Attributes:
-        features: V, shape (n_features, d_in).
+        features: V, rows of unit norm, shape (n_features, d_in).
     """
 
     def __init__(
@@ -106,11 +100,7 @@ class FeatureMixture(Iterator[torch.Tensor]):
         self.seed = seed
         self.device = device
         features = torch.randn(cfg.n_features, cfg.d_in, generator=_generator(seed, stream=0))
-        if cfg.feature_norm == "unit":
-            features = torch.nn.functional.normalize(features, dim=1)
-        else:
-            features = features / cfg.d_in**0.5
-        self.features = features.to(device)
+        self.features = torch.nn.functional.normalize(features, dim=1).to(device)
         self._shares = cfg._shares()
         self._rows = _generator(seed, stream=1)
 
@@ -130,7 +120,7 @@ class FeatureMixture(Iterator[torch.Tensor]):
             X, shape (n, d_in), and H, shape (n, n_features), such that X = H V. With
             ``unit_norm_inputs`` H carries the factor as well.
         """
-        H = self._coefficients(n) * self._active(n)
+        H = self._active(n).float()
         if self.cfg.row_scale != "none":
             H = torch.nn.functional.normalize(H, p=int(self.cfg.row_scale[1]), dim=1)
         H = H.to(self.device)
@@ -158,17 +148,6 @@ class FeatureMixture(Iterator[torch.Tensor]):
         return torch.zeros(order.shape, dtype=torch.bool).scatter_(
             1, order, ends.floor() > begins.floor()
         )
-
-    def _coefficients(self, n: int) -> torch.Tensor:
-        shape = (n, self.cfg.n_features)
-        law = self.cfg.coefficients
-        if law == "constant":
-            return torch.ones(shape)
-        if law == "half_normal":
-            return torch.randn(shape, generator=self._rows).abs()
-        uniform = torch.rand(shape, generator=self._rows)
-        # 1 - u lies in (0, 1]: an active feature never has coefficient 0, nor its log -inf
-        return 1 - uniform if law == "uniform" else -torch.log1p(-uniform)
 
 
 def geometric_relative_frequencies(n: int, highest_over_lowest: float) -> tuple[float, ...]:

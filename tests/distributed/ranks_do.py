@@ -26,6 +26,7 @@ from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
 from sae_lens_gba.runs import training
 from sae_lens_gba.training_metrics import Curves, training_metrics
+from sae_lens_gba_command import main
 from tests.toolbox import (
     WORDS,
     hooked_transformer,
@@ -202,7 +203,7 @@ def end_of(trainer: LatentParallelTrainer) -> dict[str, Any]:
         **{f"adam.{i}.{name}": value for i, state in adam.items() for name, value in state.items()},
         "act_freq_scores": whole.act_freq_scores,
         "since_fired": whole.n_forward_passes_since_fired,
-        "recent samples": trainer.sae.recent_samples.state()["samples"],
+        "recent samples": torch.cat([*trainer.sae.recent_samples.batches]),
         "steps": torch.tensor([whole.n_training_steps, whole.n_training_samples]),
     }
 
@@ -270,7 +271,7 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
     vars(training)["load_model"] = lambda *_, **__: hooked_transformer(llm)
     vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
-    raise SystemExit(cli.main(["train", *flags]))
+    raise SystemExit(main(["train", *flags]))
 
 
 def command_that_is_stopped(rank: int, folder: Path, llm: Path, *flags: str) -> None:

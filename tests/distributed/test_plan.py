@@ -1,7 +1,7 @@
 import pytest
 
-from sae_lens_gba.cli import main
 from sae_lens_gba.distributed.plan import Plan
+from sae_lens_gba_command import main
 
 
 def test_memory_and_traffic_by_hand() -> None:

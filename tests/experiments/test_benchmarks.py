@@ -150,22 +150,20 @@ def test_step_times_and_memory_from_run_to_plot(
     # a process of its own imports everything anew: half a minute for each architecture
     monkeypatch.setattr(training_throughput, "peak_memory_in_own_process", peak_memory)
     monkeypatch.setattr(training_throughput, "supports_bfloat16", lambda d_in: False)
-    config = training_throughput.Config(8, 32, (64, 128), (2, 4), 1, (64, 4), 2)
+    config = training_throughput.Config(8, 32, (64, 128), (2, 4), 1)
     tables = training_throughput.run(config)
     assert [(case["d_sae"], case["l0"]) for case in tables["cases"]] == [
         (64, 2), (64, 4), (128, 2), (128, 4),
     ]  # fmt: skip
     for case in tables["cases"]:
         timed = case["architectures"]
-        assert timed["batchtopk"]["batchtopk_over_this"] == 1.0
-        assert timed["encoder product"]["this_over_encoder_product"] == 1.0
+        assert all(row["seconds"] > 0 for row in timed.values())
         assert ("peak_memory_bytes" in timed["gba"]) == (case["l0"] == 4)
     assert asked.count("gba") == 2
     assert [row["d_sae"] for row in tables["parts"]] == [64, 128]
     for row in tables["parts"]:
         assert {"encode, find active", "Adam", "row norm", "clip"} < set(row["seconds"])
         assert all(seconds > 0 for seconds in row["seconds"].values())
-    assert 0 < tables["adaptation"][0]["share_of_step"] < 1
     assert_plotted(PLOTS, "training_throughput", config, tables, tmp_path)
 
 
@@ -221,10 +219,11 @@ def test_the_gpu_benchmark_runs_where_it_is_told_to() -> None:
 def test_the_roofline_is_that_of_a_step_counted_by_hand() -> None:
     case = training_throughput.Case(768, 4096, 24576, 64, autocast=True)
     bound = gpu_throughput.roofline(case, "bfloat16 autocast")
-    # 2 * 4096 * 768 * 24576 products at 989e12; two matrices of 28 bytes a weight at 3.35e12
+    # 2 * 4096 * 768 * 24576 operations at 989e12; 137 bytes a weight at 3.35e12 a second
     assert bound["encoder product"] == pytest.approx(0.156e-3, rel=0.01)
-    assert bound["adam"] == pytest.approx(0.3155e-3, rel=0.01)
-    assert bound["step"] > bound["encoder product"] + bound["adam"]
+    weights = bound["weights: Adam, clipping, unit norm"]
+    assert weights == pytest.approx(0.772e-3, rel=0.01)
+    assert bound["step"] > bound["encoder product"] + weights
 
 
 def test_without_a_gpu_its_benchmark_says_so(

@@ -20,9 +20,9 @@ from sae_lens.load_model import load_model
 from safetensors.torch import load_file
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
-from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
 from sae_lens_gba.saved.loading import load, to_training_sae
+from sae_lens_gba_command import main
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import D_MODEL, language_model_config, tiny_config
 

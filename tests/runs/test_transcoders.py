@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from sae_lens_gba import GBATrainingSkipTranscoderConfig, GBATrainingTranscoderConfig, train
 from sae_lens_gba.at_target import at_its_target, decoded
-from sae_lens_gba.cli import main
 from sae_lens_gba.distributed import Ranks
 from sae_lens_gba.distributed.runner import part_of_dataset
 from sae_lens_gba.runs import training
@@ -29,6 +28,7 @@ from sae_lens_gba.runs.transcoders import (
     TranscoderSetTrainingRunner,
     TranscoderTrainingRunner,
 )
+from sae_lens_gba_command import main
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import (
     D_MODEL,

@@ -11,10 +11,10 @@ from matplotlib.image import imread
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.cli import main
 from sae_lens_gba.runs import training
 from sae_lens_gba.training_record import TrainingRecord, record_training
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
+from sae_lens_gba_command import main
 from tests.toolbox import make_trainer, mixture, tiny_config
 
 STEPS, PERIOD, BATCH, D_SAE = 43, 10, 64, 32
