@@ -91,6 +91,8 @@ def _config(arguments: list[str], is_ours: bool) -> Any:
         ) from error
     if cfg.lr_end == 0 and cfg.lr_scheduler_name.lower() != "constant":
         follow_length -= {"lr_decay_steps"}  # the schedule itself falls to 0
+    if cfg.from_pretrained_path is not None:
+        follow_length -= {"l0_warm_up_steps"}  # the SAE has its own
     for name in follow_length:
         owner = cfg.sae if name == "l0_warm_up_steps" else cfg
         n_steps = cfg.training_tokens // max(1, cfg.train_batch_size_tokens)  # 0 is refused later

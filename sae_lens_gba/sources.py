@@ -190,9 +190,11 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
 
     if wanted == DATASET_NAME:
         return Text(demo_texts(held_out=True), f"{DATASET_NAME}, held out", held_out=True)
+    _require_readable(Path(wanted))
     try:
         found, title = _find_text(wanted)
-    except (ConnectionError, DatasetsError, FileNotFoundError) as error:
+    # datasets raises the last two for data sets with a script or several configurations
+    except (ConnectionError, DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
         # datasets tells no more than that it failed, where Python's error is its cause
         reason = " ".join(str(error.__cause__ or error).split())
         whose = "" if name else "the SAE's own text "
@@ -207,6 +209,13 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
     return Text(found[split], f"{title}, split {split}", held_out)
 
 
+def _require_readable(path: Path) -> None:
+    if path.is_file() and path.suffix not in _FILE_BUILDERS:
+        raise ValueError(
+            f"dataset={path} is of a kind that is not read: give one of {sorted(_FILE_BUILDERS)}."
+        )
+
+
 def _find_text(name: str) -> tuple[Any, str]:
     """A data set, or a mapping from splits to them; and what to call it."""
     path = Path(name)
@@ -216,11 +225,5 @@ def _find_text(name: str) -> tuple[Any, str]:
     if path.is_file() and path.stat().st_size == 0:
         raise FileNotFoundError("it is empty")
     if path.is_file():
-        builder = _FILE_BUILDERS.get(path.suffix)
-        if builder is None:
-            raise ValueError(
-                f"dataset={name} is of a kind that is not read: give one of "
-                f"{sorted(_FILE_BUILDERS)}."
-            )
-        return load_dataset(builder, data_files=name, split="train"), path.name
+        return load_dataset(_FILE_BUILDERS[path.suffix], data_files=name, split="train"), path.name
     return load_dataset(name, streaming=True), name

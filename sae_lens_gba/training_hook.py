@@ -30,10 +30,10 @@ class BiasAdaptationHook:
 
     While attached, ``b_enc`` of a standard SAE, or ``threshold`` of a jumprelu SAE, gets no
     gradient: it is moved by the same `BiasAdapter` as a GBA SAE's, watching the SAE's
-    ``hook_sae_acts_pre``, in training mode and with gradients. ``b_dec`` of a standard SAE gets its
-    gradient from the output alone, as a GBA SAE's: the encoder's would move it until the feedback
-    is undone. Losses are left as they are: set the sparsity coefficient to 0, or it works against
-    the adaptation.
+    ``hook_sae_acts_pre`` on batches of samples (n, d_in), in training mode and with gradients.
+    ``b_dec`` of a standard SAE gets its gradient from the output alone, as a GBA SAE's: the
+    encoder's would move it until the feedback is undone. Losses are left as they are: set the
+    sparsity coefficient to 0, or it works against the adaptation.
 
     A copy of the SAE (``copy.deepcopy``) has a hook of its own, and ``sae.reset_hooks`` leaves it
     where it is: `remove` is what ends the adaptation.
@@ -130,6 +130,8 @@ class BiasAdaptationHook:
 
     @torch.no_grad()
     def _follow(self, tensor: torch.Tensor) -> None:
+        if len(tensor) == 0:
+            raise ValueError("a batch of no samples is not possible: at least one is trained on.")
         require_usable(tensor, step=self.adapter.steps_taken)
         if self.adapter.peak.device != tensor.device:  # the SAE was moved since
             self.adapter.to(tensor.device)
@@ -146,7 +148,8 @@ class BiasAdaptationHook:
     def _adapt(self, tensor: torch.Tensor) -> None:
         is_bias = self._parameter is not getattr(self.sae, "threshold", None)
         parameter = self._parameter.data
-        self.adapter.observe(tensor, None if is_bias else parameter)
+        # SAELens fires by the threshold in the precision of what it compares it with
+        self.adapter.observe(tensor, None if is_bias else parameter.to(tensor.dtype))
         new_bias = self.adapter.adapt_if_due(parameter if is_bias else -parameter, self._bias_range)
         if new_bias is not None:
             # a new tensor: what the step has computed with the old values keeps them

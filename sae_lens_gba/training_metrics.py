@@ -21,7 +21,8 @@ class Curves:
     """What wandb draws as one panel with many lines, which it must be sent whole each time.
 
     Every other point goes when there are `MAX_POINTS`, and a chart is sent when it has grown by
-    a tenth: all of a run's charts together stay small.
+    a tenth: all of a run's charts together stay small. They are in no checkpoint: those of a run
+    that goes on begin where it does.
 
     Attributes:
         step: at which a point was taken, of the adapter.

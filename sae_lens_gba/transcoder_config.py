@@ -1,5 +1,6 @@
 """Settings of GBA training transcoders."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +58,8 @@ class GBATrainingTranscoderConfig(GBATrainingSAEConfig):
         for name, possible in _ONLY.items():
             must_be = " or ".join(map(repr, possible))
             require(self, name, getattr(self, name) in possible, f"{must_be} for a transcoder")
-        if self.hook_name_out:  # where SAELens looks for it
+        if self.hook_name_out:  # where SAELens looks for it; not in another config's, of `replace`
+            self.metadata = deepcopy(self.metadata)
             self.metadata.hook_name_out = self.hook_name_out
         super().__post_init__()
 

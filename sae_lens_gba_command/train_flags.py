@@ -51,6 +51,7 @@ _HELPS = {
     "run_name": "Name of the run; made from its settings, unless given.",
     "model_class_name": "HookedTransformer, or AutoModelForCausalLM for what TransformerLens does "
     "not know and for models in folders.",
+    "exclude_special_tokens": "Whether special tokens are left out; a list of ids only in Python.",
     "n_batches_for_norm_estimate": "How many batches to estimate the norm of the activations on.",
     "d_out": "Dimension of the target; the model's, unless given.",
 }
@@ -170,8 +171,8 @@ def _add(group: argparse._ArgumentGroup, field: Field) -> None:
     if field.annotation == "bool":
         flags.append(f"--no{field.name}")
         settings["nargs"] = "?"
-    elif field.annotation.endswith("None"):
-        settings["nargs"] = "?"
+    elif field.annotation.endswith("None") and field.default != "None":
+        settings["nargs"] = "?"  # without a value it is None
     elif field.annotation.startswith("tuple"):
         settings["nargs"] = "*"
     elif field.annotation in ("int", "float") and (default is None or default[0].isdigit()):

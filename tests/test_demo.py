@@ -82,6 +82,9 @@ def test_only_an_earlier_demos_sae_is_replaced(
     assert main(["demo", "--output", str(tmp_path)]) == 1
     assert "holds something else than an earlier demo's SAE" in caplog.text
     assert [p.name for p in tmp_path.iterdir()] == ["cfg.json"]
+    interrupted = tmp_path / "interrupted"
+    (interrupted / "resume" / "512").mkdir(parents=True)
+    run._require_free_name(interrupted)
 
 
 def test_no_room_ends_in_one_sentence(

@@ -93,7 +93,7 @@ def test_the_help_has_ours_first_and_says_each_default_of_ours(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = " ".join(output_of(["train", "--help"], capsys)[1].split())
-    assert text.index("--target_l0 [FLOAT]") < text.index("--n_groups") < text.index("--adam_beta1")
+    assert text.index("--target_l0 FLOAT") < text.index("--n_groups") < text.index("--adam_beta1")
     parser = Parser()
     add_arguments(parser)
     for name, value in DEFAULTS.items():

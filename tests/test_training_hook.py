@@ -6,6 +6,7 @@ import pytest
 import torch
 from sae_lens import (
     SAE,
+    JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
     StandardTrainingSAEConfig,
     TopKTrainingSAEConfig,
@@ -240,3 +241,21 @@ def test_nan_in_a_batch_stops_before_it_is_counted() -> None:
     with pytest.raises(ValueError, match="NaN or Inf at training step 2"):
         trainer.step(batch)
     assert int(hook.adapter.n_samples) == 512
+
+
+def test_a_batch_of_no_samples_is_one_sentence() -> None:
+    sae = new_sae("jumprelu")
+    BiasAdaptationHook.attach(sae, **SETTINGS)
+    with pytest.raises(ValueError, match="no samples"):
+        make_trainer(sae, 10).step(torch.empty(0, 16))
+
+
+def test_in_bfloat16_it_counts_what_fires() -> None:
+    sae = TrainingSAE.from_dict({**CONFIGS["jumprelu"].to_dict(), "dtype": "bfloat16"})
+    hook = BiasAdaptationHook.attach(sae, **{**SETTINGS, "adapt_every_n_steps": 100})
+    assert isinstance(sae, JumpReLUTrainingSAE)
+    sae.threshold.data = 0.3 + 0.001 * torch.arange(64.0)  # between two numbers of bfloat16
+    trainer, fired = make_trainer(sae, 10, data=(x.bfloat16() for x in mixture(0))), 0
+    for _ in range(3):
+        fired += int((trainer.step(next(trainer.data_provider)).feature_acts > 0).sum())
+    assert int(hook.adapter.fire_counts.sum()) == fired

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from sae_lens_gba.demo.summary import LATENTS_A_GROUP, summary
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.text_stream import activations_on, open_text
+from sae_lens_gba.runs.folder import CHECKPOINTS, LOCK
 from sae_lens_gba.runs.training import train
 from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.sources import load_saes
@@ -41,15 +41,19 @@ def run_demo(cfg: DemoConfig) -> None:
         OSError: no room or no permission for the output, or it holds other files.
         ValueError: a setting is not possible.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _require_room(cfg.output)
     _require_free_name(cfg.output)
     runner_cfg = runner_config(cfg)  # checks the settings before any work
     _log.info("loading SmolLM2-135M-Instruct (the first time takes a minute) ...")
     model: Any = load_demo_model(cfg.cache)
     texts, held_out = demo_texts(), demo_texts(held_out=True)
-    # an earlier demo's is replaced
-    sae: Any = train(runner_cfg, model=model, dataset=texts, overwrite=True)
+    sae: Any = train(
+        runner_cfg,
+        model=model,
+        dataset=texts,
+        overwrite=True,  # an earlier demo's, whole or not
+        how_to_resume="run the demo again, which begins anew",
+    )
     sae.eval()
     (saved,) = load_saes([cfg.output])
     store = open_text(model, saved, held_out)
@@ -80,7 +84,9 @@ def _require_room(output: Path) -> None:
 
 
 def _require_free_name(output: Path) -> None:
-    if not output.is_dir() or not any(output.iterdir()):
+    # one that was interrupted left its checkpoints only
+    of_any_run = {CHECKPOINTS, LOCK}
+    if not output.is_dir() or {path.name for path in output.iterdir()} <= of_any_run:
         return
     cfg = output / SAE_CFG_FILENAME
     of_demo = {"model_name": MODEL_NAME, "dataset_path": DATASET_NAME}

@@ -47,7 +47,7 @@ def best_match(
             single row then has cosine -inf.
 
     Raises:
-        ValueError: no candidates, or the dimensions differ.
+        ValueError: no candidates, the dimensions differ, or there is NaN or Inf.
     """
     if candidates.shape[0] == 0 or rows.ndim != 2 or rows.shape[1:] != candidates.shape[1:]:
         raise ValueError(
@@ -58,7 +58,7 @@ def best_match(
     # SAELens' cosine_similarities would normalise all candidates again for every block
     rows, candidates = (
         torch.nn.functional.normalize(
-            matrix if matrix.dtype == torch.float64 else matrix.float(), dim=1, eps=1e-8
+            matrix if matrix.dtype == torch.float64 else matrix.float(), dim=1, eps=1e-30
         )
         for matrix in (rows, candidates)
     )
@@ -72,4 +72,6 @@ def best_match(
             cosines.diagonal(start).fill_(-torch.inf)
         best = cosines.max(dim=1)
         similarity[block], candidate[block] = best.values, best.indices
+    if similarity.isnan().any():
+        raise ValueError("rows or candidates have NaN or Inf: they have no directions.")
     return BestMatch(similarity, candidate)

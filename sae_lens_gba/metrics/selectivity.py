@@ -63,6 +63,11 @@ class SelectivityMeter:
                 f"pre_activations have shape {tuple(pre_activations.shape)}, "
                 f"expected (n, {self.d_sae})."
             )
+        if active is not None and active.shape != pre_activations.shape:
+            raise ValueError(
+                f"active has shape {tuple(active.shape)}, pre_activations have "
+                f"{tuple(pre_activations.shape)}: they must be the same."
+            )
         if not len(pre_activations):
             return
         h = pre_activations.detach()

@@ -122,6 +122,7 @@ class Checkpoints:
         self._start = {
             "random_state": random_state(),
             "n_batches": _batches_before_training(trainer),
+            "n_training_steps": trainer.n_training_steps,  # made before, on other data
             "settings": _settings(trainer.cfg),
         }
         if resume_from is None:
@@ -145,10 +146,17 @@ class Checkpoints:
         trainer.n_training_samples = state["n_training_samples"]
         _leave_out_past_checkpoints(trainer)
         store = _live_store(trainer)
+        prefetches = isinstance(trainer.data_provider, PrefetchingIterator)
         if store is None:
-            n_batches = self._start["n_batches"] + trainer.n_training_steps
+            if prefetches:  # its thread draws from the same generators, from the beginning
+                _log.warning(
+                    "with prefetch_llm_batches the order of the data is another one than without "
+                    "an interruption."
+                )
+            made_here = trainer.n_training_steps - self._start.get("n_training_steps", 0)
+            n_batches = self._start["n_batches"] + made_here
             draw_again(trainer.data_provider, n_batches, self._start["random_state"])
-        elif not isinstance(trainer.data_provider, PrefetchingIterator):
+        elif not prefetches:
             store.load_from_checkpoint(resume_from)
         elif store.n_dataset_processed < _texts_read(resume_from):  # its thread reads already
             _log.warning(

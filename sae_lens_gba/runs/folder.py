@@ -26,15 +26,15 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
 
 CHECKPOINTS = "resume"
 _REPORT, _REPORT_LATENTS = ("report.html", "report.json"), "report_latents"
-_LOCK = ".lock"
+LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # as on some network file systems
 
 _log = logging.getLogger(__name__)
 
 
 def has_ended(folder: Path) -> bool:
-    """Whether a run's SAE is in ``folder``, and no checkpoint to go on from."""
-    return _has_sae(folder) and newest_whole(folder / CHECKPOINTS) is None
+    """Whether a run's SAE is in ``folder`` itself, and no checkpoint to go on from."""
+    return (folder / SAE_CFG_FILENAME).is_file() and newest_whole(folder / CHECKPOINTS) is None
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     with storage_errors(folder):
         with write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / _LOCK):
+        with _locked(folder / LOCK):
             remove_partial(folder)
             remove_partial(checkpoints)
             if overwrite and not resume:

@@ -49,7 +49,8 @@ class Interruption:
         finally:
             if _in_main_thread():
                 for number, handler in handlers.items():
-                    signal.signal(number, handler)
+                    if handler is not None:  # that of a library in C can't be put back
+                        signal.signal(number, handler)
 
     def install(self) -> None:
         """From here on the signals are taken down. Only the main thread of a process can."""

@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from contextvars import ContextVar
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def resumable_run(
     A run that goes on is bit-equal to one that was never stopped (on a GPU, where sums are made in
     any order, but for rounding), with synthetic or cached activations and any iterator that gives
     the same batches again (it is drawn from its beginning). With live activations SAELens' buffer
-    is filled anew: the order of the data, and so the weights, differ as they do between seeds.
+    is filled anew: the order of the data, and so the weights, differ as they do between seeds; so
+    with ``prefetch_llm_batches``.
 
     Args:
         folder: for the checkpoints; the run's output folder, best. Made if need be.
@@ -71,7 +73,10 @@ def resumable_run(
             how_to_resume,
         )
         with interruption.handlers_restored(), _every_fit_is_kept_by(keeper):
-            yield resume_from
+            try:
+                yield resume_from
+            finally:
+                keeper.release()
         if interruption.received is not None:  # in the last step, or after it
             _log.warning("training was over: nothing is lost.")
             raise TrainingInterrupted(interruption.received)
@@ -120,6 +125,13 @@ class _Keeper:
         first.maybe_reset_sparsity = self._before(first.maybe_reset_sparsity)  # type: ignore[method-assign]
         self.saved_at = time.monotonic()
         self.interruption.install()
+
+    def release(self) -> None:
+        """Leave the trainer as SAELens made it: it may be trained on, in a block or without."""
+        if self.trainer is not None:
+            first = next(iter(parts_of(self.trainer).values()))
+            for name in ("maybe_reset_sparsity", "_update_pbar"):
+                vars(first).pop(name, None)
 
     def _before(self, step: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         def between_steps() -> dict[str, Any]:
@@ -178,29 +190,42 @@ class _Keeper:
         raise TrainingInterrupted(signal_number, checkpoint)
 
 
+# of the block that this thread is in
+_keeper: ContextVar[_Keeper | None] = ContextVar("keeper", default=None)
+
+
 @contextmanager
 def _every_fit_is_kept_by(keeper: _Keeper) -> Iterator[None]:
     """Hand to ``keeper`` each of SAELens' trainers whose fit() begins in the block.
 
     Its runners make their trainers themselves, and not all of them let one be handed in.
     """
-    originals: dict[Any, Any] = {cls: cls.fit for cls in (SAETrainer, MultiSAETrainer)}
-
-    def kept(fit: Any) -> Any:
-        @wraps(fit)
-        def watched(trainer: AnyTrainer) -> Any:
-            try:
-                keeper.begin(trainer)  # may draw data as well
-                return fit(trainer)
-            except StopIteration as error:
-                raise keeper.data_ended(trainer) from error
-
-        return watched
-
-    for cls, fit in originals.items():
-        cls.fit = kept(fit)
+    _watch_every_fit()
+    token = _keeper.set(keeper)
     try:
         yield
     finally:
-        for cls, fit in originals.items():
-            cls.fit = fit
+        _keeper.reset(token)
+
+
+@cache
+def _watch_every_fit() -> None:
+    """Once for all blocks, which may overlap in threads; outside of them fit() is as it was."""
+    classes: tuple[Any, ...] = (SAETrainer, MultiSAETrainer)
+    for cls in classes:
+        cls.fit = _watched(cls.fit)
+
+
+def _watched(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @wraps(fit)
+    def watched(trainer: AnyTrainer) -> Any:
+        keeper = _keeper.get()
+        if keeper is None:
+            return fit(trainer)
+        try:
+            keeper.begin(trainer)  # may draw data as well
+            return fit(trainer)
+        except StopIteration as error:
+            raise keeper.data_ended(trainer) from error
+
+    return watched

@@ -5,14 +5,13 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import sae_lens
 import torch
 from sae_lens import (
     LanguageModelSAERunnerConfig,
@@ -22,7 +21,6 @@ from sae_lens import (
 )
 from sae_lens.config import HfDataset
 from sae_lens.constants import SAE_CFG_FILENAME
-from sae_lens.load_model import load_model
 
 from sae_lens_gba.atomic_write import files_written_whole
 from sae_lens_gba.config import GBATrainingSAEConfig
@@ -35,6 +33,7 @@ from sae_lens_gba.runs.checkpoints import (
     require_settings_of,
 )
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
+from sae_lens_gba.runs.models import model_of, no_warning_of_a_model
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, require_minutes, resumable_run
 from sae_lens_gba.runs.transcoders import (
     LatentParallelTranscoderRunner,
@@ -104,17 +103,17 @@ def train(
         torch.manual_seed(cfg.seed)
         given = model is not None
         if model is None:
-            model = _model_of(cfg)
+            model = model_of(cfg, _hooks_of(cfg))
         cfg = _fitted_to(model, cfg, d_in_of_model)
         is_sae = _target_of(cfg) is None
         runner_class = LanguageModelSAETrainingRunner if is_sae else TranscoderTrainingRunner
-        with nullcontext() if given else _no_warning_of_a_model():
+        with nullcontext() if given else no_warning_of_a_model(), _no_script(cfg):
             runner = runner_class(cfg, override_model=model, override_dataset=dataset)
         if resume_from is not None and not cfg.use_cached_activations:
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
         sae = _run(runner, folder, charts)
-    remove_checkpoints(folder)
+        remove_checkpoints(folder)  # whatever signal came since: the run has ended
     _log.info("%s", _ending(sae, folder))
     return sae
 
@@ -153,11 +152,11 @@ def train_on_ranks(
             if found is not None:
                 cfg.resume_from_checkpoint = str(found)
             cfg.llm_device = str(ranks.device)
-            model = _model_of(cfg)
+            model = model_of(cfg, _hooks_of(cfg))
             cfg = _fitted_to(model, cfg, d_in_of_model)
             if is_first and found is not None:
                 require_settings_of(found, cfg)
-            with _no_warning_of_a_model():
+            with no_warning_of_a_model():
                 is_sae = _target_of(cfg) is None
                 runner = LatentParallelRunner if is_sae else LatentParallelTranscoderRunner
                 together = runner(cfg, ranks, override_model=model)
@@ -257,18 +256,36 @@ def _require_pretrained(folder: Path, cfg: TrainingSAEConfig) -> None:
     """That SAELens takes from ``folder`` the SAE that was asked for: it looks at nothing else.
 
     Raises:
-        ValueError: it would train another architecture, width or L0.
+        ValueError: it would train another architecture, width or L0, or a setting that was given
+            would be left out.
     """
     if not (folder / SAE_CFG_FILENAME).is_file():
         raise ValueError(f"from_pretrained_path={folder} is not possible: it has no cfg.json.")
     saved, wanted = read_json(folder / SAE_CFG_FILENAME), cfg.to_dict()
-    for name in ("architecture", "d_sae", "target_l0"):
-        if saved.get(name) != wanted.get(name):
+    fixed = {"architecture", "d_sae", "target_l0"}
+    defaults = {field.name: field.default for field in fields(cfg)}
+    for name in sorted(set(wanted) - {"d_in", "d_out", "device", "dtype", "metadata"}):
+        given = name in fixed or wanted[name] != defaults.get(name, wanted[name])
+        if given and saved.get(name) != wanted[name]:
             raise ValueError(
                 f"from_pretrained_path={folder} has {name}={saved.get(name)!r}, and keeps it: give "
                 f"that instead of {wanted.get(name)!r}, or the folder of sae_lens_gba."
                 f"to_training_sae(...).save_model(...), which makes a GBA training SAE of any."
             )
+
+
+@contextmanager
+def _no_script(cfg: LanguageModelSAERunnerConfig[Any]) -> Iterator[None]:
+    """ValueError for a data set that datasets would have to run code for."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Dataset scripts are no longer supported" not in str(error):
+            raise
+        raise ValueError(
+            f"dataset_path={cfg.dataset_path!r} is a script, which datasets no longer runs: give "
+            "one of files, such as Parquet or JSON."
+        ) from error
 
 
 def _wandb_can_log() -> bool:
@@ -277,42 +294,13 @@ def _wandb_can_log() -> bool:
     return "WANDB_MODE" in os.environ or wandb.api.api_key is not None
 
 
-def _model_of(cfg: LanguageModelSAERunnerConfig[Any]) -> Any:
-    try:
-        return load_model(
-            cfg.model_class_name,
-            cfg.model_name,
-            device=cfg.llm_device,
-            model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
-            hook_names=[cfg.hook_name, *filter(None, [_target_of(cfg)])],
-        )
-    except ValueError as error:
-        if "Valid official model names" not in str(error):  # in which it lists them all
-            raise
-        raise ValueError(
-            f"model_name={cfg.model_name!r} is no model that TransformerLens knows. Any other, "
-            "from Hugging Face or a folder: --model_class_name AutoModelForCausalLM, with a "
-            "hook_name such as model.layers.8."
-        ) from None
-
-
 def _target_of(cfg: LanguageModelSAERunnerConfig[Any]) -> str | None:
     """Hook of a transcoder's target; None of an SAE."""
     return cfg.sae.hook_name_out if isinstance(cfg.sae, GBATrainingTranscoderConfig) else None
 
 
-@contextmanager
-def _no_warning_of_a_model() -> Iterator[None]:
-    """SAELens warns of a model that its configuration does not name; this one it does."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "passed in a model" not in record.getMessage()
-
-    sae_lens.logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        sae_lens.logger.removeFilter(is_other)
+def _hooks_of(cfg: LanguageModelSAERunnerConfig[Any]) -> list[str]:
+    return [cfg.hook_name, *filter(None, [_target_of(cfg)])]
 
 
 def _fitted_to(

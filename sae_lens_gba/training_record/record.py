@@ -88,7 +88,8 @@ def record_training(
 
     It looks at the SAE at the beginning of each step, and takes down what the adapter measured
     when an adaptation has taken place: O(d_sae) work every T steps, nothing is changed. The
-    record is complete when the block ends.
+    record is complete when the block ends, but for an adaptation in the very last step of a run
+    that saves its SAE, which is calibrated then.
 
     Args:
         sae: the SAE to watch.
@@ -127,7 +128,8 @@ def record_training(
         look()
         if earlier is not None:
             record.go_on_from(earlier)
-        if folder is not None:
+        # one that ended before an adaptation leaves what an earlier part of the run has
+        if folder is not None and (record.step or earlier is None):
             Path(folder).mkdir(parents=True, exist_ok=True)
             record.save(folder)
 

@@ -65,6 +65,11 @@ def test_the_full_matrix_of_cosines_never_exists() -> None:
     assert 500_000 < largest <= 10**6
 
 
+def test_short_rows_have_directions_too() -> None:
+    rows = random_rows(5, 8)
+    torch.testing.assert_close(best_match(1e-9 * rows, rows).similarity, torch.ones(5))
+
+
 def test_a_dead_direction_of_zeros_matches_nothing() -> None:
     V = torch.eye(2)
     assert best_match(V, torch.zeros(1, 2)).similarity.tolist() == [0.0, 0.0]
@@ -74,6 +79,8 @@ def test_what_can_not_be_compared_is_refused() -> None:
     for W in (torch.zeros(0, 4), torch.ones(3, 5), torch.ones(4)):
         with pytest.raises(ValueError, match="can't compare"):
             best_match(torch.ones(2, 4), W)
+    with pytest.raises(ValueError, match="no directions"):
+        best_match(torch.ones(2, 2), torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]))
 
 
 def test_a_matrix_compared_with_itself_does_not_match_each_row_with_itself() -> None:

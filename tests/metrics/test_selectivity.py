@@ -82,5 +82,7 @@ def test_nan_is_refused_before_anything_is_counted() -> None:
 def test_wrong_shapes_and_empty_streams_are_refused() -> None:
     with pytest.raises(ValueError, match="expected"):
         SelectivityMeter(3).add(torch.ones(2, 4))
+    with pytest.raises(ValueError, match="active has shape"):
+        SelectivityMeter(3).add(torch.ones(2, 3), torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="no pre-activations"):
         SelectivityMeter(3).compute()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 from unittest.mock import Mock
 
@@ -23,9 +24,17 @@ from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import newest_whole
+from sae_lens_gba.runs.folder import remove_checkpoints
 from sae_lens_gba.runs.interruption import TrainingInterrupted
 from tests.runs.interrupting import interrupt_at
-from tests.toolbox import D_MODEL, make_trainer, mixture, synthetic_runner_config, tiny_config
+from tests.toolbox import (
+    D_MODEL,
+    make_trainer,
+    mixture,
+    synthetic_runner_config,
+    take_steps,
+    tiny_config,
+)
 
 STEPS, BATCH = 24, 64
 
@@ -382,3 +391,56 @@ def test_settings_that_another_version_added_do_not_matter(
         resumed = trainer().fit()
     assert resume_from == checkpoint
     assert_equal(trainer().fit(), resumed)
+
+
+def test_steps_made_on_other_data_before_are_not_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = trainer()  # with whose state the run begins, as by `resume_from_checkpoint`
+    take_steps(before, 10)
+    before.save_checkpoint("before", base_path=tmp_path)
+
+    def begun() -> SAETrainer[Any, Any]:
+        after = trainer()
+        after.load_trainer_state(tmp_path / "before")
+        after.sae.load_weights_from_checkpoint(tmp_path / "before")
+        return after
+
+    whole = begun().fit()
+    interrupt_at(monkeypatch, 17)
+    with pytest.raises(TrainingInterrupted), resumable_run(tmp_path / "run"):
+        begun().fit()
+    monkeypatch.undo()
+    with resumable_run(tmp_path / "run", resume=True):
+        assert_equal(whole, begun().fit())
+
+
+def test_after_the_block_a_trainer_is_as_saelens_made_it(tmp_path: Path) -> None:
+    once = trainer()
+    names = set(vars(once))
+    with resumable_run(tmp_path, checkpoint_minutes=1e-9):
+        once.fit()
+    assert set(vars(once)) == names
+    remove_checkpoints(tmp_path)
+    once.fit()
+    assert not (tmp_path / "resume").exists()
+
+
+def test_blocks_of_several_threads_may_overlap(tmp_path: Path) -> None:
+    both_are_in, ended = Barrier(2, timeout=60), []
+
+    def run(name: str) -> None:
+        with resumable_run(tmp_path / name, checkpoint_minutes=1e-9):
+            both_are_in.wait()
+            ended.append(trainer().fit())
+            both_are_in.wait()
+
+    threads = [Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(ended) == 2
+    for name in "ab":
+        assert newest_whole(tmp_path / name / "resume") is not None
+    trainer().fit()  # in no block

@@ -20,7 +20,7 @@ from sae_lens.load_model import load_model
 from safetensors.torch import load_file
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
-from sae_lens_gba.runs import training
+from sae_lens_gba.runs import models, training
 from sae_lens_gba.saved.loading import load, to_training_sae
 from sae_lens_gba_command import main
 from tests.runs.interrupting import interrupt_at
@@ -43,7 +43,7 @@ def train(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Train:  # fmt: skip
     """Runs the command into ``tmp_path/run``; its exit code."""
-    monkeypatch.setattr(training, "load_model", lambda *_, **__: tiny_hooked_transformer)
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: tiny_hooked_transformer)
     texts = tmp_path / "texts"
     texts.mkdir()
     tiny_texts.to_json(texts / "train.jsonl")
@@ -206,7 +206,7 @@ def test_what_is_impossible_is_one_sentence_and_leaves_nothing(
 def test_a_model_that_nobody_knows_is_one_sentence(
     train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(training, "load_model", load_model)
+    monkeypatch.setattr(models, "load_model", load_model)
     assert train(model_name="nobody/nothing") == 1
     said = caplog.records[-1].getMessage()
     assert "model_name='nobody/nothing' is no model" in said
@@ -275,7 +275,10 @@ def test_fine_tuning_is_of_the_sae_that_was_asked_for(
     same = {"from_pretrained_path": str(start), "output_path": f"{run}/../start"}
     assert train("--overwrite", **same, **{"target-l0": "5"}) == 1
     assert "would be removed before it is read" in caplog.text
-    assert train(from_pretrained_path=str(start), **again, **{"target-l0": "5"}) == 0
+    five = {"target-l0": "5"}
+    assert train("--tied", from_pretrained_path=str(start), **again, **five) == 1
+    assert "has tied=False, and keeps it: give that instead of True" in caplog.text
+    assert train(from_pretrained_path=str(start), **again, **five) == 0
     l0 = SAE.load_from_disk(tmp_path / "again").cfg.metadata.l0
     assert l0 == pytest.approx(5.0, rel=0.02)
 
@@ -292,6 +295,36 @@ def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(
     assert "could not be written, there is no room: free some space" in caplog.text
     assert train("--resume") == 0
     assert f"going on from {tmp_path / 'run' / 'resume'}" in caplog.text
+
+
+def test_an_sae_in_a_folder_below_is_not_the_end_of_a_run(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    GBATrainingSAE(tiny_config()).save_inference_model(tmp_path / "run" / "other")
+    assert train("--resume") == 1
+    assert "holds an SAE: name another folder" in caplog.text
+
+
+def test_a_signal_after_the_last_step_leaves_a_run_that_has_ended(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 24, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(checkpoint_minutes="1e-9")
+    assert "nothing is lost" in caplog.text
+    assert not (tmp_path / "run" / "resume").exists()
+    assert train("--resume") == 0
+    assert "has ended" in caplog.text
+
+
+def test_a_flag_without_its_value_is_no_none(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [part for n, v in SETTINGS.items() if n != "target-l0" for part in (f"--{n}", v)]
+    with pytest.raises(SystemExit):
+        main(["train", "--dataset_path", "d", "--target-l0", *given])  # of an empty variable
+    assert "expected one argument" in capsys.readouterr().err
 
 
 def test_a_schedule_that_falls_to_zero_by_itself_gets_no_decay(train: Train) -> None:

@@ -1,6 +1,7 @@
 """Transcoders of the tiny model: by the command, by SAELens' runners, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sae_lens_gba import GBATrainingSkipTranscoderConfig, GBATrainingTranscoderC
 from sae_lens_gba.at_target import at_its_target, decoded
 from sae_lens_gba.distributed import Ranks
 from sae_lens_gba.distributed.runner import part_of_dataset
-from sae_lens_gba.runs import training
+from sae_lens_gba.runs import models
 from sae_lens_gba.runs.activation_pairs import join_cached_activations
 from sae_lens_gba.runs.transcoders import (
     LatentParallelTranscoderRunner,
@@ -110,15 +111,24 @@ def test_pairs_are_of_the_same_tokens(
 
 
 def test_all_mlps_are_learnt_in_one_pass(
-    tiny_hooked_transformer: Any, tiny_texts: Dataset, tmp_path: Path
-) -> None:
+    tiny_hooked_transformer: Any, tiny_texts: Dataset, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     hooks = {f"layer_{i}": f"blocks.{i}.ln2.hook_normalized" for i in range(2)}
     of_layer = [{"hook_name_out": f"blocks.{i}.hook_mlp_out"} for i in range(2)]
     cfg = MultiSAETrainingRunnerConfig(
         saes={name: transcoder(**at) for name, at in zip(hooks, of_layer, strict=True)},
         hook_names=hooks, output_path=str(tmp_path), **OF_RUNS,
     )  # fmt: skip
-    TranscoderSetTrainingRunner(cfg, tiny_texts, tiny_hooked_transformer).run()
+    asked_for: list[str] = []
+
+    def load_model(*_: Any, hook_names: list[str], **__: Any) -> Any:
+        asked_for.extend(hook_names)  # all there is of a model that is not TransformerLens'
+        return tiny_hooked_transformer
+
+    monkeypatch.setattr(models, "load_model", load_model)
+    TranscoderSetTrainingRunner(cfg, tiny_texts).run()
+    assert set(asked_for) == {*hooks.values(), *(at["hook_name_out"] for at in of_layer)}
     for name, hook in hooks.items():
         sae = SAE.load_from_disk(tmp_path / name)
         target = str(sae.cfg.metadata.hook_name_out)
@@ -280,7 +290,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:  # fmt: skip
     """Runs the command into ``tmp_path/run``; its exit code."""
-    monkeypatch.setattr(training, "load_model", lambda *_, **__: tiny_hooked_transformer)
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: tiny_hooked_transformer)
     (tmp_path / "texts").mkdir()
     tiny_texts.to_json(tmp_path / "texts" / "train.jsonl")
     places = {"dataset_path": str(tmp_path / "texts"), "output_path": str(tmp_path / "run")}
@@ -353,3 +363,10 @@ def test_the_skip_connection_is_part_of_the_output() -> None:
     sae.W_skip.data.copy_(torch.randn(6, 4))
     x = torch.randn(5, 4)
     assert torch.equal(decoded(sae, sae.encode(x), x), sae(x))
+
+
+def test_the_config_of_another_target_is_another_one() -> None:
+    first = transcoder()
+    other = replace(first, hook_name_out="blocks.1.hook_mlp_out")
+    assert first.metadata.hook_name_out == first.hook_name_out
+    assert other.metadata.hook_name_out == "blocks.1.hook_mlp_out"

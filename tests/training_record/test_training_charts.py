@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
 from sae_lens_gba import GBATrainingSAE
-from sae_lens_gba.runs import training
+from sae_lens_gba.runs import models
 from sae_lens_gba.training_record import TrainingRecord, record_training
 from sae_lens_gba.training_record.charts import draw, train_with_charts, write_training_charts
 from sae_lens_gba_command import main
@@ -101,6 +101,15 @@ def test_a_run_that_goes_on_has_one_record(trained: Trained, tmp_path: Path) -> 
     assert record == trained[1]
 
 
+def test_a_run_that_ends_before_it_adapts_leaves_the_record_of_the_one_before(
+    trained: Trained, tmp_path: Path
+) -> None:
+    trained[1].save(tmp_path)
+    with pytest.raises(RuntimeError), record_training(new_sae(), tmp_path):
+        raise RuntimeError("as of a setting that is refused")
+    assert TrainingRecord.load(tmp_path) == trained[1]
+
+
 def test_watching_changes_nothing(trained: Trained) -> None:
     alone = new_sae()
     train(alone)
@@ -155,7 +164,7 @@ def test_charts_that_cannot_be_drawn_are_refused_before_any_work(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     started: list[object] = []
-    monkeypatch.setattr(training, "load_model", lambda *_, **__: started.append("a model"))
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: started.append("a model"))
     monkeypatch.delitem(sys.modules, "sae_lens_gba.training_record.charts")
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
