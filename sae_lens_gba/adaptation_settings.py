@@ -2,12 +2,14 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sae_lens_gba.bias_adaptation import UPDATE_RULES, AdaptationRates
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum, GroupSizing, build_spectrum
+from sae_lens_gba.plain_values import make_plain
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +167,8 @@ _POSSIBLE: dict[str, Check] = {
 
 
 def check_values(settings: object, possible: Mapping[str, Check]) -> None:
-    """Each field of ``possible`` by its check; ValueError as `require`."""
+    """Each field of ``possible`` by its check, NumPy's numbers as Python's; errors as `require`."""
+    make_plain(settings, possible)
     for name, (is_possible, must_be) in possible.items():
         require(settings, name, is_possible(getattr(settings, name)), must_be)
 
@@ -180,6 +183,15 @@ def check_choices(settings: object, declared_in: type) -> None:
             require(settings, name, value in choices, f"one of {choices}")
         elif hints[name] is bool:
             require(settings, name, isinstance(value, bool), "True or False")
+
+
+def require_known(settings: Mapping[str, Any], known: Collection[str], whose: str) -> None:
+    """ValueError for a name that is no setting, with the one that was meant."""
+    for name, value in settings.items():
+        if name not in known:
+            meant = get_close_matches(name, known, n=1)
+            hint = f"did you mean {meant[0]!r}?" if meant else "leave it out."
+            raise ValueError(f"{name}={value!r} is no setting of {whose}: {hint}")
 
 
 def require(settings: object, name: str, ok: bool, must_be: str) -> None:

@@ -23,6 +23,7 @@ from sae_lens_gba.checksums import write_checksums
 from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
 from sae_lens_gba.gba_parameters import RUN_TIME_NORMALISATIONS, GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
+from sae_lens_gba.plain_values import plain
 from sae_lens_gba.sparse_autoencoder_ops import CHUNK_ROWS
 
 logger = logging.getLogger(__name__)
@@ -291,6 +292,8 @@ class CalibratedBiases(GBAParameters):
     def stock_metadata(self) -> SAEMetadata:
         """The SAE's own, with groups, L0 and scale of the inputs as they are saved."""
         metadata, found = deepcopy(self.cfg.metadata), self._calibration
+        kwargs = metadata.model_from_pretrained_kwargs  # may name a dtype, which is no JSON
+        metadata.model_from_pretrained_kwargs = plain(kwargs)
         measured = float(self.adapter.frequency.sum()) if found is None else found.l0
         metadata.gba = {
             "groups": self.groups().summary(),

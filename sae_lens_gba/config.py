@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from sae_lens import (
@@ -25,6 +24,7 @@ from sae_lens_gba.adaptation_settings import (
     number,
     or_none,
     require,
+    require_known,
 )
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
 
@@ -134,10 +134,8 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
             ValueError: a name that is neither a field of this class nor one that SAELens writes.
         """
         known = {field.name for field in fields(cls)}
-        for name in sorted(set(config_dict) - known - _OF_SAELENS):
-            meant = get_close_matches(name, known, n=1)
-            hint = f"did you mean {meant[0]!r}?" if meant else "leave it out."
-            raise ValueError(f"{name}={config_dict[name]!r} is no setting of a GBA SAE: {hint}")
+        ours = {name: v for name, v in config_dict.items() if name not in _OF_SAELENS}
+        require_known(ours, known, "a GBA SAE")
         return super().from_dict(config_dict)
 
     @override

@@ -1,6 +1,7 @@
 """Bias adaptation attached to SAELens' own training architectures."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from sae_lens_gba.adaptation_settings import AdaptationSettings
+from sae_lens_gba.adaptation_settings import AdaptationSettings, require_known
 from sae_lens_gba.atomic_write import write_atomically
 from sae_lens_gba.batch_statistics import require_usable, typical_norm
 from sae_lens_gba.bias_adapter import BiasAdapter
+from sae_lens_gba.gba_parameters import GBAParameters
 from sae_lens_gba.neuron_groups import NeuronGroups
 
 STATE_FILENAME = "bias_adaptation_hook.safetensors"
@@ -67,11 +69,14 @@ class BiasAdaptationHook:
             settings: fields of `AdaptationSettings`, such as ``target_l0``.
 
         Raises:
-            TypeError: the SAE has no bias or threshold to adapt, or there is no such setting.
-            ValueError: a setting is not possible, or a hook is attached already.
+            TypeError: the SAE has no bias or threshold to adapt, or adapts it itself.
+            ValueError: there is no such setting, or it is not possible, or a hook is attached
+                already.
         """
         if "save_model" in vars(sae):
             raise ValueError("this SAE already has a BiasAdaptationHook: remove() it first.")
+        known = {field.name for field in fields(AdaptationSettings)}
+        require_known(settings, known, "a BiasAdaptationHook")
         adaptation = AdaptationSettings(**settings)
         adaptation.check(sae.cfg.d_sae)
         adaptation.warn_of_open_l0(sae.cfg.d_sae)
@@ -183,6 +188,8 @@ def _adapted_parameter(sae: TrainingSAE[Any]) -> nn.Parameter:
         return sae.threshold
     if isinstance(sae, StandardTrainingSAE):
         return sae.b_enc
+    if isinstance(sae, GBAParameters):
+        raise TypeError(f"{type(sae).__name__} adapts its biases itself: it needs no hook.")
     raise TypeError(
         f"{type(sae).__name__} has no bias or threshold to adapt: BiasAdaptationHook takes "
         "StandardTrainingSAE and JumpReLUTrainingSAE."

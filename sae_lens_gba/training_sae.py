@@ -41,6 +41,9 @@ def outside_compilation(function: _F) -> _F:
     return compiled_around
 
 
+_l0_over_target = outside_compilation(l0_over_target)  # targets are others at each step
+
+
 @dataclass
 class Step:
     """What a training step has found out so far, for its later parts.
@@ -53,6 +56,7 @@ class Step:
         feature_acts: the activations, as SAELens passes them on, (batch, d_sae).
         sparse: where the step runs sparsely, the active ones, (nnz,), and which they are:
             values() would cost their gradient a detour.
+        nested_weight: of the nested sets' error, ().
         parts: what each band of latents adds to the output, (n_bands, batch, d_in).
         skipped: what a transcoder's skip connection adds to it, (batch, d_out).
     """
@@ -62,6 +66,7 @@ class Step:
     normalised: torch.Tensor
     feature_acts: torch.Tensor | None = None
     sparse: tuple[torch.Tensor, ActiveSet] | None = None
+    nested_weight: torch.Tensor | None = None
     parts: torch.Tensor | None = None
     skipped: torch.Tensor | None = None
 
@@ -127,7 +132,7 @@ class GBATrainingSAE(CalibratedBiases):
     def __init__(self, cfg: Any, use_error_term: bool = False):
         # in half precision Adam's eps is 0, and weights become NaN
         is_half = str_to_dtype(cfg.dtype) == torch.float16
-        require(cfg, "dtype", not is_half, "'float32' or 'bfloat16' for training")
+        require(cfg, "dtype", not is_half, "'float32', 'float64' or 'bfloat16' for training")
         super().__init__(cfg, use_error_term)
         self.mse_loss_fn = partial(squared_power_mean_error, exponent=cfg.error_exponent)
 
@@ -235,9 +240,9 @@ class GBATrainingSAE(CalibratedBiases):
         step = Step(sae_in, target, self.normalised(sae_in.to(self.dtype)))
         require_usable(step_input.sae_in, step_input.n_training_steps, step.normalised)
         trains = self.training and torch.is_grad_enabled()  # SAELens leaves SAEs in training mode
+        self._follow_warm_up(step, step_input.coefficients, trains)
         if trains:
             attend_optimizer_of(self.W_dec, self._own_encoder())
-            self.adapter.warm_up = self._warm_up(step_input.coefficients)
             self._take_in(step, step_input.n_training_steps)
         self._step = step
         try:
@@ -248,7 +253,7 @@ class GBATrainingSAE(CalibratedBiases):
         output.loss = output.loss * weight
         output.losses = {name: loss * weight for name, loss in output.losses.items()}
         # no loss, but SAELens' progress line and wandb show what stands here
-        output.losses["l0_over_target"] = l0_over_target(self.adapter, output.feature_acts)
+        output.losses["l0_over_target"] = _l0_over_target(self.adapter, output.feature_acts)
         if trains and self._has_started():
             self._observe_and_adapt(output.hidden_pre.detach())
         if step_input.is_logging_step:
@@ -335,9 +340,15 @@ class GBATrainingSAE(CalibratedBiases):
         # SAELens counts the steps, in its checkpoints as well, and hands back how far they are
         return {_WARM_UP: TrainCoefficientConfig(1.0, warm_up_steps=self.cfg.l0_warm_up_steps)}
 
-    def _warm_up(self, coefficients: dict[str, float]) -> float:
-        start, end = self.cfg.l0_warm_up_start, self.cfg.l0_warm_up_end
-        return start + (end - start) * coefficients.get(_WARM_UP, 1.0)
+    @outside_compilation  # it would be compiled anew for every number
+    def _follow_warm_up(self, step: Step, coefficients: dict[str, float], trains: bool) -> None:
+        progress = coefficients.get(_WARM_UP, 1.0)
+        if trains:
+            start, end = self.cfg.l0_warm_up_start, self.cfg.l0_warm_up_end
+            self.adapter.warm_up = start + (end - start) * progress
+        step.nested_weight = step.normalised.new_full(
+            (), self._nested_weight(progress), dtype=self.state_dtype
+        )
 
     @override
     def calculate_aux_loss(
@@ -350,17 +361,18 @@ class GBATrainingSAE(CalibratedBiases):
         step = self._step
         if self._bands.n_bands == 1 or step is None or step.parts is None:
             return {}
+        assert step.nested_weight is not None
         left = self._left_to_latents(step)
         error = NestedError.apply(step.parts, left, self.cfg.error_exponent)
         # what is encoded is its unit already
-        weight = self._nested_weight(step_input.coefficients) / self._normalised_over_raw(step)
+        weight = step.nested_weight / self._normalised_over_raw(step)
         return {"nested_mse_loss": weight * error}
 
-    def _nested_weight(self, coefficients: dict[str, float]) -> float:
+    def _nested_weight(self, progress: float) -> float:
         """From twice `nested_weight` to nothing while targets fall, so the mean is as asked."""
         if self.cfg.l0_warm_up_steps == 0:
             return self.cfg.nested_weight
-        return 2 * self.cfg.nested_weight * (1 - coefficients.get(_WARM_UP, 1.0))
+        return 2 * self.cfg.nested_weight * (1 - progress)
 
     def _left_to_latents(self, step: Step) -> torch.Tensor:
         """What the latents' parts of the output should add up to, (batch, d_in)."""

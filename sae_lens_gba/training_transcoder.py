@@ -121,7 +121,9 @@ class GBATrainingTranscoder(GBATrainingSAE):
         if batch.ndim != 2 or batch.shape[1] != d_in + d_out or len(batch) == 0:
             raise ValueError(
                 f"a batch of shape {tuple(batch.shape)} is not possible: a transcoder trains on "
-                f"inputs and targets side by side, (n, d_in={d_in} + d_out={d_out}), at least one."
+                f"inputs and targets side by side, (n, d_in={d_in} + d_out={d_out}), at least one, "
+                "as sae_lens_gba.train, TranscoderTrainingRunner and TranscoderSetTrainingRunner "
+                "make them."
             )
         sae_in, target = batch.split([d_in, d_out], dim=1)
         # inputs are kept for calibration, and would keep the targets with them

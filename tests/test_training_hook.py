@@ -14,7 +14,7 @@ from sae_lens import (
 )
 
 from sae_lens_gba import BiasAdaptationHook
-from tests.toolbox import make_trainer, mixture, take_steps
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_sae
 
 SETTINGS = {
     "target_l0": 4.0,
@@ -186,9 +186,13 @@ def test_misuse_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     topk = TrainingSAE.from_dict(TopKTrainingSAEConfig(16, 64, k=4).to_dict())
     with pytest.raises(TypeError, match="TopKTrainingSAE has no bias or threshold to adapt"):
         BiasAdaptationHook.attach(topk, **SETTINGS)
+    with pytest.raises(TypeError, match="adapts its biases itself"):
+        BiasAdaptationHook.attach(tiny_sae(), **SETTINGS)
     sae = new_sae("standard")
     with pytest.raises(ValueError, match="target_l0"):
         BiasAdaptationHook.attach(sae, target_l0=1000.0)
+    with pytest.raises(ValueError, match=r"targetl0=3 is no setting .* did you mean 'target_l0'"):
+        BiasAdaptationHook.attach(sae, targetl0=3)
     BiasAdaptationHook.attach(sae).remove()
     assert "target_l0 is not set" in caplog.text
     sae.save_model(tmp_path)

@@ -527,7 +527,7 @@ def test_a_compiled_training_pass_gives_the_same(monkeypatch: pytest.MonkeyPatch
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        sae = GBATrainingSAE(tiny_config())
+        sae = GBATrainingSAE(tiny_config(l0_warm_up_steps=12))
         trainer = make_trainer(sae, 12)
         if compiled:
             compiled_pass = torch.compile(sae.training_forward_pass, backend="aot_eager")
@@ -575,5 +575,5 @@ def test_batches_of_one_row_are_told_of(caplog: pytest.LogCaptureFixture) -> Non
 
 @pytest.mark.parametrize("dtype", ["float16", "torch.float16"])
 def test_half_precision_is_refused_under_either_name(dtype: str) -> None:
-    with pytest.raises(ValueError, match="'float32' or 'bfloat16' for training"):
+    with pytest.raises(ValueError, match="'float32', 'float64' or 'bfloat16' for training"):
         GBATrainingSAE(tiny_config(dtype=dtype))

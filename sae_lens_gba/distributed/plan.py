@@ -8,7 +8,7 @@ import argparse
 import logging
 from dataclasses import dataclass
 
-from sae_lens_gba.adaptation_settings import COUNT, POSITIVE, Check, check_values
+from sae_lens_gba.adaptation_settings import COUNT, POSITIVE, Check, check_values, require
 from sae_lens_gba.config import GBATrainingSAEConfig
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_values(self, _POSSIBLE)
+        require(
+            self,
+            "batch",
+            self.batch >= self.devices,
+            f"a sample at least of each of {self.devices} devices",
+        )
+        require(
+            self,
+            "d_sae",
+            self.d_sae >= self.devices,
+            f"a latent at least of each of {self.devices} devices",
+        )
 
     @property
     def own_latents(self) -> int:

@@ -77,13 +77,18 @@ def join_cached_activations(inputs: str | Path, targets: str | Path, output: str
         output: folder to write; name it as ``cached_activations_path``.
 
     Raises:
-        ValueError: they are not of the same tokens.
+        ValueError: they are not of the same tokens, or of the same hook.
     """
     first, second = load_from_disk(str(inputs)), load_from_disk(str(targets))
     if first.num_rows != second.num_rows or not _are_of_same_tokens(first, second):
         raise ValueError(
             f"{inputs} and {targets} are not of the same tokens: cache both hooks with the same "
             "text, context_size, seed and number of tokens."
+        )
+    if same := set(first.column_names) & set(second.column_names) - {_TOKENS}:
+        raise ValueError(
+            f"{inputs} and {targets} are both of {', '.join(sorted(same))}: give the caches of two "
+            "hooks."
         )
     joined = concatenate_datasets([first, second.remove_columns(_TOKENS)], axis=1)
     joined.save_to_disk(str(output))

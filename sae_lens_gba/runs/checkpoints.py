@@ -139,7 +139,10 @@ class Checkpoints:
         with _numbers_of_numpy():  # weights_only: tensors and values, nothing that could run
             state = torch.load(resume_from / STATE_FILENAME, map_location="cpu", weights_only=True)
         self._start = state["start"]
-        _require_same("trainer", self._start["settings"], _settings(trainer.cfg), resume_from)
+        both = self._start["settings"], _settings(trainer.cfg)
+        if hasattr(runner_cfg, "training_tokens"):  # whose names these settings have as well
+            both = _in_tokens(both[0]), _in_tokens(both[1])
+        _require_same("trainer", *both, resume_from)
         for name, part in parts_of(trainer).items():
             _restore_part(part, resume_from / name)
         trainer.n_training_steps = state["n_training_steps"]
@@ -298,6 +301,15 @@ def _settings(cfg: SAETrainerConfig) -> dict[str, Any]:
     if cfg.lr_scheduler_name == "constant" and cfg.lr_decay_steps == 0:
         del settings["total_training_samples"]  # nothing follows the run's length
     return settings
+
+
+def _in_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """By the names that a runner has for a trainer's settings."""
+    names = {
+        "total_training_samples": "training_tokens",
+        "train_batch_size_samples": "train_batch_size_tokens",
+    }
+    return {names.get(name, name): value for name, value in settings.items()}
 
 
 def _require_same(

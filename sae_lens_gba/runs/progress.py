@@ -30,6 +30,8 @@ class Progress:
     def close(self) -> None:
         """End the line, so that what is said next has one of its own."""
         if self.bar is not None:
+            self.bar.update(min(self.pending, max(self.bar.total - self.bar.n, 0)))
+            self.pending = 0
             self.bar.close()
 
     def __call__(self, step_output: TrainStepOutput, pbar: Any, update_interval: int = 1) -> None:

@@ -27,6 +27,7 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
+from sae_lens_gba.plain_values import make_plain, require_json
 from sae_lens_gba.runs.checkpoints import (
     require_data_of,
     require_ended_run_of,
@@ -45,6 +46,7 @@ from sae_lens_gba.sources import require_device
 from sae_lens_gba.training_sae import GBATrainingSAE
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
+_OF_SAVE_TO_DISK = ("state.json", "dataset_dict.json")
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")  # of SAELens
 _log = logging.getLogger(__name__)
 
@@ -83,9 +85,7 @@ def train(
         ValueError: a setting is not possible, or does not fit the model.
         RunFolderError, StorageError, TrainingInterrupted: see `resumable_run`.
     """
-    if cfg.output_path is None:
-        raise ValueError("output_path=None is not possible: name a folder for the SAE.")
-    folder = Path(cfg.output_path)
+    folder = _output_folder(cfg)
     if _is_over(folder, resume, cfg):
         return None
     _check(cfg, charts, has_dataset=dataset is not None)
@@ -109,6 +109,8 @@ def train(
         runner_class = LanguageModelSAETrainingRunner if is_sae else TranscoderTrainingRunner
         with nullcontext() if given else no_warning_of_a_model(), _no_script(cfg):
             runner = runner_class(cfg, override_model=model, override_dataset=dataset)
+        if cfg.from_pretrained_path is not None:
+            cfg.sae = runner.sae.cfg  # which has settings of its own, and is written with the rest
         if resume_from is not None and not cfg.use_cached_activations:
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
@@ -137,12 +139,10 @@ def train_on_ranks(
         RunFolderError, StorageError: see `resumable_run`.
         RanksError: ranks can't go on together; see its subclasses.
     """
-    if cfg.output_path is None:
-        raise ValueError("output_path=None is not possible: name a folder for the SAE.")
+    folder = _output_folder(cfg)
     require_gba(cfg.sae)
     _check(cfg)
     require_minutes(checkpoint_minutes)
-    folder = Path(cfg.output_path)
     with join() as ranks:
         is_first = ranks.rank == 0
         if ranks.from_rank(0, is_first and _is_over(folder, resume, cfg)):
@@ -166,6 +166,15 @@ def train_on_ranks(
             if is_first:
                 remove_checkpoints(folder)
                 _log.info("%s", _ending(sae, folder))
+
+
+def _output_folder(cfg: LanguageModelSAERunnerConfig[Any]) -> Path:
+    """Of a configuration that can be written there as JSON when the run ends."""
+    if cfg.output_path is None:
+        raise ValueError("output_path=None is not possible: name a folder for the SAE.")
+    make_plain(cfg)
+    require_json(cfg.to_dict())
+    return Path(cfg.output_path)
 
 
 def _is_over(folder: Path, resume: bool, cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
@@ -236,6 +245,13 @@ def _check(
             f"dataset_path={cfg.dataset_path} is a file: put it into a folder of its own, and name "
             "that."
         )
+    saved_as = Path(cfg.dataset_path or "")
+    if not has_dataset and any((saved_as / name).is_file() for name in _OF_SAVE_TO_DISK):
+        raise ValueError(
+            f"dataset_path={cfg.dataset_path} was written by save_to_disk, which SAELens does not "
+            "read: write it with to_parquet into a folder, and name that; or pass "
+            "dataset=datasets.load_from_disk(...) to sae_lens_gba.train."
+        )
     if cfg.from_pretrained_path is not None:
         pretrained = Path(cfg.from_pretrained_path)
         _require_pretrained(pretrained, cfg.sae)
@@ -264,7 +280,7 @@ def _require_pretrained(folder: Path, cfg: TrainingSAEConfig) -> None:
     saved, wanted = read_json(folder / SAE_CFG_FILENAME), cfg.to_dict()
     fixed = {"architecture", "d_sae", "target_l0"}
     defaults = {field.name: field.default for field in fields(cfg)}
-    for name in sorted(set(wanted) - {"d_in", "d_out", "device", "dtype", "metadata"}):
+    for name in sorted(set(wanted) - {"d_in", "d_out", "device", "metadata"}):
         given = name in fixed or wanted[name] != defaults.get(name, wanted[name])
         if given and saved.get(name) != wanted[name]:
             raise ValueError(
@@ -310,9 +326,20 @@ def _fitted_to(
     target = _target_of(cfg)
     if target is not None:
         found["d_out"] = (target, width_at(model, target))
+    if cfg.from_pretrained_path is not None:
+        saved = read_json(Path(cfg.from_pretrained_path) / SAE_CFG_FILENAME)
+        for name, (hook, width) in found.items():
+            if saved.get(name) != width:
+                raise ValueError(
+                    f"from_pretrained_path={cfg.from_pretrained_path} has {name}="
+                    f"{saved.get(name)}, and activations at {hook} of {cfg.model_name} have "
+                    f"{width} dimensions: name the hook that it was trained on."
+                )
     other = {name: at for name, at in found.items() if getattr(cfg.sae, name) != at[1]}
     for name, (hook, width) in other.items():
-        if not d_in_of_model:
+        # a d_out that nobody gave is d_in
+        given = name == "d_out" and cfg.sae.d_out != cfg.sae.d_in
+        if given or not d_in_of_model:
             raise ValueError(
                 f"{name}={getattr(cfg.sae, name)} is not possible: activations at {hook} of "
                 f"{cfg.model_name} have {width} dimensions; leave --{name} out, or pass {width}."

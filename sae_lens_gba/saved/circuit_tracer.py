@@ -23,14 +23,14 @@ _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def export_for_circuit_tracer(
-    transcoders: Sequence[SavedSAE | str | Path], folder: str | Path
+    transcoders: Sequence[SavedSAE | str | Path] | str | Path, folder: str | Path
 ) -> Path:
     """Write a set of transcoders, one of each of a model's layers, for circuit-tracer.
 
     Uploaded to a repo on the Hub as it is, circuit-tracer loads it by the repo's name.
 
     Args:
-        transcoders: as `load` takes or gives them, in any order.
+        transcoders: as `load` takes or gives them, in any order; one alone as well.
         folder: to be made.
 
     Returns:
@@ -40,6 +40,8 @@ def export_for_circuit_tracer(
         ValueError: one is no transcoder, or they are not of layers 0, 1, 2, ... at the same hooks
             and of one width.
     """
+    if isinstance(transcoders, str | Path):
+        transcoders = [transcoders]
     loaded = [t if isinstance(t, SavedSAE) else load(t) for t in transcoders]
     for t in loaded:
         if not is_transcoder(t.sae):

@@ -176,7 +176,9 @@ def opened(sae: SAE[Any] | SavedSAE | str | Path) -> SavedSAE:
     if isinstance(sae, SAE):
         return SavedSAE(sae, sae.cfg.to_dict())
     folder = Path(sae).expanduser()
-    return read_saved(folder, groups_required=False) if folder.is_dir() else load(sae)
+    if not folder.is_dir():
+        return load(sae)
+    return read_saved(folder / _choose(folder, None, str(sae)), groups_required=False)
 
 
 def _folder(source: str | Path) -> Path | None:

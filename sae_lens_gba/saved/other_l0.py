@@ -1,5 +1,6 @@
 """A saved JumpReLU SAE at the L0 one wants: from activations, or from what was saved along."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from sae_lens_gba.neuron_groups import NeuronGroups
 from sae_lens_gba.precision import rounded_down
 from sae_lens_gba.saved.loading import opened
 from sae_lens_gba.saved.saved_sae import SavedSAE
+
+logger = logging.getLogger(__name__)
 
 ROWS = 512  # of activations that are encoded at a time
 # the L0s that were saved are as measured, within a percent of those that were wanted
@@ -98,6 +101,11 @@ def calibrate(
             f"target_l0={l0:g} can't be reached on these activations: with all thresholds at 0, "
             f"{found.possible_l0:.4g} latents are active a sample; ask for that or less."
         )
+    if abs(found.l0 - l0) > 0.01 * l0:
+        logger.warning(
+            "L0 is %.4g, not target_l0=%.4g: as many samples are equal, or nearly, that no "
+            "thresholds are nearer; leave such samples out.", found.l0, l0
+        )  # fmt: skip
     groups = _measured(saved, group, l0, found)
     moved_by = found.offset.cpu()[group.cpu()] * unit.cpu()
     return _moved(saved, moved_by, groups, found.l0, found.n_samples)
@@ -124,10 +132,10 @@ def at_l0(sae: SAE[Any] | SavedSAE | str | Path, l0: float) -> SavedSAE:
     jumprelu = _jumprelu(saved)
     groups = saved.groups
     if groups is None or groups.other_l0s is None or groups.offsets is None:
-        raise CalibrationError(
-            "this SAE was not saved with thresholds for other L0s: pass activations to "
-            "sae_lens_gba.calibrate."
-        )
+        remedy = "pass activations to sae_lens_gba.calibrate"
+        if groups is None and saved.sae.cfg.metadata.get("gba"):  # SAELens reads weights only
+            remedy = f"pass its folder, or what sae_lens_gba.load gives; or {remedy}"
+        raise CalibrationError(f"this SAE comes without thresholds for other L0s: {remedy}.")
     known = groups.other_l0s.double()
     lowest, highest = float(known[0]), float(known[-1])
     if not lowest / _NEAR <= l0 <= highest * _NEAR:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
+from sae_lens_gba.adaptation_settings import require_known
 from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import NewerFormatError, NotTrainableError
 from sae_lens_gba.frequency_spectrum import FrequencySpectrum
@@ -41,6 +42,7 @@ def training_form(
                 f"{name}={changes[name]} is not possible: the SAE has {getattr(sae.cfg, name)}, "
                 "and keeps its weights; leave it out."
             )
+    require_known(changes, {f.name for f in fields(GBATrainingSAEConfig)}, "a GBA SAE")
     training_sae = GBATrainingSAE(_config(sae, groups, changes))
     with torch.no_grad():
         _copy_weights(sae, training_sae)
@@ -89,6 +91,8 @@ def _config(
         # a calibration moves targets at the same L0; another one was asked for since
         if trained_with is None or not math.isclose(trained_with.spectrum().l0, l0, rel_tol=0.02):
             settings["target_l0"] = l0
+    if groups is None and trained_with is None and not _SPECTRUM_SETTINGS & set(changes):
+        raise ValueError("target_l0=None is not possible: an SAE without groups has no L0 to keep.")
     for name in ("d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations"):
         settings[name] = cfg[name]
     metadata = deepcopy(sae.cfg.metadata)

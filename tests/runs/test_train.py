@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -105,6 +106,8 @@ def test_an_interrupted_run_goes_on(
     assert "--resume" in caplog.text
     assert train() == 1
     assert "holds a run that was interrupted" in caplog.text
+    assert train("--resume", training_tokens="3072") == 1
+    assert "give training_tokens=1536" in caplog.text
     assert train("--resume", lr="0.5") == 1
     assert "lr=0.5 differs from 0.005" in caplog.text
     for name, value in (("hook_name", "blocks.0.hook_mlp_out"), ("seed", "7")):
@@ -281,6 +284,38 @@ def test_fine_tuning_is_of_the_sae_that_was_asked_for(
     assert train(from_pretrained_path=str(start), **again, **five) == 0
     l0 = SAE.load_from_disk(tmp_path / "again").cfg.metadata.l0
     assert l0 == pytest.approx(5.0, rel=0.02)
+    trained = json.loads((tmp_path / "again" / "runner_cfg.json").read_text())["sae"]
+    assert trained["l0_warm_up_steps"] == 0  # the SAE's own setting, not the command's
+    elsewhere = {"from_pretrained_path": str(start), "hook_name": "blocks.0.mlp.hook_post"}
+    assert train("--overwrite", **elsewhere, **again, **five) == 1
+    assert "has d_in=16, and activations at blocks.0.mlp.hook_post" in caplog.text
+
+
+def test_what_json_does_not_have_is_written_as_it_has_it(
+    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset
+) -> None:
+    sae = tiny_config(d_in=np.int64(D_MODEL), target_l0=np.float32(3))
+    given: dict[str, Any] = {"dtype": torch.bfloat16}
+    cfg = language_model_config(
+        tmp_path / "run", sae=sae, model_from_pretrained_kwargs=given, lr=np.float32(1e-2)
+    )
+    cfg.output_path = tmp_path / "run"  # type: ignore[assignment]
+    training.train(cfg, model=tiny_hooked_transformer, dataset=tiny_texts)
+    written = json.loads((tmp_path / "run" / "runner_cfg.json").read_text())
+    assert written["model_from_pretrained_kwargs"] == {"dtype": "bfloat16"}
+    kwargs = load(tmp_path / "run").sae.cfg.metadata.model_from_pretrained_kwargs
+    assert kwargs == {"dtype": "bfloat16"}
+    cfg.model_from_pretrained_kwargs = {"device_map": {1, 2}}
+    with pytest.raises(ValueError, match=r"model_from_pretrained_kwargs=.* written as JSON"):
+        training.train(cfg, model=tiny_hooked_transformer, dataset=tiny_texts, overwrite=True)
+
+
+def test_a_dataset_that_saelens_does_not_read_is_refused(
+    train: Train, tmp_path: Path, tiny_texts: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_texts.save_to_disk(tmp_path / "saved")
+    assert train(dataset_path=str(tmp_path / "saved")) == 1
+    assert "was written by save_to_disk, which SAELens does not read" in caplog.text
 
 
 def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(

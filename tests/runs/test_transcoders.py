@@ -210,6 +210,8 @@ def test_caches_of_other_tokens_are_not_joined(cache: Run, tiny_texts: Dataset) 
     inputs, targets = cache(HOOK), cache(TARGET, tokens=1024)
     with pytest.raises(ValueError, match="not of the same tokens"):
         join_cached_activations(inputs, targets, inputs.parent / "pairs")
+    with pytest.raises(ValueError, match=f"are both of {HOOK}: give the caches of two hooks"):
+        join_cached_activations(inputs, inputs, inputs.parent / "pairs")
     reversed_texts = tiny_texts.select(range(len(tiny_texts) - 1, -1, -1))
     with pytest.raises(ValueError, match="not of the same tokens"):
         join_cached_activations(
@@ -316,6 +318,7 @@ def test_the_command_takes_widths_from_the_model(command: Run, tmp_path: Path) -
     [
         ({"d_in": "16", "hook_name_out": "blocks.0.mlp.hook_post"},
          "d_out=16 is not possible: activations at blocks.0.mlp.hook_post of tiny/random have 32"),
+        ({"d_out": "24"}, "d_out=24 is not possible: activations at blocks.0.hook_mlp_out"),
         ({"d_in": "24"}, f"d_in=24 is not possible: activations at {HOOK}"),
         ({"hook_name_out": "blocks.0.hook_mlp_ot"}, "did you mean blocks.0.hook_mlp_out"),
         ({"hook_name_out": "blocks.0.attn.hook_pattern"}, "has no row for each token"),

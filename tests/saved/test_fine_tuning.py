@@ -206,6 +206,10 @@ def test_what_can_not_be_trained_is_refused(sae_folder: Path) -> None:
         to_training_sae(stock_sae(d_sae=64), groups)
     with pytest.raises(ValueError, match="target_l0=-1"):
         to_training_sae(sae_folder, target_l0=-1)
+    with pytest.raises(ValueError, match="did you mean 'target_l0'"):
+        to_training_sae(sae_folder, targetl0=3)
+    with pytest.raises(ValueError, match="without groups has no L0 to keep"):
+        to_training_sae(random_stock_sae())
 
 
 def test_neither_targets_nor_nested_weight_fall_once_more(

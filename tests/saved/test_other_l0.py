@@ -8,7 +8,7 @@ import torch
 from sae_lens import SAE, JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups, at_l0, calibrate, load
-from sae_lens_gba.errors import CalibrationError
+from sae_lens_gba.errors import CalibrationError, GBAError
 from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
@@ -175,8 +175,30 @@ def test_what_can_not_be_had_is_said_in_one_sentence(folder: Path) -> None:
         at_l0(folder, 60)
     with pytest.raises(CalibrationError, match="nearest possible value"):
         at_l0(folder, float("nan"))
-    with pytest.raises(CalibrationError, match="not saved with thresholds for other L0s"):
+    with pytest.raises(
+        CalibrationError, match="without thresholds for other L0s: pass activations"
+    ):
         at_l0(others_sae(), 3.0)
+
+
+def test_an_object_of_saelens_comes_without_thresholds_and_a_folder_may_have_several(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CalibrationError, match=r"pass its folder, or what sae_lens_gba.load gives"):
+        at_l0(SAE.load_from_disk(folder), 2.0)
+    for name in ("a", "b"):
+        load(folder).save(tmp_path / "several" / name)
+    with pytest.raises(GBAError, match="has several SAEs"):
+        at_l0(tmp_path / "several", 2.0)
+
+
+def test_an_l0_that_equal_samples_keep_away_is_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.cat([next(mixture(0, batch=1000)), torch.ones(4000, 16)])
+    exact = calibrate(folder, x, target_l0=3.0)
+    assert exact.sae.cfg.metadata.l0 != pytest.approx(3.0, rel=0.01)
+    assert "not target_l0=3" in caplog.text
 
 
 def test_fine_tuning_on_inputs_of_another_scale_keeps_l0(folder: Path) -> None:

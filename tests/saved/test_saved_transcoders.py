@@ -10,7 +10,12 @@ import yaml
 from safetensors.torch import load_file
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSkipTranscoderConfig, at_l0, calibrate
-from sae_lens_gba.errors import InvalidPublicationError, NotTrainableError, WrongShapeError
+from sae_lens_gba.errors import (
+    GBAError,
+    InvalidPublicationError,
+    NotTrainableError,
+    WrongShapeError,
+)
 from sae_lens_gba.hub.publishing import publish
 from sae_lens_gba.saved.circuit_tracer import export_for_circuit_tracer
 from sae_lens_gba.saved.loading import list_published, load, to_training_sae
@@ -130,6 +135,8 @@ def test_circuit_tracer_loads_them(layers: list[SavedSAE], tmp_path: Path) -> No
 def test_what_is_no_set_of_layers_is_not_written(layers: list[SavedSAE], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"of layers \[1\] .* are no set"):
         export_for_circuit_tracer(layers[:1], tmp_path / "set")
+    with pytest.raises(GBAError, match="nowhere does not exist"):  # a folder is one of them
+        export_for_circuit_tracer(tmp_path / "nowhere", tmp_path / "set")
     elsewhere = replace(layers[0], label="mine")
     elsewhere.sae.cfg.metadata.hook_name_out = "blocks.0.hook_mlp_out"
     with pytest.raises(ValueError, match=r"mine goes from blocks\.1\.mlp\.hook_in to blocks\.0"):
