@@ -141,7 +141,7 @@ def test_defaults_are_those_of_the_configurations() -> None:
     names = {field.name for field in fields(ReportConfig)}
     assert ReportConfig(**{name: report[name] for name in names}) == ReportConfig()
     assert DemoConfig(**given("demo")) == DemoConfig()
-    needed = {"d_in": 8, "d_sae": 16, "batch": 4}
+    needed = {"d_in": 8, "d_sae": 16, "batch": 8}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in needed.items()]
     assert Plan(**given("plan", *flags)) == Plan(**needed, devices=8)
 

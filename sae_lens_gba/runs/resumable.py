@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
@@ -192,6 +193,8 @@ class _Keeper:
 
 # of the block that this thread is in
 _keeper: ContextVar[_Keeper | None] = ContextVar("keeper", default=None)
+_blocks = 0  # of all threads
+_lock = Lock()
 
 
 @contextmanager
@@ -200,20 +203,26 @@ def _every_fit_is_kept_by(keeper: _Keeper) -> Iterator[None]:
 
     Its runners make their trainers themselves, and not all of them let one be handed in.
     """
-    _watch_every_fit()
+    _count_blocks(1)
     token = _keeper.set(keeper)
     try:
         yield
     finally:
         _keeper.reset(token)
+        _count_blocks(-1)
 
 
-@cache
-def _watch_every_fit() -> None:
-    """Once for all blocks, which may overlap in threads; outside of them fit() is as it was."""
+def _count_blocks(change: int) -> None:
+    """fit() is watched from the first to the last; blocks of several threads may overlap."""
+    global _blocks
     classes: tuple[Any, ...] = (SAETrainer, MultiSAETrainer)
-    for cls in classes:
-        cls.fit = _watched(cls.fit)
+    with _lock:
+        before, _blocks = _blocks, _blocks + change
+        for cls in classes:
+            if before == 0:
+                cls.fit = _watched(cls.fit)
+            elif _blocks == 0:
+                cls.fit = cls.fit.__wrapped__
 
 
 def _watched(fit: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -24,7 +24,7 @@ from sae_lens_gba import GBATrainingSAE, cli
 from sae_lens_gba.distributed import LatentParallelTrainer, LatentSlice, Ranks, join
 from sae_lens_gba.distributed.runner import train_synthetic_sae
 from sae_lens_gba.provenance import package_versions
-from sae_lens_gba.runs import training
+from sae_lens_gba.runs import models
 from sae_lens_gba.training_metrics import Curves, training_metrics
 from sae_lens_gba_command import main
 from tests.toolbox import (
@@ -269,7 +269,7 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
     texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
-    vars(training)["load_model"] = lambda *_, **__: hooked_transformer(llm)
+    vars(models)["load_model"] = lambda *_, **__: hooked_transformer(llm)
     vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
     raise SystemExit(main(["train", *flags]))
 
