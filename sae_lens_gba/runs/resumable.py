@@ -33,7 +33,7 @@ def resumable_run(
     checkpoint_minutes: float = CHECKPOINT_MINUTES,
     how_to_resume: str = "run the same with resume=True",
 ) -> Iterator[Path | None]:
-    """Keep a training run of SAELens from being lost.
+    """Keep a training run of SAELens, in the thread of the block, from being lost.
 
     >>> with resumable_run("my_sae", resume=True):  # doctest: +SKIP
     ...     runner.run()  # of any runner, or the fit() of a SAETrainer
