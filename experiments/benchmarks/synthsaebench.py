@@ -90,7 +90,7 @@ LOWER_RATE = Config(
         Run(HIERARCHIES, 5_000, 3e-3),
         *(Run(HIERARCHIES, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)),
         Run(HIERARCHIES, 5_000, 7.5e-4),
-        *(Run("gba", 5_000, rate) for rate in (3e-3, 1.5e-3)),
+        *(Run("gba", 5_000, rate) for rate in (5e-3, 3e-3, 1.5e-3)),
     )
 )
 FROM_HIGHER = Config(tuple(Run(LONGER_FALL, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)))
