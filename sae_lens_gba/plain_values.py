@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def make_plain(settings: Any, names: Iterable[str] | None = None) -> None:
-    """The fields of a dataclass, or those of ``names``, in place."""
-    for name in [field.name for field in fields(settings)] if names is None else names:
+def make_plain(settings: Any, names: Iterable[str]) -> None:
+    """The attributes of these names, in place."""
+    for name in names:
         value = getattr(settings, name)
         if (as_plain := plain(value)) is not value:
             setattr(settings, name, as_plain)

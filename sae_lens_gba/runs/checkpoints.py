@@ -40,6 +40,7 @@ from safetensors.torch import load_file, save_file
 from sae_lens_gba.atomic_write import folder_written_whole, numbered, remove_older
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DamagedFileError, RunFolderError
+from sae_lens_gba.plain_values import plain
 from sae_lens_gba.runs.random_state import draw_again, random_state, set_random_state
 from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.training_sae import GBATrainingSAE
@@ -216,7 +217,7 @@ def require_data_of(folder: Path, cfg: Any) -> None:
     """
     for path in (folder / RUNNER_CFG_FILENAME, folder / RUNNER_CONFIG_FILENAME):
         if path.is_file():  # the latter of SAELens' synthetic runner
-            saved, now = read_json(path), json.loads(json.dumps(cfg.to_dict()))
+            saved, now = read_json(path), json.loads(json.dumps(plain(cfg.to_dict())))
             _require_same("run", saved, now, folder, _OF_DATA)
 
 

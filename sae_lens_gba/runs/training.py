@@ -27,7 +27,7 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
-from sae_lens_gba.plain_values import make_plain, require_json
+from sae_lens_gba.plain_values import make_plain, plain, require_json
 from sae_lens_gba.runs.checkpoints import (
     require_data_of,
     require_ended_run_of,
@@ -46,6 +46,8 @@ from sae_lens_gba.sources import require_device
 from sae_lens_gba.training_sae import GBATrainingSAE
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
+# not every model takes the names of dtypes: they become plain once it is loaded
+_OF_MODEL = "model_from_pretrained_kwargs"
 _OF_SAVE_TO_DISK = ("state.json", "dataset_dict.json")
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")  # of SAELens
 _log = logging.getLogger(__name__)
@@ -172,8 +174,8 @@ def _output_folder(cfg: LanguageModelSAERunnerConfig[Any]) -> Path:
     """Of a configuration that can be written there as JSON when the run ends."""
     if cfg.output_path is None:
         raise ValueError("output_path=None is not possible: name a folder for the SAE.")
-    make_plain(cfg)
-    require_json(cfg.to_dict())
+    make_plain(cfg, {field.name for field in fields(cfg)} - {_OF_MODEL})
+    require_json(plain(cfg.to_dict()))
     return Path(cfg.output_path)
 
 
@@ -322,6 +324,7 @@ def _hooks_of(cfg: LanguageModelSAERunnerConfig[Any]) -> list[str]:
 def _fitted_to(
     model: Any, cfg: LanguageModelSAERunnerConfig[Any], d_in_of_model: bool
 ) -> LanguageModelSAERunnerConfig[Any]:
+    make_plain(cfg, [_OF_MODEL])
     found = {"d_in": (cfg.hook_name, width_at(model, cfg.hook_name, cfg.hook_head_index))}
     target = _target_of(cfg)
     if target is not None:

@@ -292,15 +292,29 @@ def test_fine_tuning_is_of_the_sae_that_was_asked_for(
 
 
 def test_what_json_does_not_have_is_written_as_it_has_it(
-    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset
-) -> None:
+    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     sae = tiny_config(d_in=np.int64(D_MODEL), target_l0=np.float32(3))
+    asked: list[Any] = []
+
+    def load_model(*_: Any, model_from_pretrained_kwargs: Any, **__: Any) -> Any:
+        asked.append(model_from_pretrained_kwargs)
+        return tiny_hooked_transformer
+
+    monkeypatch.setattr(models, "load_model", load_model)
     given: dict[str, Any] = {"dtype": torch.bfloat16}
     cfg = language_model_config(
         tmp_path / "run", sae=sae, model_from_pretrained_kwargs=given, lr=np.float32(1e-2)
     )
     cfg.output_path = tmp_path / "run"  # type: ignore[assignment]
-    training.train(cfg, model=tiny_hooked_transformer, dataset=tiny_texts)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(SystemExit):
+            training.train(cfg, dataset=tiny_texts)
+    cfg.model_from_pretrained_kwargs = given
+    training.train(cfg, dataset=tiny_texts, resume=True)
+    assert asked == 2 * [{"dtype": torch.bfloat16}]  # as it was given
     written = json.loads((tmp_path / "run" / "runner_cfg.json").read_text())
     assert written["model_from_pretrained_kwargs"] == {"dtype": "bfloat16"}
     kwargs = load(tmp_path / "run").sae.cfg.metadata.model_from_pretrained_kwargs
