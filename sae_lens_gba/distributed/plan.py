@@ -64,18 +64,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_values(self, _POSSIBLE)
-        require(
-            self,
-            "batch",
-            self.batch >= self.devices,
-            f"a sample at least of each of {self.devices} devices",
-        )
-        require(
-            self,
-            "d_sae",
-            self.d_sae >= self.devices,
-            f"a latent at least of each of {self.devices} devices",
-        )
+        for name, one in (("batch", "a sample"), ("d_sae", "a latent")):
+            enough = getattr(self, name) >= self.devices
+            require(self, name, enough, f"{one} at least of each of {self.devices} devices")
 
     @property
     def own_latents(self) -> int:

@@ -9,16 +9,30 @@ import sae_lens
 from sae_lens.load_model import load_model
 
 
-def model_of(cfg: Any, hook_names: Iterable[str]) -> Any:
-    """Load it.
+@contextmanager
+def model_for(cfg: Any, hook_names: Iterable[str], given: Any = None) -> Iterator[Any]:
+    """A model that was given; else the one that is named, of which SAELens then need not warn.
 
     Args:
-        cfg: of one of SAELens' runners.
+        cfg: of one of SAELens' runners, which is made in the block.
         hook_names: where activations are taken: a model that is not TransformerLens' has no others.
+        given: in place of it.
 
     Raises:
         ValueError: nobody knows it.
     """
+    if given is not None:
+        yield given
+        return
+    model = _load(cfg, hook_names)
+    sae_lens.logger.addFilter(_is_no_warning_of_a_model)
+    try:
+        yield model
+    finally:
+        sae_lens.logger.removeFilter(_is_no_warning_of_a_model)
+
+
+def _load(cfg: Any, hook_names: Iterable[str]) -> Any:
     try:
         return load_model(
             cfg.model_class_name,
@@ -37,16 +51,6 @@ def model_of(cfg: Any, hook_names: Iterable[str]) -> Any:
         ) from None
 
 
-@contextmanager
-def no_warning_of_a_model() -> Iterator[None]:
-    """SAELens warns of a model that its configuration does not name; this one it does."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return "passed in a model" not in message and "override_model overrides" not in message
-
-    sae_lens.logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        sae_lens.logger.removeFilter(is_other)
+def _is_no_warning_of_a_model(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "passed in a model" not in message and "override_model overrides" not in message

@@ -34,7 +34,7 @@ from sae_lens_gba.runs.checkpoints import (
     require_settings_of,
 )
 from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
-from sae_lens_gba.runs.models import model_of, no_warning_of_a_model
+from sae_lens_gba.runs.models import model_for
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, require_minutes, resumable_run
 from sae_lens_gba.runs.transcoders import (
     LatentParallelTranscoderRunner,
@@ -103,13 +103,10 @@ def train(
         if resume_from is not None:  # before anything is loaded
             require_data_of(resume_from, cfg)
         torch.manual_seed(cfg.seed)
-        given = model is not None
-        if model is None:
-            model = model_of(cfg, _hooks_of(cfg))
-        cfg = _fitted_to(model, cfg, d_in_of_model)
         is_sae = _target_of(cfg) is None
         runner_class = LanguageModelSAETrainingRunner if is_sae else TranscoderTrainingRunner
-        with nullcontext() if given else no_warning_of_a_model(), _no_script(cfg):
+        with model_for(cfg, _hooks_of(cfg), model) as model, _no_script(cfg):
+            cfg = _fitted_to(model, cfg, d_in_of_model)
             runner = runner_class(cfg, override_model=model, override_dataset=dataset)
         if cfg.from_pretrained_path is not None:
             cfg.sae = runner.sae.cfg  # which has settings of its own, and is written with the rest
@@ -154,11 +151,10 @@ def train_on_ranks(
             if found is not None:
                 cfg.resume_from_checkpoint = str(found)
             cfg.llm_device = str(ranks.device)
-            model = model_of(cfg, _hooks_of(cfg))
-            cfg = _fitted_to(model, cfg, d_in_of_model)
-            if is_first and found is not None:
-                require_settings_of(found, cfg)
-            with no_warning_of_a_model():
+            with model_for(cfg, _hooks_of(cfg)) as model, _no_script(cfg):
+                cfg = _fitted_to(model, cfg, d_in_of_model)
+                if is_first and found is not None:
+                    require_settings_of(found, cfg)
                 is_sae = _target_of(cfg) is None
                 runner = LatentParallelRunner if is_sae else LatentParallelTranscoderRunner
                 together = runner(cfg, ranks, override_model=model)

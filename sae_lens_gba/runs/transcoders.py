@@ -1,6 +1,5 @@
 """SAELens' runners, for transcoders: on pairs of activations, and evaluated at the target."""
 
-from contextlib import nullcontext
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
@@ -18,7 +17,7 @@ from typing_extensions import override
 from sae_lens_gba.at_target import at_its_target
 from sae_lens_gba.distributed.runner import LatentParallelRunner
 from sae_lens_gba.runs.activation_pairs import give_pairs
-from sae_lens_gba.runs.models import model_of, no_warning_of_a_model
+from sae_lens_gba.runs.models import model_for
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
 
@@ -41,8 +40,7 @@ class TranscoderTrainingRunner(LanguageModelSAETrainingRunner):
         override_sae: TrainingSAE[Any] | None = None,
     ):
         target = require_target(cfg.sae, cfg.hook_head_index)
-        with nullcontext() if override_model is not None else no_warning_of_a_model():
-            model = override_model or model_of(cfg, [cfg.hook_name, target])
+        with model_for(cfg, [cfg.hook_name, target], override_model) as model:
             super().__init__(cfg, override_dataset, model, override_sae)
         widths = _widths(cfg.sae, cfg.hook_name)
         self.target_store = give_pairs(self.activations_store, {cfg.hook_name: target}, widths)
@@ -95,8 +93,7 @@ class TranscoderSetTrainingRunner(MultiSAETrainingRunner):
                     f"{target_of[hook]!r} in this run; train one of them in another."
                 )
             widths |= _widths(sae, hook)
-        with nullcontext() if override_model is not None else no_warning_of_a_model():
-            model = override_model or model_of(cfg, [*target_of, *target_of.values()])
+        with model_for(cfg, [*target_of, *target_of.values()], override_model) as model:
             super().__init__(cfg, override_dataset, model, override_saes)
         give_pairs(self.activations_store, target_of, widths)
         self.evaluator = _SetEvaluator(**vars(self.evaluator))
