@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.runs import models, training
 from sae_lens_gba.saved.loading import load, to_training_sae
+from sae_lens_gba.sources import load_text
 from sae_lens_gba_command import main
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import D_MODEL, language_model_config, tiny_config
@@ -330,6 +331,13 @@ def test_a_dataset_that_saelens_does_not_read_is_refused(
     tiny_texts.save_to_disk(tmp_path / "saved")
     assert train(dataset_path=str(tmp_path / "saved")) == 1
     assert "was written by save_to_disk, which SAELens does not read" in caplog.text
+    scripted = tmp_path / "scripted"
+    scripted.mkdir()
+    (scripted / "scripted.py").touch()
+    assert train(dataset_path=str(scripted)) == 1
+    assert "is a script, which datasets no longer runs" in caplog.text
+    with pytest.raises(FileNotFoundError, match="scripted can't be loaded"):
+        load_text(str(scripted))
 
 
 def test_a_full_disk_at_the_end_loses_only_what_came_after_the_last_checkpoint(
