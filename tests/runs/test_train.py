@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -331,6 +332,12 @@ def test_a_dataset_that_saelens_does_not_read_is_refused(
     tiny_texts.save_to_disk(tmp_path / "saved")
     assert train(dataset_path=str(tmp_path / "saved")) == 1
     assert "was written by save_to_disk, which SAELens does not read" in caplog.text
+
+
+@pytest.mark.skipif(datasets.__version__ < "4", reason="runs scripts, if it is allowed to")
+def test_a_dataset_that_is_a_script_is_refused(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     scripted = tmp_path / "scripted"
     scripted.mkdir()
     (scripted / "scripted.py").touch()
