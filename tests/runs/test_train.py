@@ -334,7 +334,9 @@ def test_a_dataset_that_saelens_does_not_read_is_refused(
     assert "was written by save_to_disk, which SAELens does not read" in caplog.text
 
 
-@pytest.mark.skipif(datasets.__version__ < "4", reason="runs scripts, if it is allowed to")
+@pytest.mark.skipif(
+    int(datasets.__version__.split(".")[0]) < 4, reason="runs scripts, if it is allowed to"
+)
 def test_a_dataset_that_is_a_script_is_refused(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
