@@ -63,9 +63,8 @@ class Config:
         l0: asked of every architecture; about that of the d_sae most frequent features.
         batch_size: samples a step.
         pool_steps: steps until the data begin again.
-        tune_steps: of the runs that choose learning rates and coefficients.
-        steps: of the runs of every architecture.
-        learning_rates: to choose from.
+        steps: of a run.
+        learning_rates: to choose from, by the first seed's MCC.
         seeds: of the initial weights.
         held_out: samples measured on.
     """
@@ -88,7 +87,6 @@ class Config:
     l0: float = 8.5
     batch_size: int = 1024
     pool_steps: int = 4000
-    tune_steps: int = 1000
     steps: int = 4000
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -198,9 +196,10 @@ class Benchmark:
         file = self.folder / f"samples_{'_'.join(map(str, sizes))}.npy"
         return Samples(stored_samples(self.model, config, file), config.batch_size)
 
-    def train(self, name: str, spec: Row, rate: float, seed: int, steps: int) -> Row:
+    def train(self, name: str, spec: Row, rate: float, seed: int) -> Row:
         """The row of one run."""
         config = self.config
+        steps = config.steps
         label = {"method": name, "learning_rate": rate, "seed": seed, "steps": steps}
         settings = falling(steps, config.batch_size, rate)
 
@@ -246,9 +245,7 @@ def run(config: Config) -> Tables:
         if name == RANDOM:
             continue
         tuning, chosen[name] = best_rate(
-            partial(
-                benchmark.train, name, specs[name], seed=config.seeds[0], steps=config.tune_steps
-            ),
+            partial(benchmark.train, name, specs[name], seed=config.seeds[0]),
             config.learning_rates,
             by="mcc",
         )
@@ -258,7 +255,7 @@ def run(config: Config) -> Tables:
         if name == RANDOM:
             row = benchmark.untrained(seed)
         else:
-            row = benchmark.train(name, specs[name], chosen[name], seed, config.steps)
+            row = benchmark.train(name, specs[name], chosen[name], seed)
         tables["rows"].append(row)
     return tables
 
@@ -283,7 +280,6 @@ def main() -> None:
         "l0": 6.0,
         "batch_size": 512,
         "pool_steps": 300,
-        "tune_steps": 100,
         "steps": 200,
         "seeds": (0, 1),
     }

@@ -35,7 +35,6 @@ def test_features_recovered_from_samples_to_plot(
         l0=4.0,
         batch_size=64,
         pool_steps=10,
-        tune_steps=4,
         steps=6,
         learning_rates=(1e-3, 1e-2),
         seeds=(0, 1),
@@ -108,6 +107,7 @@ def test_a_language_model_from_text_to_plot(
         steps=8,
         learning_rates=(1e-3, 1e-2),
         other_learning_rates={"batchtopk": (3e-3,)},
+        jumprelu_coefficient=0.5,
         seeds=(0, 1),
         probing_datasets=("one", "two"),
     )
@@ -121,7 +121,8 @@ def test_a_language_model_from_text_to_plot(
         assert tuple(tried) == rates
         assert chosen["learning_rate"] == max(tried, key=lambda r: tried[r], default=0.0)
         points = [(r["asked_l0"], r["seed"]) for r in of["rows"]]
-        assert points == [(l0, seed) for l0 in (4.0, 2.0, 6.0) for seed in (0, 1)]
+        l0s = (4.0,) if name == "jumprelu" else (4.0, 2.0, 6.0)
+        assert points == [(l0, seed) for l0 in l0s for seed in (0, 1)]
         assert len(of["probing"]) == 2 * 2 * 2  # seeds, data sets, ks
         (consistency,) = of["consistency"]
         assert 0 < consistency["pw_mcc"] <= 1
