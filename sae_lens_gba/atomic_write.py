@@ -23,7 +23,8 @@ _NO_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` fill a file beside ``path``, then put it in place in one move.
 
-    Any number of processes may write the same ``path`` at once: the last one's file stays.
+    Any number of processes may write the same ``path`` at once: the last one's file stays. It is
+    for whoever may read new files of the process: safetensors' are for their owner alone.
 
     Raises:
         StorageError: the disk is full, or the folder can't be written.
@@ -31,7 +32,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     partial = _beside(path)
     with write_errors(path):
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             write(partial)
+            partial.chmod(mode)
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)
@@ -54,8 +58,8 @@ def folder_written_whole(path: Path, replace: bool = False) -> Iterator[Path]:
         try:
             partial.mkdir(parents=True)
             yield partial
-            for file in [*partial.rglob("*"), partial]:
-                _sync(file)
+            _finish(partial)
+            _sync(partial)
             if replace:
                 remove_at_once(path)
             os.replace(partial, path)
@@ -80,8 +84,7 @@ def files_written_whole(folder: Path) -> Iterator[Path]:
             partial.mkdir(parents=True)
             yield partial
             files = sorted(partial.iterdir(), key=lambda file: (file.suffix == ".json", file.name))
-            for file in partial.rglob("*"):
-                _sync(file)
+            _finish(partial)
             for file in files:
                 os.replace(file, folder / file.name)
             _sync(folder)
@@ -187,6 +190,15 @@ def _concerns(error: Exception, path: Path) -> bool:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{token_hex(4)}{_PARTIAL}")
+
+
+def _finish(folder: Path) -> None:
+    """As `write_atomically` leaves a file, all that is in a folder."""
+    mode = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode & 0o666)
+        _sync(path)
 
 
 def _sync(path: Path) -> None:

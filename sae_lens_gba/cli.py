@@ -13,11 +13,13 @@ from importlib import import_module
 from typing import Any
 
 import sae_lens.llm_sae_training_runner as saelens
-import torch
 
 from sae_lens_gba.errors import GBAError
+from sae_lens_gba.sources import best_device
 from sae_lens_gba_command import COMMANDS, train_flags
 from sae_lens_gba_command.parsers import is_given
+
+_log = logging.getLogger(__name__)
 
 
 def run(command: str, arguments: list[str], flags: argparse.Namespace) -> int:
@@ -43,8 +45,8 @@ def train(arguments: Sequence[str]) -> None:
     See `sae_lens_gba.train` for what is added to a run, `train_flags` for the flags. Started by
     torchrun, it trains on all of its processes together.
     """
+    from sae_lens_gba.runs.training import commands_for, train_on_ranks
     from sae_lens_gba.runs.training import train as train_by
-    from sae_lens_gba.runs.training import train_on_ranks
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     train_flags.add_own_arguments(own)
@@ -56,6 +58,8 @@ def train(arguments: Sequence[str]) -> None:
         if charts:
             raise ValueError("--report is not possible on several ranks: leave it out.")
         train_on_ranks(cfg, **shared)
+        if os.environ.get("RANK") == "0":
+            _log.info(commands_for(cfg.output_path))
         return
     again = [a for a in arguments if a not in ("--resume", "--overwrite")]
     train_by(
@@ -64,6 +68,7 @@ def train(arguments: Sequence[str]) -> None:
         charts=charts,
         how_to_resume=f"run\n    {shlex.join(['sae-lens-gba', 'train', *again, '--resume'])}",
     )
+    _log.info(commands_for(cfg.output_path))
 
 
 def _config(arguments: list[str], is_ours: bool) -> Any:
@@ -78,7 +83,7 @@ def _config(arguments: list[str], is_ours: bool) -> Any:
             arguments = ["--architecture", "gba", *arguments]
     follow_length = {name for name in train_flags.OF_ALL_STEPS if defaults.pop(name, None)}
     if "device" in defaults:
-        defaults["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        defaults["device"] = best_device()
     ours = [part for name, value in defaults.items() for part in (f"--{name}", value)]
     try:
         cfg = saelens._parse_cfg_args([*arguments, *ours])
@@ -122,6 +127,6 @@ def _report_failure(run: Callable[[], object]) -> int:
     try:
         run()
     except (ImportError, OSError, ValueError, GBAError) as error:
-        logging.getLogger(__name__).error("sae-lens-gba: %s", error)
+        _log.error("sae-lens-gba: %s", error)
         return 1
     return 0

@@ -32,6 +32,11 @@ _FILE_BUILDERS = {
 }
 
 
+def best_device() -> str:
+    """What the commands use where none is named: the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def require_device(device: str) -> None:
     """That PyTorch finds this device here.
 
@@ -224,6 +229,8 @@ def _find_text(name: str) -> tuple[Any, str]:
         return load_from_disk(name) if saved else load_dataset(name), path.name
     if path.is_file() and path.stat().st_size == 0:
         raise FileNotFoundError("it is empty")
+    if path.suffix in _FILE_BUILDERS and not path.is_file():
+        raise FileNotFoundError("there is no such file")
     if path.is_file():
         return load_dataset(_FILE_BUILDERS[path.suffix], data_files=name, split="train"), path.name
     return load_dataset(name, streaming=True), name

@@ -89,17 +89,15 @@ class GBATrainingSAE(CalibratedBiases):
     ReLU) are moved until each neuron fires as often as its group should; see
     `sae_lens_gba.bias_adaptation`. Activations and outputs are in units of the input.
 
-    ==========  ======================================  ================
-    paper       attribute                               shape
-    ==========  ======================================  ================
-    w_m         ``W_dec[m]``, unit norm                 (d_sae, d_in)
-    w_m         ``W_enc[:, m]`` (``W_dec.T`` if tied)   (d_in, d_sae)
-    -           ``encoder_correction`` (not if tied)    (d_sae, d_in)
-    a_m         ``output_scale``                        (d_sae,)
-    b_m         ``-threshold``, or ``b_enc`` with ReLU  (d_sae,)
-    b_pre       ``b_dec``                               (d_in,)
-    p_m, r_m    ``adapter.frequency``, ``.peak``        (d_sae,)
-    ==========  ======================================  ================
+    | paper    | attribute                              | shape         |
+    | -------- | -------------------------------------- | ------------- |
+    | w_m      | ``W_dec[m]``, unit norm                | (d_sae, d_in) |
+    | w_m      | ``W_enc[:, m]`` (``W_dec.T`` if tied)  | (d_in, d_sae) |
+    | -        | ``encoder_correction`` (not if tied)   | (d_sae, d_in) |
+    | a_m      | ``output_scale``                       | (d_sae,)      |
+    | b_m      | ``-threshold``, or ``b_enc`` with ReLU | (d_sae,)      |
+    | b_pre    | ``b_dec``                              | (d_in,)       |
+    | p_m, r_m | ``adapter.frequency``, ``.peak``       | (d_sae,)      |
 
     Deviations from the paper, each with the test that pins it:
 

@@ -29,17 +29,14 @@ class GBATrainingTranscoder(GBATrainingSAE):
     below 0 it jumps further. It is part of b_enc and threshold in what is saved, and so is the
     mean, since SAELens' transcoders centre no inputs.
 
-    ======================  ==================================  ================
-    attribute               what it is                          shape
-    ======================  ==================================  ================
-    ``encoder_correction``  W_enc^T / encoder_correction_rate   (d_sae, d_in)
-    ``input_mean``          of the first batch, in units of s   (d_in,)
-    ``shrinkage``           at most 1; with JumpReLU only       (d_sae,)
-    ``W_dec``               unit rows                           (d_sae, d_out)
-    ``b_dec``               in units of t                       (d_out,)
-    ``target_norm``         t * sqrt(d_out); 0 until it is      ()
-                            known
-    ======================  ==================================  ================
+    | attribute              | what it is                            | shape          |
+    | ---------------------- | ------------------------------------- | -------------- |
+    | ``encoder_correction`` | W_enc^T / encoder_correction_rate     | (d_sae, d_in)  |
+    | ``input_mean``         | of the first batch, in units of s     | (d_in,)        |
+    | ``shrinkage``          | at most 1; with JumpReLU only         | (d_sae,)       |
+    | ``W_dec``              | unit rows                             | (d_sae, d_out) |
+    | ``b_dec``              | in units of t                         | (d_out,)       |
+    | ``target_norm``        | t * sqrt(d_out); 0 until it is known  | ()             |
     """
 
     cfg: GBATrainingTranscoderConfig

@@ -65,7 +65,7 @@ def add_report(parser: ArgumentParser) -> None:
     add(
         "--dataset",
         help="text file, csv, json(l), parquet, saved data set or hub name; what the SAE was "
-        "trained on if not given, of which a validation or test split if there is one",
+        "trained on if not given; its validation or test split, if it has one",
     )
     add("--output", type=Path, help="HTML file to write, SAE_DIR/report.html if not given")
     add("--tokens", dest="n_tokens", type=int, default=default["n_tokens"], help="of text to read")
@@ -82,7 +82,7 @@ def add_report(parser: ArgumentParser) -> None:
         type=int,
         help="latents to show in detail; all if not given",
     )
-    add("--latents", type=int, nargs="+", default=(), help="latents to show whatever happens")
+    add("--latents", type=int, nargs="+", default=(), help="show these whatever the sample")
     add(
         "--explanations",
         type=Path,
@@ -92,7 +92,7 @@ def add_report(parser: ArgumentParser) -> None:
     add("--delphi", type=Path, metavar="FOLDER", help="write activations for delphi to explain")
     add("--random-baseline", action="store_true", help="compare with random directions as well")
     add("--seed", type=int, default=default["seed"], help="of the samples")
-    add("--device", default="cpu", help="cpu, cuda, mps ...")
+    add("--device", help="cpu, cuda, mps ...; cuda if there is one, else cpu, if not given")
     add("--autocast", action="store_true", help="run the model in bfloat16")
 
 
@@ -102,7 +102,7 @@ def add_look(parser: ArgumentParser) -> None:
     add("sae_dir", type=Path, metavar="SAE_DIR", help="folder of a saved SAE")
     add("--model", help="hub name or folder; the SAE's own if not given")
     add("--port", type=int, default=8123, help="of this machine; 0 takes a free one")
-    add("--device", default="cpu", help="cpu, cuda, mps ...")
+    add("--device", help="cpu, cuda, mps ...; cuda if there is one, else cpu, if not given")
 
 
 def add_plan(parser: ArgumentParser) -> None:

@@ -47,6 +47,22 @@ def test_two_writers_of_one_file_never_lose(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_who_may_read_new_files_may_read_weights(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(2)}
+    write_atomically(tmp_path / "alone.safetensors", partial(save_file, tensors))
+    with folder_written_whole(tmp_path / "whole") as folder:
+        (folder / "below").mkdir()
+        save_file(tensors, folder / "below" / "in_a_folder.safetensors")
+    with files_written_whole(tmp_path / "whole") as folder:
+        save_file(tensors, folder / "beside.safetensors")
+    (tmp_path / "any").touch()
+    asked = (tmp_path / "any").stat().st_mode
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stem for path in files} == {"alone", "any", "beside", "in_a_folder"}
+    assert {path.stat().st_mode for path in files} == {asked}
+    assert (tmp_path / "whole" / "below").stat().st_mode & stat.S_IXUSR
+
+
 def test_files_are_synced_as_windows_wants_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

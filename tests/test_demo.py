@@ -39,7 +39,7 @@ def test_the_demo_trains_saves_reloads_and_shows(
         "gba_groups.safetensors", "gba_checksums.json",
     }  # fmt: skip
     for expected in ("L0 asked                 4.0", "bit-equal", "where some latents fire most",
-                     "saved in", ">>>"):  # fmt: skip
+                     "saved in", "⟦", "publish USER/REPO"):  # fmt: skip
         assert expected in caplog.text
     assert str(tmp_path) not in (output / "cfg.json").read_text()
 

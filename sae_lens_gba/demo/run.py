@@ -19,7 +19,7 @@ from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.text_stream import activations_on, open_text
 from sae_lens_gba.runs.folder import CHECKPOINTS, LOCK
-from sae_lens_gba.runs.training import train
+from sae_lens_gba.runs.training import commands_for, train
 from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.sources import load_saes
 
@@ -69,6 +69,7 @@ def run_demo(cfg: DemoConfig) -> None:
         '    from sae_lens import SAE\n    sae = SAE.load_from_disk("%s")',
         cfg.output,
     )
+    _log.info(commands_for(cfg.output))
 
 
 def _require_room(output: Path) -> None:

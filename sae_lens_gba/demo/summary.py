@@ -26,7 +26,7 @@ def summary(report: Report) -> str:
         f"  {row['group']:5d}  {row['size']:7d}  {row['target']:16.5f}  {row['measured']:8.5f}"
         for row in groups
     ]
-    lines += ["", "where some latents fire most, the token in >>> <<<:"]
+    lines += ["", "where some latents fire most, the token in ⟦ ⟧:"]
     for row in (groups[0], groups[len(groups) // 2], groups[-1]):
         for detail in row["latents"][:LATENTS_A_GROUP]:
             frequency = sae.latents.frequency[detail.latent]
@@ -42,4 +42,4 @@ def _snippet(context: Context) -> str:
     tokens, at = context.tokens, context.focus
     before = "".join(tokens[max(0, at - TOKENS_BEFORE) : at])
     after = "".join(tokens[at + 1 : at + 1 + TOKENS_AFTER])
-    return f"{before}>>>{tokens[at]}<<<{after}".replace("\n", "\\n")
+    return f"{before}⟦{tokens[at]}⟧{after}".replace("\n", "\\n")

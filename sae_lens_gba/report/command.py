@@ -3,17 +3,25 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
+from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.explanations import read_explanations
 from sae_lens_gba.report.html import write_html
 from sae_lens_gba.report.latent_files import check_latents_folder
 from sae_lens_gba.report.page_data import group_rows
 from sae_lens_gba.report.results import Report
-from sae_lens_gba.saved.evaluation import SCHEMA_VERSION, Evaluation, weights_sha256
-from sae_lens_gba.sources import load_model_of, load_saes, load_text
+from sae_lens_gba.saved.evaluation import (
+    EVALUATION_FILENAME,
+    SCHEMA_VERSION,
+    Evaluation,
+    read_evaluation,
+    weights_sha256,
+)
+from sae_lens_gba.sources import best_device, load_model_of, load_saes, load_text
 
 HTML_NAME = "report.html"
 
@@ -33,7 +41,7 @@ def run_from_arguments(arguments: argparse.Namespace) -> None:
         model=arguments.model,
         dataset=arguments.dataset,
         output=arguments.output,
-        device=arguments.device,
+        device=arguments.device or best_device(),
         explanations=arguments.explanations,
         cfg=ReportConfig(**{f.name: getattr(arguments, f.name) for f in fields(ReportConfig)}),
     )
@@ -51,7 +59,8 @@ def write_report(
 ) -> Path:
     """Make the report of an SAE: an HTML file, and its data beside it.
 
-    The SAE's own figures go into ``evaluation.json`` in its folder, where `publish` finds them.
+    The SAE's own figures go into ``evaluation.json`` in its folder, where `publish` finds them,
+    unless those there were measured on more text.
 
     Args:
         sae_dir: folder that SAELens saved an SAE in.
@@ -82,9 +91,32 @@ def write_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     report.save(path.with_suffix(".json"))
     write_html(report, path)
-    evaluation = _evaluation(report, folder).save(folder)
-    _log.info("wrote %s, with its data beside it, and %s", path, evaluation)
+    evaluation = _evaluation(report, folder)
+    known = _known_evaluation(folder)
+    if known is not None and _is_smaller(evaluation, known):
+        _log.info(
+            "wrote %s, with its data beside it; %s stays, which was measured on more text (%s "
+            "tokens, CE loss on %s): remove it to have this one's figures there.",
+            path,
+            folder / EVALUATION_FILENAME,
+            known.provenance.n_tokens,
+            known.provenance.ce_tokens,
+        )
+    else:
+        saved = evaluation.save(folder)
+        _log.info("wrote %s, with its data beside it, and %s", path, saved)
     return path
+
+
+def _known_evaluation(folder: Path) -> Evaluation | None:
+    with suppress(DamagedFileError):  # of other weights
+        return read_evaluation(folder)
+    return None
+
+
+def _is_smaller(evaluation: Evaluation, known: Evaluation) -> bool:
+    new, old = evaluation.provenance, known.provenance
+    return new.n_tokens < old.n_tokens or new.ce_tokens < old.ce_tokens
 
 
 def _evaluation(report: Report, folder: Path) -> Evaluation:

@@ -81,6 +81,7 @@ def render(report: Report, details_folder: str) -> str:
 def _sae(sae: SaeResult, index: int, rows: list[int]) -> dict[str, Any]:
     return {
         "label": sae.label,
+        "width": sae.d_sae,
         "columns": page_data.latent_columns(sae, index, rows),
         "detailed": [d.latent for d in sae.details],
     }

@@ -29,7 +29,7 @@ from sae_lens_gba.report.results import Report, SaeResult, significant
 from sae_lens_gba.report.text_stream import activations_on, open_text
 from sae_lens_gba.saved.evaluation import read_evaluation
 from sae_lens_gba.saved.saved_sae import SavedSAE
-from sae_lens_gba.sources import load_model_of, load_saes
+from sae_lens_gba.sources import best_device, load_model_of, load_saes
 
 HOST = "127.0.0.1"
 MAX_BYTES = 100_000  # of a request
@@ -240,6 +240,7 @@ def _page(saved: SavedSAE, report: SaeResult | None) -> str:
             saved=saved,
             metadata=saved.sae.cfg.metadata,
             nonce=secrets.token_urlsafe(16),
+            all_latents=report is not None and len(report.details) == saved.d_sae,
             data={"names": names, "report": None if report is None else HTML_NAME},
         )
     )
@@ -247,7 +248,8 @@ def _page(saved: SavedSAE, report: SaeResult | None) -> str:
 
 def run_from_arguments(arguments: argparse.Namespace) -> None:
     """Serve until interrupted."""
-    server = make_server(arguments.sae_dir, arguments.model, arguments.device, arguments.port)
+    device = arguments.device or best_device()
+    server = make_server(arguments.sae_dir, arguments.model, device, arguments.port)
     with server:
         _log.info("open http://%s:%d/ in a browser; Ctrl+C ends it", HOST, server.server_port)
         server.serve_forever()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
+from unicodedata import category
 
 from sae_lens_gba.group_colors import group_color
 from sae_lens_gba.report import plots
@@ -26,14 +27,14 @@ TERMS = (
     (
         "CE loss recovered",
         "ce_loss_score",
-        "Share of the model's cross-entropy loss that the reconstruction keeps, between setting "
-        "the hook to zero (0) and leaving it as it is (1).",
+        "Setting the hook to zero raises the model's cross-entropy loss; this is how much of the "
+        "rise the SAE's output in its place avoids: (at zero - with SAE) / (at zero - untouched).",
     ),
     ("L0", "metrics/l0", "Mean number of active latents per token."),
     ("latent", "feature", "One of the SAE's d_sae hidden units."),
     ("frequency", "feature density; its log10: sparsity", "Share of tokens a latent fires on."),
     (
-        "never fired",
+        "dead (never fired)",
         "-",
         "Did not fire on this text. SAELens' dead_features are those silent in training for "
         "dead_feature_window steps.",
@@ -89,7 +90,8 @@ def latent_columns(sae: SaeResult, index: int, rows: Iterable[int]) -> list[dict
     add("cosine", table.nearest_cosine, "number", "Of the two decoder rows.")
     for to, label in enumerate(table.best_match, start=1):
         add(f"in {label}", table.best_match[label], "latent", f"The latent of {label} whose "
-            "decoder row points most nearly the same way.", to)  # fmt: skip
+            "decoder row points most nearly the same way, of those that fire here.",
+            to)  # fmt: skip
         add("MCS", table.best_match_cosine[label], "number", f"Cosine with it, in {label} (maximum "
             "cosine similarity).")  # fmt: skip
     return columns
@@ -138,8 +140,15 @@ def group_rows(sae: SaeResult) -> list[dict[str, Any]]:
 
 
 def visible(token: str) -> str:
-    """A token's text with line breaks and tabs that can be seen."""
-    return token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+    """A token's text with line breaks, tabs and what else can't be seen; as in elements.js."""
+    text = token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+    return "".join(f"⟨{ord(c):X}⟩" if _is_unseen(c) else c for c in text)
+
+
+def _is_unseen(character: str) -> bool:
+    """Also of marks that turn the direction of what follows; not of joiners in words and emoji."""
+    unseen = category(character) in ("Cc", "Cf", "Zl", "Zp")
+    return unseen and character not in "\u200c\u200d"
 
 
 def number(value: float | None) -> str:

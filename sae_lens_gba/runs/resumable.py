@@ -35,9 +35,6 @@ def resumable_run(
 ) -> Iterator[Path | None]:
     """Keep a training run of SAELens, in the thread of the block, from being lost.
 
-    >>> with resumable_run("my_sae", resume=True):  # doctest: +SKIP
-    ...     runner.run()  # of any runner, or the fit() of a SAETrainer
-
     Every ``checkpoint_minutes``, and on SIGINT (Ctrl-C) and SIGTERM, a whole checkpoint is
     written into ``folder/resume`` between two steps; the newest two stay. A signal then ends the
     process with 130 or 143, as `TrainingInterrupted`. The progress bar says where training is.
@@ -53,8 +50,12 @@ def resumable_run(
         resume: go on from the newest whole checkpoint. Where there is none, the run begins, so
             that a scheduler may start the same script again and again.
         overwrite: remove an earlier run's SAE, its report and checkpoints first.
-        checkpoint_minutes: between two checkpoints; 0 writes them on signals only.
+        checkpoint_minutes: between two checkpoints, 10 by default; 0 writes them on signals only.
         how_to_resume: for the message to whoever interrupts.
+
+    Examples:
+        >>> with resumable_run("my_sae", resume=True):  # doctest: +SKIP
+        ...     runner.run()  # of any runner, or the fit() of a SAETrainer
 
     Raises:
         RunFolderError: ``folder`` is another run's, or the settings are not those of the

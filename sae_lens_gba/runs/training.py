@@ -381,12 +381,13 @@ def _ending(sae: TrainingSAE[Any], folder: Path) -> str:
         l0: dict[str, Any] = sae.stock_metadata().to_dict()["gba"]["l0"]
         samples = f" on {l0['n_samples']} samples" if l0["n_samples"] else ""
         lines.append(f"L0 asked {l0['target']:.4g}, got {l0['measured']:.4g}{samples}")
+    return "\n".join(lines)
+
+
+def commands_for(folder: str | Path) -> str:
+    """What may be done with the SAE in a folder."""
     name = shlex.quote(str(folder))
-    return "\n".join(
-        [
-            *lines,
-            "next:",
-            f"    sae-lens-gba report {name}",
-            f"    sae-lens-gba publish USER/REPO {name} --dry-run",
-        ]
+    return (
+        f"next:\n    sae-lens-gba report {name}\n"
+        f"    sae-lens-gba publish USER/REPO {name} --dry-run"
     )

@@ -49,7 +49,11 @@ def load(
         revision: branch, tag or commit; None is main.
         device: where to put the SAE.
         dtype: such as "bfloat16" or torch.bfloat16; None is the one it was saved in.
-        token, cache_dir, force_download, local_files_only, endpoint: as in huggingface_hub.
+        token: of the Hub; None is the one that is logged in.
+        cache_dir: of downloads; None is huggingface_hub's.
+        force_download: even what the cache has.
+        local_files_only: of what the cache has, nothing else.
+        endpoint: of the Hub; None is HF_ENDPOINT, or huggingface.co.
 
     Raises:
         MissingFileError: repo, revision, SAE or a file of it does not exist.
@@ -106,7 +110,11 @@ def list_published(
 
     Args:
         source: ``user/repo`` on the Hub, or a folder.
-        revision, token, cache_dir, local_files_only, endpoint: as in `load`.
+        revision: as in `load`, as are the others.
+        token: of the Hub.
+        cache_dir: of downloads.
+        local_files_only: of what the cache has, nothing else.
+        endpoint: of the Hub.
 
     Raises:
         MissingFileError, AccessError, ConnectionFailedError, StorageError: as in `load`.

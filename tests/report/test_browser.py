@@ -18,6 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from sae_lens_gba.report import Report
 from sae_lens_gba.report.html import write_html
+from sae_lens_gba.report.page_data import visible
 from tests.one_latent_a_word import (
     ATTACKS,
     N_LATENTS,
@@ -27,6 +28,7 @@ from tests.one_latent_a_word import (
     save_sae,
 )
 
+UNSEEN = ["a\n\tb\r", "\u202eevil", "\u200b", "\x1b[31m", "e\u200de", "\ue000", "\u2028", "é🙂"]
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
 
@@ -283,6 +285,37 @@ def test_a_latents_nearest_and_those_that_fire_with_it_are_links(
     assert len(rows(browser)) == 25
 
 
+def test_a_latent_without_examples_says_how_to_have_them(
+    browser: Any, page: Path, report: Report
+) -> None:
+    shown_ones = {detail.latent for detail in report.saes[0].details}
+    latent = next(i for i, f in enumerate(report.saes[0].latents.frequency) if i not in shown_ones)
+    browser.get("about:blank")
+    browser.get(f"{page.as_uri()}#latent-0-{latent}")
+    assert title(browser).startswith(f"Latent {latent} ")
+    said = browser.find_element(By.ID, "detail-content").text
+    assert "Fires on" in said and f"--latents {latent}" in said
+    browser.get("about:blank")
+    browser.get(f"{page.as_uri()}#latent-0-{N_LATENTS}")
+    assert not browser.find_element(By.ID, "detail").is_displayed()
+
+
+@pytest.mark.parametrize("token", UNSEEN)
+def test_what_cannot_be_seen_is_shown_as_in_the_table(shown: Any, token: str) -> None:
+    assert shown.execute_script("return visible(arguments[0])", token) == visible(token)
+
+
+def test_without_scripts_the_page_says_what_is_missing(browser: Any, page: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        show(browser, page)
+        body = browser.find_element(By.TAG_NAME, "body").text
+        assert "need JavaScript" in body and "explained variance" in body
+        assert not browser.find_element(By.ID, "latent-table").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
 def test_the_legend_explains_every_column(shown: Any) -> None:
     titles = shown.execute_script(
         "return [...document.querySelectorAll('#latents th')].map((th) => th.textContent.trim())"
@@ -353,6 +386,13 @@ def test_text_can_be_read_on_its_ground(browser: Any, page: Path, scheme: str) -
         )
         dark, light = sorted((luminance(found), ground))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, selector
+    ink, hot = browser.execute_script(
+        "const mark = document.body.appendChild(document.createElement('p'));"
+        "mark.style.background = 'var(--hot)';"
+        "const style = getComputedStyle(mark); return [style.color, style.backgroundColor]"
+    )
+    dark, light = sorted(map(luminance, (ink, hot)))
+    assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 def test_plots_follow_a_change_of_the_theme(browser: Any, page: Path) -> None:

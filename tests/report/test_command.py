@@ -94,6 +94,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.json").touch()
     with pytest.raises(FileNotFoundError, match=r"empty.json can't be loaded .* --dataset"):
         load_text(str(tmp_path / "empty.json"), SAE)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.txt can't be loaded \(there is no such"):
+        load_text("nowhere.txt", SAE)
 
 
 def own_text(path: object) -> Any:
@@ -146,6 +148,12 @@ def test_the_measurement_lies_beside_the_sae_and_is_what_publish_takes(
     assert found is not None
     assert found.metrics == report.saes[0].metrics
     assert found.provenance == report.provenance
+    for less in (("--tokens", "320"), ("--ce-tokens", "0")):  # of a quick look
+        run(*command, *less)
+        assert read_evaluation(folder) == found
+    run(*command, "--seed", "1")
+    found = read_evaluation(folder)
+    assert found is not None and found.provenance.seed == 1
     assert set(json.loads((folder / EVALUATION_FILENAME).read_text())) == set(
         json_schema()["properties"]
     )

@@ -103,3 +103,5 @@ def test_numbers_are_short() -> None:
     assert [percent(v) for v in (None, 0.0, 0.2, 0.00381)] == ["-", "0%", "20%", "0.381%"]
     assert percent(1.234e-8) == "0.00000123%"
     assert visible("a\n\tb\r") == "a↵⇥b"
+    assert visible("\u202eevil\u200b") == "⟨202E⟩evil⟨200B⟩"
+    assert visible("👩\u200d💻 \ue000") == "👩\u200d💻 \ue000"

@@ -14,8 +14,12 @@ function element(name, className, ...content) {
   return made;
 }
 
+// what can't be seen by itself, or turns the direction of what follows, by its code; but for joiners
+const UNSEEN = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
+
 function visible(token) {
-  return token.replaceAll("\r", "").replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  const text = token.replaceAll("\r", "").replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  return text.replace(UNSEEN, (c) => "⟨" + c.codePointAt(0).toString(16).toUpperCase() + "⟩");
 }
 
 function context(c, strongest) {

@@ -70,7 +70,7 @@ function coFiring(index, detail) {
 }
 
 function weights(title, items) {
-  const rows = items.map((item) => element("li", "", element("code", "", visible(item.token)), " ",
+  const rows = items.map((item) => element("li", "", element("code", "", visible(item.token).trim() ? visible(item.token) : "␣"), " ",
     element("span", "soft", (item.weight < 0 ? "" : "+") + item.weight.toFixed(2))));
   return element("div", "", element("h3", "", title), element("ul", "tokens", ...rows));
 }
@@ -91,9 +91,10 @@ function whole(index, detail) {
   content.append(...detail.top.map((c) => context(c, strongest)));
   if (!detail.top.length) content.append(element("p", "soft", "It never fired here."));
   const plot = element("div", "plot");
-  const sides = element("div", "sides",
-    element("div", "", element("h3", "", "How strongly it fires"), plot),
-    element("div", "", element("h3", "", "Fires together with"), coFiring(index, detail)));
+  const sides = element("div", "sides");
+  if (detail.top.length)
+    sides.append(element("div", "", element("h3", "", "How strongly it fires"), plot),
+      element("div", "", element("h3", "", "Fires together with"), coFiring(index, detail)));
   if (detail.promoted.length)
     sides.append(weights("Tokens its decoder row promotes (logit lens)", detail.promoted), weights("Tokens it demotes", detail.demoted));
   content.append(sides);
@@ -117,6 +118,12 @@ async function openLatent(index, latent) {
   place.replaceChildren(element("p", "soft", "Reading …"));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
+  if (!positions[index].has(latent)) {
+    const known = fact(index, latent, "frequency") !== undefined;
+    place.replaceChildren(known ? facts(index, latent) : "", element("p", "",
+      "This page has no examples of it: sae-lens-gba report --latents " + latent + " would add them."));
+    return;
+  }
   const asked = location.hash;
   let detail;
   try {
@@ -128,12 +135,12 @@ async function openLatent(index, latent) {
   if (asked !== location.hash) return; // another was opened meanwhile
   const shownNow = whole(index, detail);
   place.replaceChildren(shownNow.content);
-  histogram(shownNow.plot, detail.histogram);
+  if (shownNow.plot.isConnected) histogram(shownNow.plot, detail.histogram);
 }
 
 function followAddress() {
   const found = ADDRESS.exec(location.hash);
-  if (found && positions[found[1]]?.has(Number(found[2]))) openLatent(Number(found[1]), Number(found[2]));
+  if (found && Number(found[2]) < data.saes[found[1]]?.width) openLatent(Number(found[1]), Number(found[2]));
   else if (dialog.open) dialog.close();
 }
 
