@@ -328,7 +328,7 @@ def transcoder(result: Result) -> str:
         found = {field: [row[field] for row in own] for field in fields}
         cells = [_with_range(found[field], digits) for field, digits in fields.items()]
         table.append([NAMES[method], f"{own[0]['learning_rate']:g}", *cells])
-    header = ["", "learning rate", "explained variance", "CE recovered", "L0", "dead"]
+    header = ["", "learning rate", "explained variance", "CE loss recovered", "L0", "dead"]
     return markdown([*header, "CPU time, s"], table)
 
 

@@ -160,4 +160,3 @@ def test_the_notebooks_run(tmp_path: Path) -> None:
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=120, resources=resources).execute()
     assert (tmp_path / "my_sae" / "cfg.json").is_file()
-    assert list((tmp_path / "check").rglob("cfg.json"))

@@ -38,7 +38,7 @@ _RUN_SETTINGS = (
 _METRIC_NAMES = {
     "l0": "L0",
     "explained_variance": "explained variance",
-    "ce_recovered": "CE recovered",
+    "ce_recovered": "CE loss recovered",
 }
 
 
@@ -97,7 +97,7 @@ class CardEntry(PublishedSAE):
             ce_recovered=find_metric(evaluation, "ce_recovered"),
             dead=None if dead is None else round(dead),
             groups=groups,
-            training={**run, **(metadata.get("training_architecture_details") or {})},
+            training=_training(metadata, run),
             # of a whole evaluation.json the figures alone: how it was made is in cfg.json
             evaluation=flat_numbers(evaluation.get("metrics") or evaluation),
             measured_on=_measured_on(evaluation.get("provenance")),
@@ -106,6 +106,17 @@ class CardEntry(PublishedSAE):
             saelens_version=metadata.get("sae_lens_training_version") or "?",
             version=metadata["gba"].get("version") or "?",
         )
+
+
+def _training(metadata: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {
+        **run,
+        **(metadata["gba"].get("run") or {}),
+        **(metadata.get("training_architecture_details") or {}),
+    }
+    if settings.get("target_l0") is not None:  # the lowest frequency follows from it
+        settings.pop("lowest_target_frequency", None)
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _measured_groups(

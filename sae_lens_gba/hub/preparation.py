@@ -44,6 +44,8 @@ _PLACES = (
     "output_path",
     "resume_from_checkpoint",
 )
+# settings of a run that no other file published with an SAE has, and its card shows
+_OF_THE_RUN = ("training_tokens", "train_batch_size_tokens", "lr", "lr_decay_steps", "seed")
 
 
 def prepare(
@@ -181,8 +183,8 @@ def _annotated(
     """``saved`` with its configurations as they are published.
 
     Where the run's files were on this machine is removed from runner_cfg.json; ``metadata``
-    replaces fields of both; group summary and evaluation go to ``metadata.gba`` of cfg.json,
-    where a reader finds them without the weights.
+    replaces fields of both; group summary, evaluation and what the card shows of the run go to
+    ``metadata.gba`` of cfg.json, where a reader finds them without the weights.
     """
     known = {**(saved.cfg.get("metadata") or {}), **metadata}
     gba = {"version": version("sae-lens-gba"), **(known.get("gba") or {})}
@@ -195,4 +197,5 @@ def _annotated(
     if runner_cfg is not None:
         changes = {**dict.fromkeys(_PLACES), **metadata}
         runner_cfg = {name: changes.get(name, value) for name, value in runner_cfg.items()}
+        gba["run"] = {name: runner_cfg[name] for name in _OF_THE_RUN if name in runner_cfg}
     return replace(saved, cfg=cfg, runner_cfg=runner_cfg)

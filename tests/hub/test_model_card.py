@@ -42,9 +42,15 @@ def cfg(**changes: Any) -> dict[str, Any]:
         "l0": 0.7512,
         "num_dead_features": 1,
         "training_architecture": "gba",
-        "training_architecture_details": {"target_l0": 0.8, "tied": False},
+        "training_architecture_details": {
+            "target_l0": 0.8,
+            "lowest_target_frequency": 1e-3,  # not used beside target_l0
+            "tied": False,
+            "dead_frequency": None,
+        },
         "gba": {
             "version": "0.1.0",
+            "run": {"training_tokens": 200_000, "lr": 0.005, "seed": 42},
             "groups": [group_row(0, 2, 0.25, 0.2437), group_row(1, 6, 0.05, 0.04996)],
             "evaluation": {"metrics/explained_variance": 0.71234567, "ce_loss_score": 0.93},
         },

@@ -210,7 +210,8 @@ def test_where_the_run_was_on_this_machine_is_not_published(
         "sequence_separator_token": "bos",
     }
     (sae_folder / "runner_cfg.json").write_text(json.dumps(runner_cfg))
-    publish_to(hub, {"sae": sae_folder})
+    card = publish_to(hub, {"sae": sae_folder}).card
+    assert "| lr | `0.0003` |" in card  # of the run, what others may want to know is shown
     published = json.loads(hub.repos[REPO].files()["sae/runner_cfg.json"])
     assert published == {**runner_cfg, "output_path": None, "checkpoint_path": None}
 
