@@ -47,6 +47,47 @@ def test_two_writers_of_one_file_never_lose(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_what_is_put_in_place_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def record_sync(descriptor: int) -> None:
+        done.append(f"sync {os.fstat(descriptor).st_ino}")
+        sync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        done.append(f"place {Path(source).stat().st_ino}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    write_atomically(tmp_path / "alone", lambda file: file.write_text("whole"))
+    with folder_written_whole(tmp_path / "whole") as folder:
+        (folder / "in_it").write_text("whole")
+    with files_written_whole(tmp_path) as folder:
+        (folder / "beside").write_text("whole")
+    parent, alone, whole, beside = (
+        (tmp_path / name).stat().st_ino for name in (".", "alone", "whole", "beside")
+    )
+    in_it = (tmp_path / "whole" / "in_it").stat().st_ino
+    assert done == [
+        f"sync {alone}", f"place {alone}", f"sync {parent}",
+        f"sync {in_it}", f"sync {whole}", f"place {whole}", f"sync {parent}",
+        f"sync {beside}", f"place {beside}", f"sync {parent}",
+    ]  # fmt: skip
+
+
+def test_a_file_elsewhere_that_may_not_be_read_is_not_said_to_be_here(tmp_path: Path) -> None:
+    elsewhere = PermissionError(errno.EACCES, "Permission denied", "/data/set.parquet")
+    with pytest.raises(PermissionError), storage_errors(tmp_path / "run"):
+        raise elsewhere
+    here = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "run" / "file"))
+    with pytest.raises(StorageError, match="not yours"), storage_errors(tmp_path / "run"):
+        raise here
+
+
 def test_who_may_read_new_files_may_read_weights(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(2)}
     write_atomically(tmp_path / "alone.safetensors", partial(save_file, tensors))

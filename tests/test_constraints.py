@@ -3,6 +3,7 @@
 from importlib.metadata import distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -13,6 +14,7 @@ OLDEST = {"python_version": "3.10", "python_full_version": "3.10.0"}
 
 def test_what_is_pinned_for_the_oldest_python_installs_there() -> None:
     installed = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
+    checked = 0
     for line in CONSTRAINTS.read_text().splitlines():
         if not line or line.startswith("#"):
             continue
@@ -24,3 +26,6 @@ def test_what_is_pinned_for_the_oldest_python_installs_there() -> None:
         if pin.marker is None or pin.marker.evaluate(OLDEST):
             pythons = SpecifierSet(package.metadata["Requires-Python"] or "")
             assert pythons.contains(OLDEST["python_full_version"]), line
+            checked += 1
+    if not checked:
+        pytest.skip("none of the pinned versions is installed")

@@ -17,6 +17,7 @@ from sae_lens_gba.cli import _messages_on_the_console
 from sae_lens_gba.demo.config import DemoConfig
 from sae_lens_gba.distributed.plan import Plan
 from sae_lens_gba.report.collect import ReportConfig
+from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES
 from sae_lens_gba_command import COMMANDS, main
 from sae_lens_gba_command.parsers import Parser, flags_as_declared
 from sae_lens_gba_command.train_flags import DEFAULTS, add_arguments
@@ -144,6 +145,8 @@ def test_defaults_are_those_of_the_configurations() -> None:
     needed = {"d_in": 8, "d_sae": 16, "batch": 8}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in needed.items()]
     assert Plan(**given("plan", *flags)) == Plan(**needed, devices=8)
+    assert given("train")["checkpoint_minutes"] == CHECKPOINT_MINUTES
+    assert report["device"] is given("look", "my_sae")["device"] is None  # the best there is
 
 
 def test_dashes_and_underscores_are_one() -> None:

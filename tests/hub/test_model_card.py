@@ -167,6 +167,13 @@ def test_frequencies_that_are_no_numbers_are_named(frequencies: Any) -> None:
         CardEntry.from_cfg("a", content, None)
 
 
+def test_frequencies_of_other_groups_are_left_out() -> None:
+    content = measured_cfg()
+    content["metadata"]["gba"]["evaluation"]["group_frequency"] = [0.3, 0.2, 0.1]
+    groups = CardEntry.from_cfg("a", content, None).groups
+    assert [g["measured_frequency"] for g in groups] == [0.2437, 0.04996]
+
+
 def test_of_a_measured_sae_every_figure_is_that_measurements() -> None:
     entry = CardEntry.from_cfg("a", measured_cfg(), None)
     assert (entry.l0, entry.explained_variance, entry.ce_recovered) == (0.802, 0.69, 0.91)

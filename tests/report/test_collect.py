@@ -1,5 +1,6 @@
 """Reports of an SAE whose every latent is one word: all numbers can be counted."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens import JumpReLUSAE, StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activations_store import ActivationsStore
 
@@ -62,9 +63,14 @@ def test_an_sae_that_rebuilds_its_input_explains_everything(report: Report) -> N
     assert metrics.l0 == 1
     assert metrics.ce_loss_recovered == pytest.approx(1, abs=1e-3)
     assert metrics.ce_loss_with_sae == pytest.approx(metrics.ce_loss_without_sae, abs=1e-3)
+    # the same in every place, without knowing where: the model can only guess
+    assert metrics.ce_loss_with_ablation == pytest.approx(math.log(N_LATENTS), rel=0.1)
+    assert metrics.ce_loss_with_ablation != metrics.ce_loss_with_sae
 
 
 def test_an_sae_that_lacks_words_explains_less(report: Report) -> None:
+    lost = sum(report.saes[0].latents.frequency[latent] for latent in REPLACED)
+    assert report.saes[1].metrics.mean_squared_error == pytest.approx(lost, rel=1e-2)  # norm 1
     assert report.saes[1].metrics.explained_variance < 0.95
     assert report.saes[1].metrics.l0 < 1
 
@@ -95,8 +101,29 @@ def test_the_logit_lens_promotes_the_word_of_the_direction(report: Report) -> No
         assert detail.promoted[0].weight > 0 > detail.demoted[0].weight
 
 
-def test_words_that_never_meet_do_not_fire_together(report: Report) -> None:
+def test_only_what_meets_fires_together(
+    report: Report, model: Any, collect: Collect, tmp_path: Path
+) -> None:
     assert all(detail.co_firing == [] for detail in report.saes[0].details)
+    directions = model.W_E.detach().float().clone()
+    directions[7] = directions[2]
+    twins = collect(save_sae(tmp_path / "twins", directions), n_latents=None).saes[0]
+    found = {d.latent: [o.latent for o in d.co_firing] for d in twins.details if d.co_firing}
+    assert found == {2: [7], 7: [2]}
+
+
+def test_a_cousin_is_no_feature_that_only_one_has(
+    model: Any, collect: Collect, sae_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    directions = model.W_E.detach().float().clone()
+    directions[2] = 0.7 * directions[2] + 0.51**0.5 * directions[NEVER_USED]
+    directions[3] = 0.3 * directions[3] + 0.91**0.5 * directions[NEVER_USED]
+    changed = save_sae(tmp_path / "changed", directions)
+    sae = JumpReLUSAE.load_from_disk(changed)
+    sae.threshold.data.fill_(0.25)  # so that both fire on their words
+    sae.save_model(changed)
+    comparison = collect(sae_folders[0], changed, n_tokens=1600).comparisons[0]
+    assert comparison.only_first == [3]
 
 
 def test_a_reordered_copy_is_matched_latent_by_latent(report: Report) -> None:

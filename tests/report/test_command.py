@@ -54,6 +54,7 @@ def test_a_report_is_one_page_with_its_data_beside_it(
     assert {3, 5} <= {detail.latent for detail in report.saes[0].details}
     assert report.provenance.n_tokens == 640 // CONTEXT_SIZE * (CONTEXT_SIZE - 1)
     assert report.provenance.dataset == "my text.txt"
+    assert report.provenance.created.endswith("+00:00")
     assert report.provenance.versions["sae-lens-gba"] == sae_lens_gba.__version__
     for file in path.parent.rglob("*.*"):
         assert str(tmp_path.parent) not in file.read_text(), "a path of this machine"
