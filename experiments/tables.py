@@ -37,6 +37,7 @@ NAMES = {
     "gba paper": "GBA, the paper's settings", "frozen decoder": "BatchTopK, random decoder frozen",
     "random directions": "random directions", "gba_transcoder": "GBA",
     "gba_skip_transcoder": "GBA with skip", "gba, hierarchies": "GBA, for hierarchies",
+    "gba, hierarchies, more nesting": "GBA, for hierarchies, more nesting",
     "gba, 3.4 to 1.6": "GBA, targets from 3.4 to 1.6 times",
 }  # fmt: skip
 

@@ -33,12 +33,14 @@ from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
     FROZEN,
     HIERARCHIES,
+    MORE_NESTING,
     RANDOM,
     Row,
     best_rate,
     build_sae,
     falling,
     gba_for_hierarchies,
+    gba_with_more_nesting,
     of_saelens,
     random_directions,
     recommended_gba,
@@ -77,6 +79,7 @@ class Config:
         "gba paper",
         "gba",
         HIERARCHIES,
+        MORE_NESTING,
         FROZEN,
         RANDOM,
     )
@@ -120,6 +123,7 @@ def architectures(config: Config) -> dict[str, Row]:
         "gba paper": {**paper, "adapt_every_n_steps": 10},
         "gba": recommended_gba(d_sae, k),
         HIERARCHIES: gba_for_hierarchies(d_sae, k),
+        MORE_NESTING: gba_with_more_nesting(d_sae, k),
         FROZEN: {**of_saelens("batchtopk", d_sae=d_sae, k=k), FROZEN: True},
     }
 
@@ -262,12 +266,23 @@ def run(config: Config) -> Tables:
 
 # as many latents as features, at the L0 that the data have: where others lose their latents
 FULL_WIDTH = Config(
-    methods=("batchtopk", "jumprelu", "matryoshka_batchtopk", "gba", HIERARCHIES, FROZEN, RANDOM),
+    methods=(
+        "batchtopk",
+        "jumprelu",
+        "matryoshka_batchtopk",
+        "gba",
+        HIERARCHIES,
+        MORE_NESTING,
+        FROZEN,
+        RANDOM,
+    ),
     d_sae=2048,
     l0=14.0,
 )
 # the same samples three times
-LONG = Config(methods=("batchtopk", "matryoshka_batchtopk", "gba", HIERARCHIES), steps=12_000)
+LONG = Config(
+    methods=("batchtopk", "matryoshka_batchtopk", "gba", HIERARCHIES, MORE_NESTING), steps=12_000
+)
 
 
 def main() -> None:

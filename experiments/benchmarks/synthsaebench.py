@@ -24,9 +24,11 @@ from experiments.lab.sparse_samples import SparseSampler
 from experiments.lab.synthetic_worlds import build_world, synthsaebench
 from experiments.lab.training import (
     HIERARCHIES,
+    MORE_NESTING,
     build_sae,
     falling,
     gba_for_hierarchies,
+    gba_with_more_nesting,
     of_saelens,
     recommended_gba,
     trainer_config,
@@ -43,7 +45,8 @@ class Run:
     """One SAE.
 
     Args:
-        method: "gba", `HIERARCHIES`, `LONGER_FALL`, or SAELens' name of an architecture.
+        method: "gba", `HIERARCHIES`, `MORE_NESTING`, `LONGER_FALL`, or SAELens' name of an
+            architecture.
         steps: of `Config.batch_size` samples each.
         learning_rate: falls to nothing over the last quarter.
         l0_asked: active latents a sample.
@@ -94,6 +97,7 @@ LOWER_RATE = Config(
     )
 )
 FROM_HIGHER = Config(tuple(Run(LONGER_FALL, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)))
+WITH_MORE_NESTING = Config(tuple(Run(MORE_NESTING, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)))
 # what takes hours and more: each run goes on where it was stopped
 LONG = Config((Run(HIERARCHIES, 20_000, 1e-2), Run("gba", 20_000, 1e-2)))
 LONG_LOWER_RATE = Config((Run(HIERARCHIES, 20_000, 1e-3),))
@@ -116,6 +120,8 @@ def spec_of(run: Run) -> dict[str, Any]:
         return recommended_gba(run.d_sae, run.l0_asked)
     if run.method == HIERARCHIES:
         return gba_for_hierarchies(run.d_sae, run.l0_asked)
+    if run.method == MORE_NESTING:
+        return gba_with_more_nesting(run.d_sae, run.l0_asked)
     if run.method == LONGER_FALL:
         fall = {"l0_warm_up_start": 3.4, "l0_warm_up_end": 1.6}
         return recommended_gba(run.d_sae, run.l0_asked, **fall)
@@ -168,6 +174,7 @@ def main() -> None:
             "synthsaebench": Config(),
             "synthsaebench_lower_rate": LOWER_RATE,
             "synthsaebench_from_higher": FROM_HIGHER,
+            "synthsaebench_more_nesting": WITH_MORE_NESTING,
             "synthsaebench_long": LONG,
             "synthsaebench_long_lower_rate": LONG_LOWER_RATE,
             "synthsaebench_other_l0s": OTHER_L0S,

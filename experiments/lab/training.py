@@ -25,6 +25,7 @@ ALL_STEPS = "all steps"  # in a spec, stands for their number
 FROZEN = "frozen decoder"
 RANDOM = "random directions"
 HIERARCHIES = "gba, hierarchies"
+MORE_NESTING = "gba, hierarchies, more nesting"
 Row = dict[str, Any]
 
 
@@ -118,9 +119,15 @@ def recommended_gba(d_sae: int, target_l0: float, **settings: Any) -> dict[str, 
     return {**start, "l0_warm_up_steps": ALL_STEPS, **settings}
 
 
-def gba_for_hierarchies(d_sae: int, target_l0: float) -> dict[str, Any]:
+def gba_for_hierarchies(d_sae: int, target_l0: float, **settings: Any) -> dict[str, Any]:
     """The same as docs/choosing.md has it where features form strict hierarchies."""
-    return recommended_gba(d_sae, target_l0, l0_warm_up_start=2.4, l0_warm_up_end=1.3)
+    fall = {"l0_warm_up_start": 2.4, "l0_warm_up_end": 1.3}
+    return recommended_gba(d_sae, target_l0, **fall, **settings)
+
+
+def gba_with_more_nesting(d_sae: int, target_l0: float) -> dict[str, Any]:
+    """The same with the nested sets' errors weighing more, as docs/choosing.md has it."""
+    return gba_for_hierarchies(d_sae, target_l0, nested_weight=4.0, error_exponent=1.0)
 
 
 def build_sae(
