@@ -1,13 +1,13 @@
 """A training run that no interrupt loses, whatever runner of SAELens drives it."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 from typing import Any
 
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
@@ -125,7 +125,7 @@ class _Keeper:
         # a public seam of SAELens' trainers, at the beginning of each step
         first = next(iter(parts_of(trainer).values()))
         first.maybe_reset_sparsity = self._before(first.maybe_reset_sparsity)  # type: ignore[method-assign]
-        self.saved_at = time.monotonic()
+        self.saved_at = monotonic()
         self.interruption.install()
 
     def release(self) -> None:
@@ -147,12 +147,12 @@ class _Keeper:
         """Save if it is time, or if a signal came; then end."""
         if self.interruption.received is not None:
             self._end(self.interruption.received)
-        elif self.seconds and time.monotonic() - self.saved_at >= self.seconds:
+        elif self.seconds and monotonic() - self.saved_at >= self.seconds:
             try:
                 self._save()
             except OSError as error:  # better a run without checkpoints than none
                 _log.warning("no checkpoint this time: %s", error)
-            self.saved_at = time.monotonic()
+            self.saved_at = monotonic()
 
     def data_ended(self, trainer: AnyTrainer) -> DataEndedError:
         """The error to raise for it; what was trained is saved first."""

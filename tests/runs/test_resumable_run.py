@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DataEndedError, RunFolderError
-from sae_lens_gba.runs.checkpoints import newest_whole
+from sae_lens_gba.runs.checkpoints import Checkpoints, newest_whole
 from sae_lens_gba.runs.folder import remove_checkpoints
 from sae_lens_gba.runs.interruption import TrainingInterrupted
 from tests.runs.interrupting import interrupt_at
@@ -39,10 +40,27 @@ from tests.toolbox import (
 STEPS, BATCH = 24, 64
 
 
-def trainer(mode: str = "none", steps: int = STEPS, **settings: Any) -> SAETrainer[Any, Any]:
+def trainer(
+    mode: str = "none",
+    steps: int = STEPS,
+    data: Iterator[torch.Tensor] | None = None,
+    **settings: Any,
+) -> SAETrainer[Any, Any]:
     torch.manual_seed(0)
     sae = GBATrainingSAE(tiny_config(normalize_activations=mode, calibration_samples=1024))
-    return make_trainer(sae, steps, mixture(1, BATCH), BATCH, **settings)
+    return make_trainer(sae, steps, mixture(1, BATCH) if data is None else data, BATCH, **settings)
+
+
+def noisy() -> Iterator[torch.Tensor]:
+    """Batches with noise from every global generator."""
+    for batch in mixture(1, BATCH):
+        drawn = [random.random(), np.random.rand(), float(torch.rand(()))]  # noqa: NPY002
+        yield batch + sum(drawn)
+
+
+def seed_generators() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
 
 
 def assert_equal(a: torch.nn.Module, b: torch.nn.Module) -> None:
@@ -56,21 +74,23 @@ def test_an_interrupted_run_goes_on_bit_equal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, number: signal.Signals,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    whole = trainer(mode).fit()
+    seed_generators()
+    whole = trainer(mode, data=noisy()).fit()
     whole.save_inference_model(tmp_path / "whole")
+    seed_generators()  # not before it goes on: a new process has another state
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run = tmp_path / "run"
     for step in (7, 16):  # interrupted twice
         interrupt_at(monkeypatch, step, number)
         with pytest.raises(TrainingInterrupted) as stopped, resumable_run(run, resume=True):
-            trainer(mode).fit()
+            trainer(mode, data=noisy()).fit()
         monkeypatch.undo()
         assert stopped.value.code == 128 + number
         assert stopped.value.checkpoint == run / "resume" / str(step * BATCH)
         assert f"interrupted after {step} steps; saved in {stopped.value.checkpoint}" in caplog.text
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     with resumable_run(run, resume=True):
-        resumed = trainer(mode).fit()
+        resumed = trainer(mode, data=noisy()).fit()
     resumed.save_inference_model(tmp_path / "resumed")
     assert_equal(whole, resumed)  # also its counters
     for name in ("sae_weights.safetensors", "gba_groups.safetensors"):  # also its calibration
@@ -178,13 +198,24 @@ def test_several_saes_on_one_model_go_on(
 def test_checkpoints_are_written_in_time_and_two_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    minutes = iter(range(0, 10_000, 3))
-    monkeypatch.setattr("sae_lens_gba.runs.resumable.time.monotonic", lambda: 60.0 * next(minutes))
+    fitted = trainer()
+    # a step takes three minutes
+    monkeypatch.setattr(
+        "sae_lens_gba.runs.resumable.monotonic", lambda: 180.0 * fitted.n_training_steps
+    )
+    saved: list[int] = []
+    save = Checkpoints.save
+
+    def save_and_tell(checkpoints: Checkpoints, trainer: Any) -> Path:
+        saved.append(trainer.n_training_steps)
+        return save(checkpoints, trainer)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_tell)
     with resumable_run(tmp_path, checkpoint_minutes=5):
-        trainer().fit()
+        fitted.fit()
+    assert saved == list(range(2, STEPS, 2))
     kept = sorted(int(p.name) for p in (tmp_path / "resume").iterdir())
-    assert len(kept) == 2
-    assert kept[-1] > (STEPS - 4) * BATCH
+    assert kept == [step * BATCH for step in saved[-2:]]
     newest = newest_whole(tmp_path / "resume")
     assert newest is not None
     assert newest.name == str(kept[-1])
@@ -192,6 +223,23 @@ def test_checkpoints_are_written_in_time_and_two_stay(
     older = newest_whole(tmp_path / "resume")
     assert older is not None
     assert older.name == str(kept[0])
+
+
+def test_without_minutes_nothing_is_saved_in_time(tmp_path: Path) -> None:
+    with resumable_run(tmp_path, checkpoint_minutes=0):
+        trainer(steps=3).fit()
+    assert not (tmp_path / "resume").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_stops_at_once_and_a_second_sigterm_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    interrupt_at(monkeypatch, 3, number, times=2)
+    with pytest.raises(TrainingInterrupted) as stopped, resumable_run(tmp_path):
+        trainer().fit()
+    saved = None if number == signal.SIGINT else tmp_path / "resume" / str(3 * BATCH)
+    assert stopped.value.checkpoint == saved
 
 
 def test_damaged_checkpoints_do_not_cost_the_ones_of_a_run_begun_anew(tmp_path: Path) -> None:
