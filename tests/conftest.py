@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import LanguageModelSAETrainingRunner
+from sae_lens import (
+    CacheActivationsRunner,
+    CacheActivationsRunnerConfig,
+    LanguageModelSAETrainingRunner,
+)
 from transformer_lens import HookedTransformer
 
 from tests.toolbox import (
     D_MODEL,
+    HOOK,
     VOCABULARY,
+    Cache,
     Fit,
     boot,
     hooked_transformer,
@@ -73,3 +79,38 @@ def fit(tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any) -> Fi
         return runner.run(), cfg
 
     return fit
+
+
+@pytest.fixture
+def cache(
+    tmp_path: Path,
+    tiny_hooked_transformer: Any,
+    tiny_texts: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Cache:
+    """Caches a hook's activations as SAELens does; the folder."""
+    # this runner takes no model of the caller's
+    monkeypatch.setattr(
+        "sae_lens.cache_activations_runner.load_model", lambda **_: tiny_hooked_transformer
+    )
+
+    def cache(hook: str = HOOK, texts: Dataset = tiny_texts, tokens: int = 2048) -> Path:
+        folder = tmp_path / f"cache_{hook}_{tokens}"
+        cfg = CacheActivationsRunnerConfig(
+            dataset_path="tiny/texts",
+            model_name="tiny/random",
+            model_batch_size=4,
+            hook_name=hook,
+            d_in=D_MODEL,
+            training_tokens=tokens,
+            context_size=16,
+            new_cached_activations_path=str(folder),
+            buffer_size_gb=1e-5,  # the default fills 2 GB before it writes anything
+            model_from_pretrained_kwargs={},
+            dtype="float32",
+            device="cpu",
+        )
+        CacheActivationsRunner(cfg, override_dataset=texts).run()
+        return folder
+
+    return cache

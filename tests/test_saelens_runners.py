@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from sae_lens import (
-    SAE,
-    CacheActivationsRunner,
-    CacheActivationsRunnerConfig,
-    LoggingConfig,
-    TrainingSAE,
-)
+from sae_lens import SAE, LoggingConfig, TrainingSAE
 from sae_lens.synthetic import SyntheticSAERunner
 
 from sae_lens_gba import GBATrainingSAE, NeuronGroups
-from tests.toolbox import D_MODEL, HOOK, Fit, synthetic_runner_config, tiny_config
+from tests.toolbox import D_MODEL, Cache, Fit, synthetic_runner_config, tiny_config
 
 
 def assert_trained(folder: Path, sae: TrainingSAE[Any]) -> None:
@@ -70,36 +63,8 @@ def test_language_model_runner_with_evals_compiled_and_logged(
     assert type(TrainingSAE.load_from_disk(checkpoint)) is GBATrainingSAE
 
 
-def test_cached_activations_then_fine_tuning(
-    tmp_path: Path,
-    fit: Fit,
-    tiny_texts: Dataset,
-    tiny_hooked_transformer: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # this runner takes no model of the caller's
-    monkeypatch.setattr(
-        "sae_lens.cache_activations_runner.load_model", lambda **_: tiny_hooked_transformer
-    )
-    cache = CacheActivationsRunnerConfig(
-        dataset_path="tiny/texts",
-        model_name="tiny/random",
-        model_batch_size=4,
-        hook_name=HOOK,
-        d_in=D_MODEL,
-        training_tokens=2048,
-        context_size=16,
-        new_cached_activations_path=str(tmp_path / "cache"),
-        buffer_size_gb=1e-5,  # the default fills 2 GB before it writes anything
-        model_from_pretrained_kwargs={},
-        dtype="float32",
-        device="cpu",
-    )
-    CacheActivationsRunner(cache, override_dataset=tiny_texts).run()
-
-    first, _ = fit(
-        "first", use_cached_activations=True, cached_activations_path=str(tmp_path / "cache")
-    )
+def test_cached_activations_then_fine_tuning(tmp_path: Path, fit: Fit, cache: Cache) -> None:
+    first, _ = fit("first", use_cached_activations=True, cached_activations_path=str(cache()))
     first.save_model(tmp_path / "checkpoint")
     second, _ = fit("second", from_pretrained_path=str(tmp_path / "checkpoint"))
     assert_trained(tmp_path / "second", second)

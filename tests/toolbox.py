@@ -45,8 +45,18 @@ TINY_RUN: dict[str, Any] = {
     "logger": LoggingConfig(log_to_wandb=False),
     "checkpoint_path": None,
 }
+# of the train command on the tiny model
+TRAIN_FLAGS = {
+    "model_name": "tiny/random", "hook_name": HOOK, "d_sae": "64", "target-l0": "4",
+    "n_groups": "4", "highest_target_frequency": "0.3", "training_tokens": "1536",
+    "train_batch_size_tokens": "64", "context_size": "16", "store_batch_size_prompts": "4",
+    "n_batches_in_buffer": "16", "streaming": "false", "log_to_wandb": "false",
+    "calibration_samples": "1024", "device": "cpu",
+}  # fmt: skip
 
+Cache = Callable[..., Path]
 Fit = Callable[..., tuple[Any, LanguageModelSAERunnerConfig[Any]]]
+Train = Callable[..., int]
 
 
 def mixture(

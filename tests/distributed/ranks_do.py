@@ -12,7 +12,6 @@ import sae_lens.llm_sae_training_runner
 import sae_lens.training.activations_store
 import torch
 import wandb
-from datasets import Dataset
 from sae_lens import TrainingSAE
 from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
@@ -28,11 +27,11 @@ from sae_lens_gba.runs import models
 from sae_lens_gba.training_metrics import Curves, training_metrics
 from sae_lens_gba_command import main
 from tests.toolbox import (
-    WORDS,
     hooked_transformer,
     make_trainer,
     mixture,
     pairs,
+    random_texts,
     synthetic_runner_config,
     take_steps,
     tiny_config,
@@ -266,9 +265,7 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
     """``sae-lens-gba train`` on a tiny model, in a folder; ends as the command does."""
     os.chdir(folder)
     os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(WORDS), (300, 40), generator=generator).tolist()
-    texts = Dataset.from_dict({"text": [" ".join(WORDS[i] for i in row) for row in rows]})
+    texts = random_texts()
     vars(models)["load_model"] = lambda *_, **__: hooked_transformer(llm)
     vars(sae_lens.training.activations_store)["load_dataset"] = lambda *_, **__: texts
     raise SystemExit(main(["train", *flags]))

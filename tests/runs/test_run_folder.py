@@ -130,6 +130,14 @@ def test_data_that_end_on_a_full_disk_are_said_to_end(
         trainer(n_batches=3).fit()
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    for name in (".run.1-ab.partial", "resume/.64.1-ab.partial"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "cfg.json").touch()
+    with held(tmp_path):
+        assert sorted(p.name for p in tmp_path.rglob("*")) == [".lock", "resume"]
+
+
 def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
     run = tmp_path / "a b\nc"
     with resumable_run(run, checkpoint_minutes=1e-9):

@@ -3,7 +3,6 @@
 import json
 import logging
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import (
-    SAE,
-    CacheActivationsRunner,
-    CacheActivationsRunnerConfig,
-    LanguageModelSAETrainingRunner,
-)
+from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.load_model import load_model
 from safetensors.torch import load_file
 
@@ -26,38 +20,16 @@ from sae_lens_gba.runs import models, training
 from sae_lens_gba.saved.loading import load, to_training_sae
 from sae_lens_gba.sources import load_text
 from sae_lens_gba_command import main
-from tests.runs.interrupting import interrupt_at
-from tests.toolbox import D_MODEL, language_model_config, tiny_config
-
-HOOK = "blocks.0.hook_resid_post"
-SETTINGS = {
-    "model_name": "tiny/random", "hook_name": HOOK, "d_sae": "64", "target-l0": "4",
-    "n_groups": "4", "highest_target_frequency": "0.3", "training_tokens": "1536",
-    "train_batch_size_tokens": "64", "context_size": "16", "store_batch_size_prompts": "4",
-    "n_batches_in_buffer": "16", "streaming": "false", "log_to_wandb": "false",
-    "calibration_samples": "1024", "device": "cpu",
-}  # fmt: skip
-Train = Callable[..., int]
-
-
-@pytest.fixture
-def train(
-    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Train:  # fmt: skip
-    """Runs the command into ``tmp_path/run``; its exit code."""
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: tiny_hooked_transformer)
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    tiny_texts.to_json(texts / "train.jsonl")
-
-    def train(*flags: str, **changes: str) -> int:
-        defaults = {"dataset_path": str(texts), "output_path": str(tmp_path / "run")}
-        settings = {**SETTINGS, **defaults, **changes}
-        given = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        return main(["train", *given, *flags])
-
-    return train
+from tests.runs.interrupting import first_decoders, interrupt_at
+from tests.toolbox import (
+    D_MODEL,
+    HOOK,
+    TRAIN_FLAGS,
+    Cache,
+    Train,
+    language_model_config,
+    tiny_config,
+)
 
 
 def test_a_run_ends_with_its_folder_l0_and_the_next_commands(
@@ -89,7 +61,7 @@ def test_it_trains_on_the_gpu_where_there_is_one(
     taken: list[Any] = []
     monkeypatch.setattr(training, "train", lambda cfg, **_: taken.append(cfg))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    settings = {name: value for name, value in SETTINGS.items() if name != "device"}
+    settings = {name: value for name, value in TRAIN_FLAGS.items() if name != "device"}
     given = [part for name, value in settings.items() for part in (f"--{name}", value)]
     for flags in ([], ["--device", "meta"]):
         assert main(["train", "--dataset_path", "texts", *given, *flags]) == 0
@@ -115,7 +87,11 @@ def test_an_interrupted_run_goes_on(
     for name, value in (("hook_name", "blocks.0.hook_mlp_out"), ("seed", "7")):
         assert train("--resume", **{name: value}) == 1
         assert f"the run's {name}=" in caplog.text
+    checkpoint = tmp_path / "run" / "resume" / str(9 * 64)
+    saved = load_file(checkpoint / "sae_weights.safetensors")["W_dec"]
+    begun = first_decoders(monkeypatch)
     assert train("--resume") == 0
+    assert torch.equal(begun[-1], saved)
     sae = SAE.load_from_disk(tmp_path / "run")
     assert sae.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
     assert not (tmp_path / "run" / "resume").exists()
@@ -140,22 +116,11 @@ def test_the_files_of_a_finished_run_appear_together(
 
 
 def test_on_cached_activations_it_goes_on_bit_equal(
-    train: Train, tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(
-        "sae_lens.cache_activations_runner.load_model", lambda **_: tiny_hooked_transformer
-    )
-    cache = CacheActivationsRunnerConfig(
-        dataset_path="tiny/texts", model_name="tiny/random", model_batch_size=4, hook_name=HOOK,
-        d_in=D_MODEL, training_tokens=2048, context_size=16, buffer_size_gb=1e-5,
-        new_cached_activations_path=str(tmp_path / "cache"), model_from_pretrained_kwargs={},
-        dtype="float32", device="cpu",
-    )  # fmt: skip
-    CacheActivationsRunner(cache, override_dataset=tiny_texts).run()
+    train: Train, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached = {
         "use_cached_activations": "true",
-        "cached_activations_path": str(tmp_path / "cache"),
+        "cached_activations_path": str(cache()),
         "normalize_activations": "expected_average_only_in",
         "n_batches_for_norm_estimate": "3",
     }
@@ -230,7 +195,7 @@ def test_without_a_login_wandb_is_asked_for_before_any_work(
 def test_other_architectures_have_their_own_flags_and_the_same_life(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**SETTINGS, "dataset_path": str(tmp_path / "texts")}
+    settings = {**TRAIN_FLAGS, "dataset_path": str(tmp_path / "texts")}
     of_gba = ("target-l0", "n_groups", "highest_target_frequency", "calibration_samples")
     arguments = [
         part for name, value in settings.items() if name not in of_gba
@@ -242,7 +207,11 @@ def test_other_architectures_have_their_own_flags_and_the_same_life(
         interrupt_at(patch, 5)
         with pytest.raises(SystemExit):
             main(topk)
+    checkpoint = tmp_path / "topk" / "resume" / str(5 * 64)
+    saved = load_file(checkpoint / "sae_weights.safetensors")["W_dec"]
+    begun = first_decoders(monkeypatch)
     assert main([*topk, "--resume"]) == 0
+    assert torch.equal(begun[-1], saved)
     assert type(SAE.load_from_disk(tmp_path / "topk")).__name__ == "TopKSAE"
 
 
@@ -387,7 +356,7 @@ def test_a_signal_after_the_last_step_leaves_a_run_that_has_ended(
 def test_a_flag_without_its_value_is_no_none(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [part for n, v in SETTINGS.items() if n != "target-l0" for part in (f"--{n}", v)]
+    given = [part for n, v in TRAIN_FLAGS.items() if n != "target-l0" for part in (f"--{n}", v)]
     with pytest.raises(SystemExit):
         main(["train", "--dataset_path", "d", "--target-l0", *given])  # of an empty variable
     assert "expected one argument" in capsys.readouterr().err

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from sae_lens import (
-    SAE,
-    CacheActivationsRunner,
-    CacheActivationsRunnerConfig,
-    LanguageModelSAERunnerConfig,
-    LoggingConfig,
-)
+from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunnerConfig
+from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file
 
 from sae_lens_gba import GBATrainingSkipTranscoderConfig, GBATrainingTranscoderConfig, train
@@ -29,11 +25,12 @@ from sae_lens_gba.runs.transcoders import (
     TranscoderSetTrainingRunner,
     TranscoderTrainingRunner,
 )
-from sae_lens_gba_command import main
-from tests.runs.interrupting import interrupt_at
+from tests.runs.interrupting import first_decoders, interrupt_at
 from tests.toolbox import (
     D_MODEL,
     TINY_RUN,
+    Cache,
+    Train,
     make_trainer,
     mixture,
     take_steps,
@@ -144,37 +141,17 @@ def test_an_interrupted_run_goes_on(
         interrupt_at(patch, 9)
         with pytest.raises(SystemExit):
             train(cfg(), model=tiny_hooked_transformer, dataset=tiny_texts)
+    checkpoint = tmp_path / "run" / "resume" / str(9 * 64)
+    decoder = load_file(checkpoint / "sae_weights.safetensors")["W_dec"]
+    begun = first_decoders(monkeypatch)
     train(cfg(), model=tiny_hooked_transformer, dataset=tiny_texts, resume=True)
+    assert torch.equal(begun[-1], decoder)
     saved = SAE.load_from_disk(tmp_path / "run")
     assert saved.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
 
 
-@pytest.fixture
-def cache(
-    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Run:  # fmt: skip
-    """Caches a hook's activations as SAELens does; the folder."""
-    monkeypatch.setattr(
-        "sae_lens.cache_activations_runner.load_model", lambda **_: tiny_hooked_transformer
-    )
-
-    def run(hook: str, texts: Dataset = tiny_texts, tokens: int = 2048) -> Path:
-        folder = tmp_path / f"cache_{hook}_{tokens}"
-        settings = CacheActivationsRunnerConfig(
-            dataset_path="tiny/texts", model_name="tiny/random", model_batch_size=4, d_in=D_MODEL,
-            hook_name=hook, training_tokens=tokens, context_size=16, buffer_size_gb=1e-5,
-            new_cached_activations_path=str(folder), model_from_pretrained_kwargs={},
-            dtype="float32", device="cpu",
-        )  # fmt: skip
-        CacheActivationsRunner(settings, override_dataset=texts).run()
-        return folder
-
-    return run
-
-
 def test_on_cached_pairs_it_goes_on_bit_equal(
-    cfg: Run, cache: Run, tiny_hooked_transformer: Any, tiny_texts: Dataset, tmp_path: Path,
+    cfg: Run, cache: Cache, tiny_hooked_transformer: Any, tiny_texts: Dataset, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     joined = join_cached_activations(cache(HOOK), cache(TARGET), tmp_path / "pairs")
@@ -206,7 +183,7 @@ def test_on_cached_pairs_it_goes_on_bit_equal(
             assert torch.equal(resumed[key], value), (name, key)
 
 
-def test_caches_of_other_tokens_are_not_joined(cache: Run, tiny_texts: Dataset) -> None:
+def test_caches_of_other_tokens_are_not_joined(cache: Cache, tiny_texts: Dataset) -> None:
     inputs, targets = cache(HOOK), cache(TARGET, tokens=1024)
     with pytest.raises(ValueError, match="not of the same tokens"):
         join_cached_activations(inputs, targets, inputs.parent / "pairs")
@@ -222,7 +199,6 @@ def test_caches_of_other_tokens_are_not_joined(cache: Run, tiny_texts: Dataset) 
 
 def test_saelens_evaluates_it_at_its_target(tiny_hooked_transformer: Any, monkeypatch: Any) -> None:
     from sae_lens.evals import get_recons_loss
-    from sae_lens.training.activation_scaler import ActivationScaler
 
     # one that gives the MLP's own output: nothing changes
     model = tiny_hooked_transformer
@@ -242,18 +218,20 @@ def test_saelens_evaluates_it_at_its_target(tiny_hooked_transformer: Any, monkey
     assert not model.hook_dict[HOOK]._forward_hooks  # none is left
 
 
-def test_the_input_of_a_transcoder_may_have_attention_heads(tiny_hooked_transformer: Any) -> None:
+def test_the_input_of_a_transcoder_is_scaled_and_may_have_attention_heads(
+    tiny_hooked_transformer: Any,
+) -> None:
     sae = SAE.from_dict(transcoder("gba_transcoder").get_inference_sae_cfg_dict())
     sae.cfg.metadata.hook_name = hook = "blocks.0.attn.hook_z"
     z: list[torch.Tensor] = []
     model = tiny_hooked_transformer
     with (
-        at_its_target(sae, model) as seen_there,
+        at_its_target(sae, model, ActivationScaler(0.1)) as seen_there,
         model.hooks([(hook, lambda x, hook: z.append(x))]),
     ):
         model(torch.randint(2, 60, (3, 16)))
         assert z[0].ndim == 4
-        torch.testing.assert_close(seen_there.encode(z[0]), sae.encode(z[0].flatten(2)))
+        torch.testing.assert_close(seen_there.encode(z[0]), sae.encode(0.1 * z[0].flatten(2)))
 
 
 def test_what_saelens_logs_is_of_the_target(
@@ -277,35 +255,13 @@ def test_what_saelens_logs_is_of_the_target(
     assert abs(loss["ce_loss_with_sae"] - own) < abs(ablated - own)
 
 
-FLAGS = {
-    "architecture": "gba_transcoder", "model_name": "tiny/random", "hook_name": HOOK,
-    "hook_name_out": TARGET, "d_sae": "64", "target-l0": "4", "n_groups": "4",
-    "highest_target_frequency": "0.3", "training_tokens": "1536", "train_batch_size_tokens": "64",
-    "context_size": "16", "store_batch_size_prompts": "4", "n_batches_in_buffer": "16",
-    "streaming": "false", "log_to_wandb": "false", "calibration_samples": "1024",
-}  # fmt: skip
-
-
 @pytest.fixture
-def command(
-    tmp_path: Path, tiny_hooked_transformer: Any, tiny_texts: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Run:  # fmt: skip
-    """Runs the command into ``tmp_path/run``; its exit code."""
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: tiny_hooked_transformer)
-    (tmp_path / "texts").mkdir()
-    tiny_texts.to_json(tmp_path / "texts" / "train.jsonl")
-    places = {"dataset_path": str(tmp_path / "texts"), "output_path": str(tmp_path / "run")}
-
-    def run(*flags: str, **changes: str) -> int:
-        settings = {**FLAGS, **places, **changes}
-        given = [part for n, v in settings.items() if v for part in (f"--{n}", v)]
-        return main(["train", *given, *flags])
-
-    return run
+def command(train: Train) -> Train:
+    """Runs the command for a transcoder."""
+    return partial(train, architecture="gba_transcoder", hook_name=HOOK, hook_name_out=TARGET)
 
 
-def test_the_command_takes_widths_from_the_model(command: Run, tmp_path: Path) -> None:
+def test_the_command_takes_widths_from_the_model(command: Train, tmp_path: Path) -> None:
     there = {"architecture": "gba_skip_transcoder", "hook_name_out": "blocks.0.mlp.hook_post"}
     assert command("--report", **there) == 0
     assert (tmp_path / "run" / "training_charts.png").is_file()
@@ -330,7 +286,7 @@ def test_the_command_takes_widths_from_the_model(command: Run, tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_what_is_impossible_is_one_sentence(
-    command: Run, changes: dict[str, str], sentence: str, caplog: pytest.LogCaptureFixture,
+    command: Train, changes: dict[str, str], sentence: str, caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     assert command(**changes) == 1
@@ -340,11 +296,11 @@ def test_what_is_impossible_is_one_sentence(
 
 
 def test_without_a_target_there_is_nothing_to_train(
-    cfg: Run, command: Run, tiny_hooked_transformer: Any, tiny_texts: Dataset,
+    cfg: Run, command: Train, tiny_hooked_transformer: Any, tiny_texts: Dataset,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     with pytest.raises(SystemExit):
-        command(hook_name_out="")
+        command(hook_name_out=None)
     assert "--hook_name_out is needed, such as blocks.8.hook_mlp_out" in capsys.readouterr().err
     with pytest.raises(ValueError, match="name the hook whose activations the transcoder is to"):
         train(cfg(sae=transcoder(hook_name_out="")), model=tiny_hooked_transformer)
