@@ -249,7 +249,7 @@ def _failing(
             elif how == "terminated":
                 os.kill(os.getpid(), signal.SIGTERM)
             elif how == "nan":
-                batch[3, 0] = torch.nan
+                batch[0, 0] = torch.nan
             elif how == "out of data":
                 return
             elif how == "source":
@@ -258,6 +258,8 @@ def _failing(
                 trainer.sae.adapter.observe = None
             elif how == "parts":
                 trainer.sae.b_dec.data[0] += 1e-12
+            elif how == "adam":
+                trainer.optimizer.state[trainer.sae.b_dec]["exp_avg"][0] += 1e-12
         yield batch
 
 
@@ -272,17 +274,49 @@ def command(rank: int, folder: Path, llm: Path, *flags: str) -> None:
 
 
 def command_that_is_stopped(rank: int, folder: Path, llm: Path, *flags: str) -> None:
-    """`command`; rank 0 is sent SIGTERM once it has written its first checkpoint."""
+    """`command`; rank 0 is sent SIGTERM once it has written its first checkpoint.
+
+    Each rank leaves in ``rows.RANK`` how many rows of the data set it has read.
+    """
     save = LatentParallelTrainer.save_checkpoint
+    save_to_resume = vars(LatentParallelTrainer)["_save_to_resume"]
 
     def save_and_be_stopped(trainer: LatentParallelTrainer, *args: Any, **kwargs: Any) -> None:
         save(trainer, *args, **kwargs)
         if rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def save_and_count(trainer: LatentParallelTrainer) -> None:
+        save_to_resume(trainer)
+        runner = vars(trainer)["save_checkpoint_fn"].__self__
+        Path(f"rows.{rank}").write_text(str(runner.activations_store.n_dataset_processed))
+
     vars_of_class: Any = LatentParallelTrainer
     vars_of_class.save_checkpoint = save_and_be_stopped
+    vars_of_class._save_to_resume = save_and_count
     command(rank, folder, llm, *flags)
+
+
+def command_that_goes_on(rank: int, folder: Path, llm: Path, *flags: str) -> dict[str, Any]:
+    """`command`, which must end well; the decoder that it began with, and its number of steps."""
+    fit, found = SAETrainer.fit, {}
+
+    def fit_and_tell(trainer: SAETrainer[Any, Any]) -> Any:
+        sae: Any = trainer.sae
+        whole = sae.whole() if isinstance(sae, LatentSlice) else sae
+        if whole is not None:
+            found["W_dec"] = whole.W_dec.detach().clone()
+        fitted = fit(trainer)
+        found["n_steps"] = int(sae.adapter.n_steps)
+        return fitted
+
+    vars_of_class: Any = SAETrainer
+    vars_of_class.fit = fit_and_tell
+    try:
+        command(rank, folder, llm, *flags)
+    except SystemExit as end:
+        assert end.code == 0
+    return found
 
 
 def command_that_is_killed(rank: int, folder: Path, llm: Path, *flags: str) -> None:
@@ -330,14 +364,25 @@ def fit_beside_one_process(rank: int, folder: Path, cases: list[dict[str, Any]])
     return far
 
 
-def train_twice(rank: int, how: str) -> float:
-    """An SAE that ranks trained is folded and trained once more; its L0, on rank 0."""
+def train_twice(rank: int, how: str) -> dict[str, float]:
+    """An SAE that ranks trained is folded and trained once more; what rank 0 finds."""
     settings = {"normalize_activations": "expected_average_only_in"} if how == "normalised" else {}
+    x = next(samples(seed=8))
     with join() as ranks:
-        sae: Any = trainer_on(ranks, whole_sae(**settings), 30).fit()
+        first: Any = trainer_on(ranks, whole_sae(**settings), 30).fit()
         if how == "folded" and rank == 0:
-            sae.fold_W_dec_norm()
-        own = LatentSlice.of(sae if rank == 0 else None, ranks)
+            first.fold_W_dec_norm()
+        own = LatentSlice.of(first if rank == 0 else None, ranks)
+        with torch.no_grad():
+            taken_over = own.decode(own.encode(x))
         trainer = LatentParallelTrainer(trainer_config(30), own, part_of(samples(2), ranks))
-        sae = trainer.fit()
-        return float(sae.stock_metadata().gba["l0"]["measured"]) if rank == 0 else 0.0
+        second: Any = trainer.fit()
+    if rank != 0:
+        return {}
+    with torch.no_grad():
+        return {
+            "taken over otherwise by": float((taken_over - first(x)).abs().max()),
+            "error before": float((first(x) - x).square().sum()),
+            "error after": float((second(x) - x).square().sum()),
+            "l0": second.stock_metadata().gba["l0"]["measured"],
+        }

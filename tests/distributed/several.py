@@ -27,11 +27,12 @@ class Rank:
         said: what it wrote to stderr, logging included.
     """
 
-    def __init__(self, process: Any, folder: Path, rank: int):
-        self.process, self._folder, self._rank = process, folder, rank
+    def __init__(self, process: Any, folder: Path, rank: int, port: socket.socket):
+        self.process, self._folder, self._rank, self._port = process, folder, rank, port
 
     def wait(self, timeout: float) -> None:
         self.process.join(timeout)
+        self._port.close()
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -48,14 +49,16 @@ class Rank:
 def start(function: Callable[..., Any], world: int, folder: Path, *args: Any) -> list[Rank]:
     """``function(rank, *args)`` in ``world`` processes, as torchrun starts them."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # held until a rank ends, so that no other process is given it: rank 0 may bind it too
+    port = socket.socket()
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port.bind(("127.0.0.1", 0))
+    number = port.getsockname()[1]
     ranks = []
     for rank in range(world):
-        process = _CONTEXT.Process(target=_be, args=(rank, world, port, folder, function, args))
+        process = _CONTEXT.Process(target=_be, args=(rank, world, number, folder, function, args))
         process.start()
-        ranks.append(Rank(process, folder, rank))
+        ranks.append(Rank(process, folder, rank, port))
     return ranks
 
 

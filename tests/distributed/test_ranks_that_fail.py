@@ -10,12 +10,16 @@ from sae_lens_gba.distributed.ranks import join
 from tests.distributed.ranks_do import fail, n_steps_of
 from tests.distributed.several import start
 
-SILENCE_S = 6.0
+SILENCE_S = 6.0  # of ranks that can't say anything any more
+ANOTHER_STATE = (
+    "rank 1 has another b_dec, scale or other state that all ranks share than the other ranks"
+)
 SENTENCES = {
     "nan": "rank 1: sae_in has NaN or Inf",
     "out of data": "rank 1 has no more data after 15 batches",
     "source": "rank 1 failed to get a batch, after 15 batches (OSError: the disk is gone)",
-    "parts": "rank 1 has another b_dec, scale or other state that all ranks share",
+    "parts": f"{ANOTHER_STATE}, after 15 batches",
+    "adam": f"{ANOTHER_STATE}, after 15 batches",  # before it makes b_dec another one
     "versions": "rank 1 has torch='1.0', rank 0 has",
     "terminated": "rank 1 was asked to stop by SIGTERM",
     "raises": "rank 1 failed (TypeError",
@@ -36,8 +40,9 @@ def test_without_torchrun_the_first_rank_is_missed_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", SENTENCES)
 def test_every_rank_ends_and_names_the_one_that_failed(tmp_path: Path, how: str) -> None:
     # three to tell which of them is not as the others
-    world = 3 if how == "parts" else 2
-    ranks = start(fail, world, tmp_path / "said", how, tmp_path, SILENCE_S)
+    world = 3 if how in ("parts", "adam") else 2
+    silence_s = SILENCE_S if how in ("killed", "hangs") else 60.0
+    ranks = start(fail, world, tmp_path / "said", how, tmp_path, silence_s)
     ranks[0].wait(timeout=60)
     assert ranks[0].exit_code == 1
     assert SENTENCES[how] in ranks[0].said

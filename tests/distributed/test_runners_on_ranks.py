@@ -4,12 +4,14 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+import torch
 from sae_lens import SAE
 from safetensors.torch import load_file
 
 from sae_lens_gba import NeuronGroups
 from tests.distributed.ranks_do import (
     command,
+    command_that_goes_on,
     command_that_is_killed,
     command_that_is_stopped,
     n_steps_of,
@@ -63,10 +65,12 @@ def test_ranks_that_are_killed_go_on_from_the_last_checkpoint_in_time(
     run(command_that_is_killed, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *in_time)
     found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
     assert [int(path.name) for path in found] == [63 * 2, 63 * 3]  # the newest two
+    assert n_steps_of(found[-1]) == 3
     resumed = [*in_time, "--resume"]
     run(command_that_is_killed, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *resumed)
     found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
     assert [int(path.name) for path in found] == [63 * 5, 63 * 6]  # of those of before, none
+    assert n_steps_of(found[-1]) == 6
     for flag, value in (("--target_l0", "5"), ("--lr", "0.5")):
         other = [*flags, flag, value, "--resume"]
         ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *other)
@@ -97,18 +101,23 @@ def test_a_run_of_two_ranks_is_stopped_and_goes_on_with_three_and_with_one(
     assert "Go on from the checkpoint" in ranks[1].said
     newest = max((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
     assert n_steps_of(newest) < 30
+    if "--prefetch_llm_batches" not in of:  # else a thread reads on
+        state = load_file(newest / "activations_store_state.safetensors")
+        rows = sum(int((tmp_path / f"rows.{rank}").read_text()) for rank in range(2))
+        # rank 1 had drawn a batch more when it heard of the signal
+        assert int(state["n_dataset_processed"]) == pytest.approx(rows, abs=4)
+    decoder = load_file(newest / "sae_weights.safetensors")["W_dec"]
     alone = tmp_path / "alone"
     copytree(tmp_path / "out", alone / "out")
 
-    ranks = run(command, 3, tmp_path / "said", tmp_path, tiny_llm_folder, *flags, "--resume")
-    assert [r.exit_code for r in ranks] == [0, 0, 0], ranks[0].said
-    ranks = run(
-        command, 1, tmp_path / "said", tmp_path / "alone", tiny_llm_folder, *flags, "--resume"
-    )
-    assert [r.exit_code for r in ranks] == [0], ranks[0].said
-    for folder in (tmp_path / "out", alone / "out"):
-        assert SAE.load_from_disk(folder).cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
-        assert not (folder / "resume").exists()
+    for world, folder in ((3, tmp_path), (1, alone)):
+        resumed = [folder, tiny_llm_folder, *flags, "--resume"]
+        first, *_ = results(command_that_goes_on, world, tmp_path / "said", *resumed)
+        assert torch.equal(first["W_dec"], decoder)
+        assert first["n_steps"] == 30
+        stock = SAE.load_from_disk(folder / "out")
+        assert stock.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
+        assert not (folder / "out" / "resume").exists()
 
 
 def test_the_synthetic_runner(tmp_path: Path) -> None:
