@@ -82,7 +82,7 @@ def fit(tmp_path: Path, tiny_texts: Dataset, tiny_hooked_transformer: Any) -> Fi
 
 
 @pytest.fixture
-def cache(
+def cache_activations(
     tmp_path: Path,
     tiny_hooked_transformer: Any,
     tiny_texts: Dataset,
@@ -94,7 +94,9 @@ def cache(
         "sae_lens.cache_activations_runner.load_model", lambda **_: tiny_hooked_transformer
     )
 
-    def cache(hook: str = HOOK, texts: Dataset = tiny_texts, tokens: int = 2048) -> Path:
+    def cache_activations(
+        hook: str = HOOK, texts: Dataset = tiny_texts, tokens: int = 2048
+    ) -> Path:
         folder = tmp_path / f"cache_{hook}_{tokens}"
         cfg = CacheActivationsRunnerConfig(
             dataset_path="tiny/texts",
@@ -113,4 +115,4 @@ def cache(
         CacheActivationsRunner(cfg, override_dataset=texts).run()
         return folder
 
-    return cache
+    return cache_activations

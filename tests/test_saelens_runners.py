@@ -63,8 +63,12 @@ def test_language_model_runner_with_evals_compiled_and_logged(
     assert type(TrainingSAE.load_from_disk(checkpoint)) is GBATrainingSAE
 
 
-def test_cached_activations_then_fine_tuning(tmp_path: Path, fit: Fit, cache: Cache) -> None:
-    first, _ = fit("first", use_cached_activations=True, cached_activations_path=str(cache()))
+def test_cached_activations_then_fine_tuning(
+    tmp_path: Path, fit: Fit, cache_activations: Cache
+) -> None:
+    first, _ = fit(
+        "first", use_cached_activations=True, cached_activations_path=str(cache_activations())
+    )
     first.save_model(tmp_path / "checkpoint")
     second, _ = fit("second", from_pretrained_path=str(tmp_path / "checkpoint"))
     assert_trained(tmp_path / "second", second)

@@ -116,11 +116,11 @@ def test_the_files_of_a_finished_run_appear_together(
 
 
 def test_on_cached_activations_it_goes_on_bit_equal(
-    train: Train, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, cache_activations: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = {
         "use_cached_activations": "true",
-        "cached_activations_path": str(cache()),
+        "cached_activations_path": str(cache_activations()),
         "normalize_activations": "expected_average_only_in",
         "n_batches_for_norm_estimate": "3",
     }

@@ -151,10 +151,12 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_on_cached_pairs_it_goes_on_bit_equal(
-    cfg: Run, cache: Cache, tiny_hooked_transformer: Any, tiny_texts: Dataset, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cfg: Run, cache_activations: Cache, tiny_hooked_transformer: Any, tiny_texts: Dataset,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    joined = join_cached_activations(cache(HOOK), cache(TARGET), tmp_path / "pairs")
+    joined = join_cached_activations(
+        cache_activations(HOOK), cache_activations(TARGET), tmp_path / "pairs"
+    )
     assert {HOOK, TARGET} <= set(joined.column_names)
     cached = {
         "use_cached_activations": True, "cached_activations_path": str(tmp_path / "pairs"),
@@ -183,8 +185,10 @@ def test_on_cached_pairs_it_goes_on_bit_equal(
             assert torch.equal(resumed[key], value), (name, key)
 
 
-def test_caches_of_other_tokens_are_not_joined(cache: Cache, tiny_texts: Dataset) -> None:
-    inputs, targets = cache(HOOK), cache(TARGET, tokens=1024)
+def test_caches_of_other_tokens_are_not_joined(
+    cache_activations: Cache, tiny_texts: Dataset
+) -> None:
+    inputs, targets = cache_activations(HOOK), cache_activations(TARGET, tokens=1024)
     with pytest.raises(ValueError, match="not of the same tokens"):
         join_cached_activations(inputs, targets, inputs.parent / "pairs")
     with pytest.raises(ValueError, match=f"are both of {HOOK}: give the caches of two hooks"):
@@ -192,7 +196,9 @@ def test_caches_of_other_tokens_are_not_joined(cache: Cache, tiny_texts: Dataset
     reversed_texts = tiny_texts.select(range(len(tiny_texts) - 1, -1, -1))
     with pytest.raises(ValueError, match="not of the same tokens"):
         join_cached_activations(
-            inputs, cache("blocks.1.hook_mlp_out", reversed_texts), inputs.parent / "pairs"
+            inputs,
+            cache_activations("blocks.1.hook_mlp_out", reversed_texts),
+            inputs.parent / "pairs",
         )
     assert load_from_disk(str(inputs)).num_rows == 128
 
