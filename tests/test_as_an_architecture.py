@@ -51,7 +51,7 @@ TRANSCODERS: dict[str, dict[str, Any]] = {
     f"{kind}, {name}": {"architecture": f"gba_{kind}", **settings}
     for kind in ("transcoder", "skip_transcoder")
     for name, settings in {
-        "as wide": {"d_out": 16},
+        "as wide": {"d_out": 16, "encoder_correction_rate": 0.3},
         **{name: SAES[name] for name in SAES if not {"tied", "paper"} & {*name.split(", ")}},
     }.items()
 }
@@ -149,10 +149,17 @@ def test_decoder_norms_fold(sae: GBATrainingSAE, x: torch.Tensor) -> None:
     close(sae, sae.get_W_dec_norm(), torch.ones_like(norms))
 
 
-def test_a_scale_of_the_inputs_folds(sae: GBATrainingSAE, x: torch.Tensor) -> None:
+@pytest.mark.parametrize("has_started", [True, False])
+def test_a_scale_of_the_inputs_folds(
+    sae: GBATrainingSAE, x: torch.Tensor, has_started: bool
+) -> None:
+    if not has_started:  # no scale is known so far
+        state = sae.state_dict().items()
+        sae.load_state_dict({name: 0 * v if name.endswith("_norm") else v for name, v in state})
+    sae.cfg.normalize_activations = "expected_average_only_in"
     acts, out = sae.encode(0.5 * x), sae(0.5 * x)
     sae.fold_activation_norm_scaling_factor(0.5)
-    assert sae.cfg.normalize_activations == "none"
+    assert sae.cfg.to_dict()["normalize_activations"] == "none"
     close(sae, sae.encode(x), acts)
     close(sae, sae(x), 2 * out)
 

@@ -185,6 +185,27 @@ def test_weights_loaded_in_evaluation_mode_stay() -> None:
         torch.testing.assert_close(value, expected[name])
 
 
+def test_weights_of_a_checkpoint_are_not_calibrated_on_samples_from_before(tmp_path: Path) -> None:
+    sae, other = GBATrainingSAE(tiny_config()), GBATrainingSAE(tiny_config())
+    for one, seed in ((sae, 1), (other, 2)):
+        take_steps(make_trainer(one, 20, mixture(seed)), 20)
+    other.save_model(tmp_path)
+    sae.load_weights_from_checkpoint(tmp_path)
+    assert torch.equal(sae.eval().bias, other.bias)
+
+
+def test_an_l0_that_the_samples_do_not_allow_leaves_the_biases_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sae = GBATrainingSAE(tiny_config(calibration_samples=4096))
+    take_steps(make_trainer(sae, 40), 40)
+    centre, bias = sae.in_input_units(sae.b_dec), sae.bias.clone()
+    sae.recent_samples.add(centre.expand(4096, -1))  # on which no latent can be active
+    assert torch.equal(sae.eval().bias, bias)
+    assert not sae.is_calibrated
+    assert "target_l0=4 can't be reached: with all biases at 0, 0 latents are active" in caplog.text
+
+
 def test_too_few_samples_leave_the_biases_as_they_are() -> None:
     sae = GBATrainingSAE(tiny_config())
     take_steps(make_trainer(sae, 10, mixture(1, batch=16), batch=16), 2)
@@ -261,6 +282,11 @@ def test_the_scale_follows_a_lasting_change_and_ignores_a_single_batch() -> None
     sae = GBATrainingSAE(tiny_config())
     trainer = make_trainer(sae, 1000)
     data = mixture(2)
+    x = next(data)
+    for factor in (5, 1, 1):  # before the first adaptation the first batch may be the strange one
+        trainer.step(x * factor)
+    norm = float((x - x.mean(dim=0)).norm(dim=1).median())
+    assert float(sae.adapter.input_norm) == pytest.approx(norm, rel=1e-3)
     for _ in range(30):
         trainer.step(next(data))
     settled = float(sae.adapter.input_norm)

@@ -167,8 +167,21 @@ def test_the_stock_architecture_follows_the_activation() -> None:
 def test_paper_settings_are_the_papers() -> None:
     v1 = GBATrainingSAEConfig.paper_v1(512, 1000)
     spectrum = v1.spectrum()
-    assert (v1.bias_update, v1.tied, v1.adapt_every_n_steps) == ("paper", True, 50)
-    assert (v1.bias_decrease_rate, v1.bias_increase_rate) == (0.01, 0.01)
+    default = vars(GBATrainingSAEConfig(512, 1000))
+    set_by_it = {k: v for k, v in vars(v1).items() if v != default[k] and k != "metadata"}
+    assert set_by_it == {
+        "highest_target_frequency": 0.1,
+        "group_sizing": "equal",
+        "tied": True,
+        "error_exponent": 2.0,
+        "n_nested_reconstructions": 1,
+        "bias_update": "paper",
+        "adapt_every_n_steps": 50,
+        "bias_decrease_rate": 0.01,
+        "bias_increase_rate": 0.01,
+        "bias_init": "zero",
+        "calibration_samples": 0,
+    }
     assert spectrum.sizes == (100,) * 10
     assert (spectrum.frequencies[0], spectrum.frequencies[-1]) == pytest.approx((0.1, 0.001))
     iclr = GBATrainingSAEConfig.paper_iclr(512, 1000, n_groups=20)

@@ -1,12 +1,12 @@
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from sae_lens_gba import GBATrainingSAE
 from sae_lens_gba.equal_gain import Pairs, equal_gain_thresholds, gains
-from tests.toolbox import make_trainer, take_steps, tiny_config
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_config
 
 
 def all_pairs(
@@ -130,11 +130,37 @@ def test_on_its_samples_an_sae_explains_more_with_the_same_l0() -> None:
     torch.testing.assert_close(groups.measured_frequency.double(), by_error[2], atol=1e-6, rtol=0)
 
 
-def test_with_layer_norm_a_sample_counts_as_large_as_it_is() -> None:
-    sae = GBATrainingSAE(tiny_config(normalize_activations="layer_norm"))
-    x = torch.randn(9, sae.cfg.d_in) * torch.arange(1, 10).unsqueeze(1)
-    torch.testing.assert_close(sae._output_factor(x), x.std(dim=1, keepdim=True))
-    assert float(GBATrainingSAE(tiny_config())._output_factor(x)) == 1.0
+@pytest.mark.parametrize("mode", ["none", "layer_norm", "constant_norm_rescale"])
+def test_a_gain_is_of_the_error_in_the_end_however_inputs_are_normalised(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Pairs] = []
+
+    def spy(pairs: Pairs, *args: Any) -> Any:
+        seen.append(pairs)
+        return equal_gain_thresholds(pairs, *args)
+
+    monkeypatch.setattr("sae_lens_gba.calibrated_biases.equal_gain_thresholds", spy)
+    sae = GBATrainingSAE(tiny_config(normalize_activations=mode))
+    data = (x * torch.linspace(1, 20, len(x)).unsqueeze(1) for x in mixture(1))
+    take_steps(make_trainer(sae, 40, data), 40)
+    sae.cfg.calibrate_for = "groups"  # which the gains start from
+    x = torch.cat(list(sae.recent_samples.batches))
+    acts = sae.eval().encode(x)
+    sae.train().cfg.calibrate_for = "error"
+    sae.eval()
+
+    @torch.no_grad()
+    def error(acts: torch.Tensor) -> float:
+        sae.encode(x)  # SAELens undoes the last normalisation
+        return float((sae.decode(acts) - x).double().square().sum())
+
+    (pairs,) = seen
+    for latent in range(0, 64, 16):
+        without = acts * (torch.arange(64) != latent)
+        gain = pairs.gain[pairs.fires & (pairs.latent == latent)].double().sum()
+        in_input_units = float(gain * sae.input_scale**2)
+        assert in_input_units == pytest.approx(error(without) - error(acts), rel=1e-3)
 
 
 def test_a_group_that_never_fires_keeps_its_target() -> None:

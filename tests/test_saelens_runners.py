@@ -40,6 +40,9 @@ def test_language_model_runner(
     assert_trained(tmp_path / "sae", sae)
     runner_cfg = json.loads((tmp_path / "sae" / "runner_cfg.json").read_text())
     assert runner_cfg["sae"]["architecture"] == "gba"
+    # a whitening changes each latent's unit, and the offsets are in it
+    has_others = NeuronGroups.load(tmp_path / "sae").other_l0s is not None
+    assert has_others == (normalize != "covariance_whitening")
 
 
 def test_language_model_runner_with_evals_compiled_and_logged(

@@ -2,6 +2,8 @@ import errno
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,19 @@ def test_a_fold_in_evaluation_mode_stays_one_in_training(activation: str) -> Non
     sae.eval()
     sae.fold_W_dec_norm()
     torch.testing.assert_close(sae.train()(x), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["expected_average_only_in", "covariance_whitening"])
+def test_after_a_fold_it_is_calibrated_on_raw_inputs_alone(mode: str) -> None:
+    def raw(seed: int) -> Iterator[torch.Tensor]:
+        return (7 * batch + 3 for batch in mixture(seed))
+
+    sae = GBATrainingSAE(tiny_config(normalize_activations=mode))
+    make_trainer(sae, 40, raw(1)).fit()
+    assert len(sae.recent_samples) == 0
+    take_steps(make_trainer(sae, 40, raw(2)), 40)
+    x = torch.cat(list(islice(raw(2), 40)))
+    assert float((sae.eval().encode(x) > 0).sum()) / len(x) == pytest.approx(4.0, abs=0.01)
 
 
 def test_a_fold_of_a_tied_sae_leaves_its_makers_config() -> None:

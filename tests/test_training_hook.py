@@ -84,6 +84,31 @@ def test_the_encoder_of_a_standard_sae_does_not_move_b_dec() -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("mode", ["none", "layer_norm"])
+def test_the_scale_is_that_of_what_the_encoder_reads(architecture: str, mode: str) -> None:
+    settings = {**CONFIGS[architecture].to_dict(), "normalize_activations": mode}
+    sae: Any = TrainingSAE.from_dict(settings)
+    hook = BiasAdaptationHook.attach(sae, **SETTINGS)
+    x = next(mixture(0))
+    sae.b_dec.data = x.mean(dim=0)
+    sae(x)
+    expected = sae.process_sae_in(x).norm(dim=1).median()
+    torch.testing.assert_close(hook.adapter.input_norm, expected)
+
+
+@BOTH
+def test_a_gradient_from_before_it_was_attached_moves_nothing(architecture: str) -> None:
+    sae = new_sae(architecture)
+    optimizer = torch.optim.Adam(sae.parameters())
+    sae(next(mixture(0))).sum().backward()
+    BiasAdaptationHook.attach(sae, **SETTINGS)
+    adapted = getattr(sae, PARAMETER[architecture])
+    before = adapted.detach().clone()
+    optimizer.step()
+    assert torch.equal(adapted, before)
+
+
+@BOTH
 def test_nothing_adapts_in_eval_mode(architecture: str) -> None:
     sae = new_sae(architecture)
     hook = BiasAdaptationHook.attach(sae, **SETTINGS)

@@ -28,6 +28,25 @@ def scaled(x_by: float, y_by: float) -> Iterator[torch.Tensor]:
         yield torch.cat([x * x_by, y * y_by], dim=1)
 
 
+@pytest.mark.parametrize("activation", ["jumprelu", "relu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_computes_what_its_docstring_says(kind: str, activation: str) -> None:
+    settings = {"activation": activation, "dtype": "float64", "encoder_correction_rate": 0.3}
+    sae: Any = randomise(tiny_sae(architecture=kind, **settings))
+    s, t, x = sae.input_scale, sae.target_scale, next(mixture(0)).double()
+    assert (float(s), float(t)) == pytest.approx((3 / 16**0.5, 40 / 24**0.5))
+    centred = x / s - sae.input_mean
+    h = centred @ (0.3 * sae.encoder_correction).T + sae.b_enc
+    f = h.clamp(min=0)
+    if activation == "jumprelu":
+        f = (h - sae.shrinkage.clamp(max=1) * sae.threshold) * (h > sae.threshold)
+    y = (f * sae.output_scale) @ sae.W_dec + sae.b_dec
+    if kind == "gba_skip_transcoder":
+        y = y + 0.3 * centred @ sae.skip.T
+    torch.testing.assert_close(sae.encode(x), s * f)
+    torch.testing.assert_close(sae(x), t * y)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_the_same_in_any_units_of_input_and_target(kind: str) -> None:
     plain = trained(kind, scaled(1, 1), 40, dtype="float64")

@@ -1,5 +1,6 @@
 """Saved SAEs at the L0 one wants, with and without activations."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,22 @@ def test_at_the_l0_it_was_trained_for_the_sae_stays_as_it_is(folder: Path) -> No
 def test_the_ends_of_the_range_can_be_asked_for(folder: Path) -> None:
     known = NeuronGroups.load(folder).other_l0s
     assert known is not None
-    for end, beyond in ((known[0], 0.995), (known[-1], 1.005)):
+    for end, beyond, too_far in ((known[0], 0.995, 0.97), (known[-1], 1.005, 1.03)):
         at_the_end, a_bit_beyond = (
             at_l0(folder, float(end) * by).sae.get_parameter("threshold") for by in (1, beyond)
         )
         assert torch.equal(at_the_end, a_bit_beyond)
+        with pytest.raises(CalibrationError, match="nearest possible value"):
+            at_l0(folder, float(end) * too_far)
+
+
+def test_between_two_l0s_thresholds_are_interpolated_by_its_logarithm(folder: Path) -> None:
+    saved = load(folder)
+    assert saved.groups is not None
+    two = {"other_l0s": torch.tensor([2.0, 8.0]), "offsets": torch.tensor([[0.0, -0.4]] * 4)}
+    found = at_l0(replace(saved, groups=replace(saved.groups, **two)), 4.0).sae
+    halfway = saved.sae.threshold - 0.2 * saved.sae.W_enc.norm(dim=0)
+    torch.testing.assert_close(found.threshold, halfway.clamp(min=0))
 
 
 def test_an_sae_of_attention_heads_keeps_reading_heads(tmp_path: Path) -> None:
