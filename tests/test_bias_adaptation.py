@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
 
 import pytest
 import torch
 
-from sae_lens_gba.batch_statistics import quantile_bias, typical_norm
+from sae_lens_gba.batch_statistics import followed_norm, quantile_bias, typical_norm
 from sae_lens_gba.bias_adaptation import (
     UPDATE_RULES,
     AdaptationRates,
@@ -108,6 +109,16 @@ def test_group_newton_rule_by_hand() -> None:
     assert new == pytest.approx([-0.54, -0.44, -0.3 - small, -0.2 - small])
 
 
+@pytest.mark.parametrize("rule", ["group_mean", "group_newton"])
+def test_a_group_far_off_its_target_is_moved_no_faster(rule: str) -> None:
+    # group 0: p = 1000 times its target, e = 2 at most and u = 3; group 1: a thousandth, e = -2
+    new = apply_rule(
+        rule, [-0.5, -0.5], [0.9, 0.0005], [1.0, 1.0], [0, 1], [0.0009, 0.5],
+        rates=replace(RATES, dead_frequency=1e-5),
+    )  # fmt: skip
+    assert new == pytest.approx([-0.5 - 0.003 * (2 + 3), -0.5 + 0.003 * 2])
+
+
 def test_without_a_known_slope_group_newton_is_group_mean() -> None:
     args: dict[str, Any] = {"bias": [-0.5, -0.4], "frequency": [0.1, 0.3], "peak": [1.0, 1.0],
                             "group": [0, 0], "target": [0.1, 0.1]}  # fmt: skip
@@ -126,6 +137,14 @@ def test_a_neuron_without_an_encoder_leaves_newton_to_the_others_of_its_group() 
     # the mean width, 0.005 c, so that a quarter of 0.22 is in it where 0.06 were
     width = next_band(seen, targets, RATES, c)
     assert width.tolist() == pytest.approx([2 * 0.005 * 0.25 * 0.22 / 0.06, 0.0])
+
+
+def test_the_band_is_no_wider_than_the_range() -> None:
+    targets = Targets(torch.tensor([0]), torch.full((1,), 0.1), 1)
+    frequency, band, near = (torch.tensor([v]) for v in (0.1, 1.6, 0.01))
+    seen = Observation(frequency, torch.ones(1), torch.zeros(1), near, band)
+    # 0.8 c would be doubled
+    assert next_band(seen, targets, RATES, torch.tensor([2.0])).tolist() == [2.0]
 
 
 def test_group_mean_takes_a_rare_neuron_for_dead_only_when_it_is_overdue() -> None:
@@ -151,16 +170,20 @@ def test_silence_is_counted_over_windows() -> None:
 
 def test_log_rules_by_hand() -> None:
     args: dict[str, Any] = {
-        "bias": [-0.5, -0.5, -0.5],
-        "frequency": [0.2, 0.05, 0.0],
-        "peak": [1.0, 3.0, 0.0],
-        "group": [0, 0, 0],
-        "target": [0.1, 0.1, 0.1],
+        "bias": [-0.5] * 5,
+        "frequency": [0.2, 0.05, 0.0, 0.9, 0.002],
+        "peak": [1.0, 3.0, 0.0, 2.0, 2.0],
+        "group": [0] * 5,
+        "target": [0.1, 0.1, 0.1, 0.009, 0.2],
     }
-    # dead neuron as in the paper: -0.5 + 0.01 * (1 + 3) / 2
+    # dead neuron as in the paper: -0.5 + 0.01 * (1 + 3 + 2 + 2) / 4
     up, down, dead = -0.5 - 0.003 * math.log(2), -0.5 + 0.003 * math.log(2), -0.48
-    assert apply_rule("log_proportional", **args) == pytest.approx([up, down, dead])
-    assert apply_rule("log_proportional_one_sided", **args) == pytest.approx([up, -0.5, dead])
+    # a hundred times the target, or a hundredth of it, counts as exp(2) or exp(-2) times
+    far_up, far_down = -0.506, -0.494
+    both_ways = [up, down, dead, far_up, far_down]
+    assert apply_rule("log_proportional", **args) == pytest.approx(both_ways)
+    one_sided = [up, -0.5, dead, far_up, -0.5]
+    assert apply_rule("log_proportional_one_sided", **args) == pytest.approx(one_sided)
 
 
 @pytest.mark.parametrize("name", ["paper", "log_proportional_one_sided"])
@@ -229,18 +252,6 @@ def test_streaming_statistics_equal_the_buffered_reference_step_by_step(rule: st
         )  # of a mean whose terms add up in another order
         assert bias.tolist() == pytest.approx(expected, rel=0, abs=rounding)
     assert moved > 50
-
-
-def test_sparse_observations_count_like_dense_ones() -> None:
-    spectrum = build_spectrum(10, 2, 0.4, 0.1)
-    dense, sparse = (BiasAdapter(spectrum, "paper", RATES, 10) for _ in range(2))
-    for _ in range(3):
-        y = torch.randn(6, 10)
-        dense.observe(y)
-        sparse.observe((y * (y > 0)).to_sparse())
-    assert torch.equal(dense.fire_counts, sparse.fire_counts)
-    assert torch.equal(dense.peak, sparse.peak)
-    assert torch.equal(dense.n_samples, sparse.n_samples)
 
 
 @pytest.mark.parametrize("is_sparse", [False, True])
@@ -326,6 +337,39 @@ def test_quantile_start_expresses_targets_that_the_batch_has_no_sample_for(
     fresh = torch.randn(100_000, d_in)
     fired = sum(float((rows @ W_enc + bias > 0).sum()) for rows in fresh.split(1000))
     assert 0.5 < fired / (len(fresh) * float(target.sum())) < 2
+
+
+def test_quantile_start_stays_in_the_biases_range() -> None:
+    x, W_enc = torch.randn(1000, 4), torch.randn(4, 2)
+    bias = quantile_bias(x, W_enc, torch.tensor([0.7, 0.01]), torch.tensor([0.1, 0.1]))
+    assert bias.tolist() == pytest.approx([0.0, -0.1])
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_first_window", "expected"),
+    [
+        (3.1, True, 3.1),
+        (1.2, True, 1.2),
+        (2.9, True, 2 * 1.45**0.01),
+        (3.1, False, 2 * 1.55**0.01),
+        (2e3, False, 2 * 4**0.01),
+        (2e-3, False, 2 / 4**0.01),
+        (0.0, True, 2.0),
+        (0.0, False, 2.0),
+    ],
+)
+def test_a_followed_norm_of_2_by_hand(norm: float, is_first_window: bool, expected: float) -> None:
+    window = torch.tensor(is_first_window)
+    found = followed_norm(torch.tensor(2.0).double(), torch.tensor(norm), window)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    assert float(followed_norm(torch.zeros(()), torch.tensor(norm), window)) == pytest.approx(norm)
+
+
+def test_a_step_without_samples_adapts_nothing() -> None:
+    adapter = BiasAdapter(build_spectrum(4, 1, 0.3, 0.3), "group_newton", RATES, 1)
+    assert adapter.adapt_if_due(torch.zeros(4), lambda: torch.tensor(1.0)) is None
+    assert int(adapter.n_steps) == 1
+    assert not torch.isnan(adapter.frequency).any()
 
 
 def test_state_keeps_its_precision_under_casts() -> None:

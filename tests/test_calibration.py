@@ -63,19 +63,27 @@ def test_other_l0s_multiply_the_odds_and_stop_where_thresholds_are_zero() -> Non
     assert most.l0 == pytest.approx(float((h > 0).sum()) / 4000, abs=2e-3)
 
 
-def test_a_latent_without_an_encoder_holds_nothing_up() -> None:
+@pytest.mark.parametrize("norm", [0.0, 1e-9])
+def test_a_latent_without_an_encoder_holds_nothing_up(norm: float) -> None:
     torch.manual_seed(0)
-    h, unit = torch.randn(400, 4), torch.ones(4)
-    h[:, 0] = unit[0] = 0
+    h, unit, passes = torch.randn(400, 4), torch.ones(4), []
+    h[:, 0] *= norm
+    unit[0] = norm
+
+    def pre_activations(n: int | None) -> list[torch.Tensor]:
+        passes.append(n)
+        return [h]
+
     (found,) = calibrate_groups(
-        lambda n: [h],
+        pre_activations,
         torch.ones(4),
         unit,
         torch.zeros(4).long(),
         torch.tensor([0.6]).double(),
         [2.4],
     )
-    assert found.l0 == pytest.approx(float((h > 0).sum()) / 400, abs=0.01)
+    assert found.l0 == pytest.approx(float((h[:, 1:] > 0).sum()) / 400, abs=0.01)
+    assert len(passes) < 15
 
 
 def test_too_few_samples_to_calibrate_on_are_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -97,6 +105,14 @@ def test_recent_samples_are_copies() -> None:
     buffer.fill_(1)
     assert recent.batches[0].untyped_storage().nbytes() == 40 * 3 * 4
     assert not recent.batches[0].any()
+
+
+def test_the_last_batches_are_looked_at_first() -> None:
+    sae = GBATrainingSAE(tiny_config())
+    for i in range(3):
+        sae.recent_samples.add(torch.full((40, 16), float(i)))
+    rows = torch.cat(list(sae._recent_rows(60)))
+    assert rows[:, 0].tolist() == [2.0] * 40 + [1.0] * 20
 
 
 def test_recent_samples_keep_no_more_batches_than_they_need() -> None:

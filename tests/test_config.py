@@ -46,6 +46,7 @@ from sae_lens_gba.adaptation_settings import AdaptationSettings
         ("adapt_every_n_steps", 0),
         ("dead_frequency", 0.0),
         ("dead_frequency", 0.5),
+        ("dead_frequency", 0.001),
         ("frequency_cap", 0.5),
         ("frequency_cap", float("nan")),
         ("group_size_exponent", -1.0),
@@ -130,7 +131,7 @@ def test_default_rates_shrink_with_the_spread_of_pre_activations() -> None:
     spectrum = AdaptationSettings().spectrum_of(1024)
     narrow, wide = (AdaptationSettings().rates_for(d, spectrum) for d in (128, 512))
     assert narrow.decrease == pytest.approx(2 * wide.decrease) == pytest.approx(0.1008, abs=1e-4)
-    assert narrow.increase == pytest.approx(2 * wide.increase)
+    assert narrow.increase == pytest.approx(2 * wide.increase) == pytest.approx(0.0203, abs=1e-4)
     given = AdaptationSettings(bias_decrease_rate=0.3).rates_for(512, spectrum)
     assert given.decrease == 0.3
 

@@ -69,6 +69,14 @@ def test_equal_pairs_fire_together_and_few_firings_are_kept() -> None:
     assert new.tolist() == [1.5, 2.5]
 
 
+@pytest.mark.parametrize(("n_fired", "n_kept"), [(100, 25), (24, 10), (7, 7)])
+def test_a_latent_worth_nothing_keeps_some_of_its_firings(n_fired: int, n_kept: int) -> None:
+    h, threshold = torch.linspace(1, 2, n_fired).unsqueeze(1), torch.tensor([0.5])
+    pairs = all_pairs(h, -torch.ones_like(h), threshold, torch.zeros(1))
+    _, count = equal_gain_thresholds(pairs, 1, threshold, torch.zeros(1))
+    assert count.tolist() == [n_kept]
+
+
 @pytest.mark.parametrize("n_active", range(1, 9))
 def test_what_is_counted_is_what_fires_where_pairs_are_equal(n_active: int) -> None:
     h = torch.tensor([[2.0, 3.0]] + 6 * [[1.0, 1.0]])

@@ -377,6 +377,7 @@ def test_every_rule_trains(rule: str) -> None:
     [
         (float("nan"), "NaN or Inf at training step 3"),
         (float("inf"), "NaN or Inf at training step 3"),
+        (1e10, r"a value of 1e\+10 at training step 3, where a typical sample has norm \d"),
         (1e20, r"a value of 1e\+20 at training step 3, where a typical sample has norm \d"),
         (3e38, r"a value of 3e\+38 at training step 3"),
     ],
