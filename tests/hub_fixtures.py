@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +142,27 @@ def make_sae() -> MakeSAE:
 
 
 @pytest.fixture(scope="session")
-def jumprelu_sae(make_sae: MakeSAE) -> GBATrainingSAE:
-    return make_sae()
+def trained_saes(make_sae: MakeSAE) -> dict[str, GBATrainingSAE]:
+    return {
+        "jumprelu": make_sae(),
+        "relu": make_sae(seed=1, activation="relu", tied=True),
+        "skip": make_sae(seed=2, architecture="gba_skip_transcoder"),
+    }
 
 
-@pytest.fixture(scope="session")
-def relu_sae(make_sae: MakeSAE) -> GBATrainingSAE:
-    return make_sae(seed=1, activation="relu", tied=True)
+@pytest.fixture
+def jumprelu_sae(trained_saes: dict[str, GBATrainingSAE]) -> GBATrainingSAE:
+    return deepcopy(trained_saes["jumprelu"])
 
 
-@pytest.fixture(scope="session")
-def skip_transcoder(make_sae: MakeSAE) -> GBATrainingSAE:
-    return make_sae(seed=2, architecture="gba_skip_transcoder")
+@pytest.fixture
+def relu_sae(trained_saes: dict[str, GBATrainingSAE]) -> GBATrainingSAE:
+    return deepcopy(trained_saes["relu"])
+
+
+@pytest.fixture
+def skip_transcoder(trained_saes: dict[str, GBATrainingSAE]) -> GBATrainingSAE:
+    return deepcopy(trained_saes["skip"])
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def test_it_trains_and_goes_on_from_a_checkpoint_of_saelens_trainer(
 def is_trained(sae: TrainingSAE[Any], folder: Path) -> None:
     """And saved as it is."""
     assert type(sae) is GBATrainingSAE
-    assert int(sae.adapter.n_steps) > 0 and float(sae.bias.sum()) < 0
+    assert int(sae.adapter.n_steps) > 0
     loaded = SAE.load_from_disk(folder)
     x = torch.randn(10, D_MODEL).to(sae.dtype)
     # SAELens' training SAEs take heads side by side

@@ -365,7 +365,7 @@ def test_quantile_start_begins_near_target_l0() -> None:
 
 @pytest.mark.parametrize("rule", sorted(UPDATE_RULES))
 def test_every_rule_trains(rule: str) -> None:
-    sae = GBATrainingSAE(tiny_config(bias_update=rule))
+    sae = GBATrainingSAE(tiny_config(bias_update=rule, bias_init="zero"))
     trainer = make_trainer(sae, 60)
     first = take_steps(trainer, 1).loss
     assert take_steps(trainer, 59).loss < first
@@ -473,7 +473,7 @@ def test_metrics_cost_nothing_when_nobody_logs() -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_other_weight_types_train(dtype: str) -> None:
-    sae = GBATrainingSAE(tiny_config(dtype=dtype, sparse_below_density=1.0))
+    sae = GBATrainingSAE(tiny_config(dtype=dtype, sparse_below_density=1.0, bias_init="zero"))
     take_steps(make_trainer(sae, 12), 12)
     assert sae.W_dec.dtype == getattr(torch, dtype)
     assert sae.threshold.dtype == (torch.float64 if dtype == "float64" else torch.float32)
@@ -490,7 +490,7 @@ def test_casting_keeps_biases_and_counts_exact() -> None:
 
 
 def test_it_trains_under_autocast() -> None:
-    sae = GBATrainingSAE(tiny_config(sparse_below_density=1.0))
+    sae = GBATrainingSAE(tiny_config(sparse_below_density=1.0, bias_init="zero"))
     trainer = make_trainer(sae, 12, autocast=True)
     take_steps(trainer, 12)
     assert (sae.bias < 0).any()

@@ -216,10 +216,7 @@ def test_neither_targets_nor_nested_weight_fall_once_more(
     jumprelu_sae: GBATrainingSAE, tmp_path: Path
 ) -> None:
     jumprelu_sae.cfg.l0_warm_up_steps = 500
-    try:
-        jumprelu_sae.save_inference_model(tmp_path / "run")
-    finally:
-        jumprelu_sae.cfg.l0_warm_up_steps = 0
+    jumprelu_sae.save_inference_model(tmp_path / "run")
     still = to_training_sae(tmp_path / "run").cfg
     assert (still.l0_warm_up_steps, still.n_nested_reconstructions) == (0, 1)
     anew = to_training_sae(tmp_path / "run", l0_warm_up_steps=9).cfg
