@@ -139,6 +139,17 @@ def test_weights_in_another_layout_are_left_to_plain_adam() -> None:
     assert optimizer.param_groups[0]["fused"] is None
 
 
+def test_moments_in_another_layout_are_left_to_plain_adam() -> None:
+    weight = decoder()
+    optimizer = Adam([weight], foreach=False)
+    step_of(optimizer, weight)
+    state = optimizer.state[weight]
+    state["exp_avg"] = state["exp_avg"].T.contiguous().T  # as another's checkpoint may have it
+    optimizer.param_groups[0]["foreach"] = None
+    step_of(optimizer, weight)
+    assert optimizer.param_groups[0]["fused"] is None
+
+
 def test_nothing_is_installed_twice_or_kept_alive() -> None:
     decoder()
     n_hooks = len(_global_optimizer_pre_hooks), len(_global_optimizer_post_hooks)

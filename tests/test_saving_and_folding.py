@@ -251,6 +251,25 @@ def test_a_fold_of_a_tied_sae_leaves_its_makers_config() -> None:
     assert not sae.cfg.tied
 
 
+def test_a_checkpoint_with_an_encoder_of_its_own_is_no_tied_sae(tmp_path: Path) -> None:
+    sae = tiny_sae(tied=True)
+    sae.fold_W_dec_norm()
+    sae.save_model(tmp_path)
+    tied = tiny_sae(tied=True)
+    with pytest.raises(ValueError, match=r"tied=True, but the checkpoint.*tied=False"):
+        tied.load_weights_from_checkpoint(tmp_path)
+
+
+def test_saving_leaves_its_metadata_as_they_were(tmp_path: Path) -> None:
+    sae = tiny_sae()
+    metadata = sae.cfg.metadata
+    before = metadata.to_dict()
+    sae.save_inference_model(tmp_path)
+    assert SAE.load_from_disk(tmp_path).cfg.metadata.gba
+    assert sae.cfg.metadata is metadata
+    assert metadata.to_dict() == before
+
+
 def test_hook_z_inputs_are_reshaped_by_the_saved_sae(tmp_path: Path) -> None:
     cfg = tiny_config(reshape_activations="hook_z")
     cfg.metadata.hook_name = "blocks.0.attn.hook_z"

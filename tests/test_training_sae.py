@@ -514,10 +514,16 @@ def test_frozen_and_thawed_it_trains_what_it_trained(
     assert moved == trained
 
 
-def test_torchs_hooks_see_activations() -> None:
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_torchs_hooks_see_activations_or_their_gradients(kind: str) -> None:
     sae = tiny_sae(sparse_below_density=1.0)
     seen: list[torch.Size] = []
-    sae.hook_sae_acts_post.register_forward_hook(lambda *args: seen.append(args[2].shape))
+
+    def hook(_: Any, *tensors: Any) -> None:
+        last = tensors[-1]
+        seen.append((last[0] if isinstance(last, tuple) else last).shape)
+
+    getattr(sae.hook_sae_acts_post, f"register_{kind}_hook")(hook)
     take_steps(make_trainer(sae, 10), 3)
     assert seen == [(256, 64)] * 3
 
