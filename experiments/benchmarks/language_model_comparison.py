@@ -25,7 +25,7 @@ from sae_lens.synthetic.evals import mean_correlation_coefficient
 from experiments.lab.activations import ShuffledActivations
 from experiments.lab.command_line import run_experiments
 from experiments.lab.hook_point import HookPoint, demo_hook_points
-from experiments.lab.results import Tables, once
+from experiments.lab.results import Tables, once, result_folder
 from experiments.lab.training import (
     FROZEN,
     RANDOM,
@@ -168,9 +168,8 @@ class Benchmark:
 
     def sae_folder(self, name: str, spec: Row, rate: float, seed: int) -> Path:
         """Where the SAE of a run is, in a folder of the hook point's name."""
-        asked = spec.get("k", spec.get("target_l0", self.config.l0))
-        name = f"{name.replace(' ', '_')}_{asked:.4g}_rate_{rate}_seed_{seed}"
-        return self.folder / f"saes_{self.config.d_sae}_{self.config.steps}" / name
+        key = {**self._label(name, rate, seed), **self._key(spec), "steps": self.config.steps}
+        return result_folder(self.folder / "saes", key)
 
     def probed(self, name: str, spec: Row, rate: float, seed: int) -> list[Row]:
         """Scores of a trained SAE's sparse probes, a row for each data set and k."""
