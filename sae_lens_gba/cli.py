@@ -13,7 +13,9 @@ from importlib import import_module
 from typing import Any
 
 import sae_lens.llm_sae_training_runner as saelens
+import torch
 
+from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.errors import GBAError
 from sae_lens_gba.sources import best_device
 from sae_lens_gba_command import COMMANDS, train_flags
@@ -54,12 +56,13 @@ def train(arguments: Sequence[str]) -> None:
     cfg = _config(rest, train_flags.is_ours(train_flags.architecture_of(rest)))
     shared = {**vars(options), "d_in_of_model": not is_given(rest, "--d_in")}
     charts = shared.pop("report")
+    after = commands_for(cfg.output_path, isinstance(cfg.sae, GBATrainingSAEConfig))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # started by torchrun
         if charts:
             raise ValueError("--report is not possible on several ranks: leave it out.")
         train_on_ranks(cfg, **shared)
         if os.environ.get("RANK") == "0":
-            _log.info(commands_for(cfg.output_path))
+            _log.info(after)
         return
     again = [a for a in arguments if a not in ("--resume", "--overwrite")]
     train_by(
@@ -68,7 +71,7 @@ def train(arguments: Sequence[str]) -> None:
         charts=charts,
         how_to_resume=f"run\n    {shlex.join(['sae-lens-gba', 'train', *again, '--resume'])}",
     )
-    _log.info(commands_for(cfg.output_path))
+    _log.info(after)
 
 
 def _config(arguments: list[str], is_ours: bool) -> Any:
@@ -126,6 +129,10 @@ def _messages_on_the_console() -> Iterator[None]:
 def _report_failure(run: Callable[[], object]) -> int:
     try:
         run()
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition("\n")[0]
+        _log.error("sae-lens-gba: %s Give smaller batches, or another --device.", reason)
+        return 1
     except (ImportError, OSError, ValueError, GBAError) as error:
         _log.error("sae-lens-gba: %s", error)
         return 1

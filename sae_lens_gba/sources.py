@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ _FILE_BUILDERS = {
 
 
 def best_device() -> str:
-    """What the commands use where none is named: the GPU, if there is one."""
+    """What the commands use where none is named: a CUDA GPU, if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -191,6 +192,8 @@ def load_text(name: str | None, sae: SAE[Any] | None = None) -> Text:
     if name is None and not own:
         raise ValueError("the SAE's cfg.json does not name its text: give some with --dataset.")
     wanted = str(name or own)
+    if name:  # "~" of a shell stays where it follows a "="
+        wanted = os.path.expanduser(wanted)
     from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 
     if wanted == DATASET_NAME:
@@ -229,8 +232,8 @@ def _find_text(name: str) -> tuple[Any, str]:
         return load_from_disk(name) if saved else load_dataset(name), path.name
     if path.is_file() and path.stat().st_size == 0:
         raise FileNotFoundError("it is empty")
-    if path.suffix in _FILE_BUILDERS and not path.is_file():
-        raise FileNotFoundError("there is no such file")
+    if path.suffix in _FILE_BUILDERS and not path.is_file() and path.parent.is_dir():
+        raise FileNotFoundError("there is no such file")  # "owner/name.json" may be on the Hub
     if path.is_file():
         return load_dataset(_FILE_BUILDERS[path.suffix], data_files=name, split="train"), path.name
     return load_dataset(name, streaming=True), name

@@ -82,7 +82,7 @@ def add_report(parser: ArgumentParser) -> None:
         type=int,
         help="latents to show in detail; all if not given",
     )
-    add("--latents", type=int, nargs="+", default=(), help="show these whatever the sample")
+    add("--latents", type=int, nargs="+", default=(), help="always show these latents")
     add(
         "--explanations",
         type=Path,

@@ -1,6 +1,6 @@
 """A report's figures as lines of text: what was asked, what was got, where latents fire."""
 
-from sae_lens_gba.report.page_data import group_rows
+from sae_lens_gba.report.page_data import group_rows, visible
 from sae_lens_gba.report.results import Context, Report
 
 LATENTS_A_GROUP = 2
@@ -42,4 +42,4 @@ def _snippet(context: Context) -> str:
     tokens, at = context.tokens, context.focus
     before = "".join(tokens[max(0, at - TOKENS_BEFORE) : at])
     after = "".join(tokens[at + 1 : at + 1 + TOKENS_AFTER])
-    return f"{before}⟦{tokens[at]}⟧{after}".replace("\n", "\\n")
+    return f"{visible(before)}⟦{visible(tokens[at])}⟧{visible(after)}"

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from operator import le
 from pathlib import Path
 
 from sae_lens_gba.errors import DamagedFileError
@@ -60,7 +61,7 @@ def write_report(
     """Make the report of an SAE: an HTML file, and its data beside it.
 
     The SAE's own figures go into ``evaluation.json`` in its folder, where `publish` finds them,
-    unless those there were measured on more text.
+    unless those there were measured on more of the same text.
 
     Args:
         sae_dir: folder that SAELens saved an SAE in.
@@ -68,7 +69,7 @@ def write_report(
         model: hub name or folder; None is the SAE's own, see `load_model_of`.
         dataset: text to read, see `load_text`; None is what the SAE was trained on.
         output: HTML file; None is ``report.html`` in ``sae_dir``.
-        device: where model and SAEs run.
+        device: where model and SAEs run; the command takes a CUDA GPU if there is one.
         explanations: what is said of the SAE's latents, see `read_explanations`.
 
     Returns:
@@ -95,12 +96,14 @@ def write_report(
     known = _known_evaluation(folder)
     if known is not None and _is_smaller(evaluation, known):
         _log.info(
-            "wrote %s, with its data beside it; %s stays, which was measured on more text (%s "
-            "tokens, CE loss on %s): remove it to have this one's figures there.",
+            "wrote %s, with its data beside it; %s stays, which was measured on more of the same "
+            "text (%s tokens, CE loss on %s; now %s, on %s): remove it to have this one's figures.",
             path,
             folder / EVALUATION_FILENAME,
             known.provenance.n_tokens,
             known.provenance.ce_tokens,
+            evaluation.provenance.n_tokens,
+            evaluation.provenance.ce_tokens,
         )
     else:
         saved = evaluation.save(folder)
@@ -116,7 +119,10 @@ def _known_evaluation(folder: Path) -> Evaluation | None:
 
 def _is_smaller(evaluation: Evaluation, known: Evaluation) -> bool:
     new, old = evaluation.provenance, known.provenance
-    return new.n_tokens < old.n_tokens or new.ce_tokens < old.ce_tokens
+    if (new.dataset, new.held_out) != (old.dataset, old.held_out):
+        return False
+    sizes, known_sizes = (new.n_tokens, new.ce_tokens), (old.n_tokens, old.ce_tokens)
+    return sizes != known_sizes and all(map(le, sizes, known_sizes))
 
 
 def _evaluation(report: Report, folder: Path) -> Evaluation:

@@ -15,6 +15,10 @@ from sae_lens_gba.report.results import Context, LatentDetail, SaeResult
 # keeps the page of a wide SAE under 15 MB: the JSON has every latent
 MAX_TABLE_ROWS = 40_000
 HEADLINE_TOKENS = 3
+# of words and emoji; letters that look like nothing; signs of Arabic and Syriac that Unicode counts
+# among what is not seen
+_JOINERS, _BLANK = "\u200c\u200d\ufe0e\ufe0f", "\u2800\u3164"
+_SIGNS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2"
 CHIPS_PER_GROUP = 6
 
 # term, what SAELens calls it, what it is
@@ -142,13 +146,14 @@ def group_rows(sae: SaeResult) -> list[dict[str, Any]]:
 def visible(token: str) -> str:
     """A token's text with line breaks, tabs and what else can't be seen; as in elements.js."""
     text = token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
-    return "".join(f"⟨{ord(c):X}⟩" if _is_unseen(c) else c for c in text)
+    alone = not text.strip(_JOINERS)
+    return "".join(f"⟨{ord(c):X}⟩" if alone or _is_unseen(c) else c for c in text)
 
 
 def _is_unseen(character: str) -> bool:
-    """Also of marks that turn the direction of what follows; not of joiners in words and emoji."""
-    unseen = category(character) in ("Cc", "Cf", "Zl", "Zp")
-    return unseen and character not in "\u200c\u200d"
+    """Also of marks that turn the direction of what follows; not of joiners beside others."""
+    unseen = category(character) in ("Cc", "Cf", "Zl", "Zp") or character in _BLANK
+    return unseen and character not in _JOINERS + _SIGNS
 
 
 def number(value: float | None) -> str:

@@ -384,10 +384,10 @@ def _ending(sae: TrainingSAE[Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def commands_for(folder: str | Path) -> str:
+def commands_for(folder: str | Path, is_gba: bool = True) -> str:
     """What may be done with the SAE in a folder."""
     name = shlex.quote(str(folder))
-    return (
-        f"next:\n    sae-lens-gba report {name}\n"
-        f"    sae-lens-gba publish USER/REPO {name} --dry-run"
-    )
+    commands = ["next:", f"sae-lens-gba report {name}"]
+    if is_gba:
+        commands.append(f"sae-lens-gba publish USER/REPO {name} --dry-run")
+    return "\n    ".join(commands)

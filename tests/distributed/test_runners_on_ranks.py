@@ -44,6 +44,7 @@ def test_the_command_logs_evaluates_and_writes_one_set_of_files(
     flags = [*FLAGS, *WANDB, "--training_tokens", str(63 * 24)]
     ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *flags)
     assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said + ranks[1].said
+    assert ["--dry-run" in r.said for r in ranks] == [True, False]  # what may be done next
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     assert not (tmp_path / "out" / "resume").exists()
     stock = SAE.load_from_disk(tmp_path / "out")

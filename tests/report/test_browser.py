@@ -28,7 +28,10 @@ from tests.one_latent_a_word import (
     save_sae,
 )
 
-UNSEEN = ["a\n\tb\r", "\u202eevil", "\u200b", "\x1b[31m", "e\u200de", "\ue000", "\u2028", "é🙂"]
+UNSEEN = [
+    "a\n\tb\r", "\u202eevil", "\u200b", "\x1b[31m", "e\u200de", "\ue000", "\u2028", "é🙂",
+    "\u200d\ufe0f", "\u06dd", "\u3164",
+]  # fmt: skip
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
 
@@ -289,12 +292,22 @@ def test_a_latent_without_examples_says_how_to_have_them(
     browser: Any, page: Path, report: Report
 ) -> None:
     shown_ones = {detail.latent for detail in report.saes[0].details}
-    latent = next(i for i, f in enumerate(report.saes[0].latents.frequency) if i not in shown_ones)
-    browser.get("about:blank")
-    browser.get(f"{page.as_uri()}#latent-0-{latent}")
-    assert title(browser).startswith(f"Latent {latent} ")
+    frequency = report.saes[0].latents.frequency
+    others = [i for i in range(N_LATENTS) if i not in shown_ones]
+    fires = next(i for i in others if frequency[i] > 0)
+    never = next(i for i in others if frequency[i] == 0)
+    show(browser, page)
+    list_all(browser)
+    for latent, words in ((fires, f"report SAE_DIR --latents {fires} "), (never, "never fired")):
+        search(browser, str(latent))
+        browser.find_element(By.CSS_SELECTOR, f"#latents [href='#latent-0-{latent}']").click()
+        assert title(browser).startswith(f"Latent {latent} ")
+        said = browser.find_element(By.ID, "detail-content").text
+        assert "Fires on" in said and words in said
+        browser.find_element(By.ID, "close").click()
+    browser.get(f"{page.as_uri()}#latent-1-{fires}")
     said = browser.find_element(By.ID, "detail-content").text
-    assert "Fires on" in said and f"--latents {latent}" in said
+    assert "no examples of it." in said and "--latents" not in said
     browser.get("about:blank")
     browser.get(f"{page.as_uri()}#latent-0-{N_LATENTS}")
     assert not browser.find_element(By.ID, "detail").is_displayed()
@@ -311,7 +324,8 @@ def test_without_scripts_the_page_says_what_is_missing(browser: Any, page: Path)
         show(browser, page)
         body = browser.find_element(By.TAG_NAME, "body").text
         assert "need JavaScript" in body and "explained variance" in body
-        assert not browser.find_element(By.ID, "latent-table").is_displayed()
+        for scripted in ("#latent-table", "figcaption", ".chip", "nav [href='#latent-table']"):
+            assert not browser.find_element(By.CSS_SELECTOR, scripted).is_displayed()
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 

@@ -8,18 +8,22 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from sae_lens import TemporalSAE, TemporalSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 import sae_lens_gba
+from sae_lens_gba import sources
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.errors import DamagedFileError
-from sae_lens_gba.report import Report
+from sae_lens_gba.report import Report, look
+from sae_lens_gba.report import command as report_command
 from sae_lens_gba.report.command import run_from_arguments
 from sae_lens_gba.report.sae_result import ce_batches
 from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, json_schema, read_evaluation
 from sae_lens_gba.sources import load_saes, load_text
+from sae_lens_gba_command import main
 from sae_lens_gba_command.flags import add_report
 from tests.one_latent_a_word import CONTEXT_SIZE, save_sae, text_rows
 
@@ -155,6 +159,14 @@ def test_the_measurement_lies_beside_the_sae_and_is_what_publish_takes(
     run(*command, "--seed", "1")
     found = read_evaluation(folder)
     assert found is not None and found.provenance.seed == 1
+    run(*command, "--tokens", "800", "--ce-tokens", "0")  # neither more nor less
+    longer = read_evaluation(folder)
+    assert longer is not None and longer.provenance.n_tokens > found.provenance.n_tokens
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text())
+    run(*command, "--tokens", "320", "--dataset", str(other))  # asked for, whatever its size
+    found = read_evaluation(folder)
+    assert found is not None and found.provenance.dataset == "other.txt"
     assert set(json.loads((folder / EVALUATION_FILENAME).read_text())) == set(
         json_schema()["properties"]
     )
@@ -175,6 +187,47 @@ def test_files_that_lie_where_the_details_would_go_are_left_alone(tmp_path: Path
     with pytest.raises(FileExistsError, match=r"page_latents.* holds other files.*--output"):
         run(str(tmp_path), "--output", str(tmp_path / "page.html"))
     assert mine.read_text() == "mine"
+
+
+def test_a_file_in_the_home_folder_and_a_name_that_may_be_the_hubs(
+    text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(text_file.parent))
+    assert load_text(f"~/{text_file.name}").name == text_file.name
+    asked: list[str] = []
+
+    def load_dataset(name: str, **_: Any) -> Any:
+        asked.append(name)
+        raise ConnectionError("no Hub")
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    with pytest.raises(FileNotFoundError, match="no Hub"):
+        load_text("owner/texts.json")
+    assert asked == ["owner/texts.json"]
+
+
+@pytest.mark.parametrize("command", ["report", "look"])
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_the_commands_take_a_gpu_if_there_is_one_and_say_when_it_is_too_small(
+    command: str, has_gpu: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices: list[str] = []
+
+    def too_small(*args: Any, **named: Any) -> None:
+        devices.append(named.get("device") or args[2])
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(report_command, "write_report", too_small)
+    monkeypatch.setattr(look, "make_server", too_small)
+    assert main([command, "my_sae"]) == 1
+    assert main([command, "my_sae", "--device", "mps"]) == 1
+    assert devices == ["cuda" if has_gpu else "cpu", "mps"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == 2 * [
+        "sae-lens-gba: CUDA out of memory. Tried to allocate 2.00 GiB. Give smaller batches, or "
+        "another --device."
+    ]
 
 
 def test_why_a_file_is_not_text_is_said(tmp_path: Path) -> None:

@@ -105,3 +105,5 @@ def test_numbers_are_short() -> None:
     assert visible("a\n\tb\r") == "a↵⇥b"
     assert visible("\u202eevil\u200b") == "⟨202E⟩evil⟨200B⟩"
     assert visible("👩\u200d💻 \ue000") == "👩\u200d💻 \ue000"
+    assert visible("\u200d") == "⟨200D⟩"
+    assert visible("\u06dd\u3164") == "\u06dd⟨3164⟩"

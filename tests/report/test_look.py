@@ -144,6 +144,8 @@ def test_a_text_is_tried_in_the_browser(browser: Any, port: int) -> None:
     assert sorted(title.split(" (")[0] for title in titles) == [
         "latent 7 the <i>sixth</i> word", "latent 9 word7"
     ]  # fmt: skip
+    # the report has details of them all
+    assert "shows every latent" in browser.find_element(By.TAG_NAME, "body").text
     assert "4 tokens, L0 1" in browser.find_element(By.ID, "status").text
     browser.get(browser.find_element(By.CSS_SELECTOR, ".found a").get_attribute("href"))
     eventually(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "dialog .context"))

@@ -14,12 +14,14 @@ function element(name, className, ...content) {
   return made;
 }
 
-// what can't be seen by itself, or turns the direction of what follows, by its code; but for joiners
-const UNSEEN = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
+// what can't be seen by itself, or turns the direction of what follows, by its code: as in page_data.py
+const UNSEEN = /(?![\u200c\u200d\u0600-\u0605\u06dd\u070f\u08e2])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\u2800\u3164]/gu;
+const JOINERS_ALONE = /^[\u200c\u200d\ufe0e\ufe0f]+$/u;
 
 function visible(token) {
   const text = token.replaceAll("\r", "").replaceAll("\n", "↵").replaceAll("\t", "⇥");
-  return text.replace(UNSEEN, (c) => "⟨" + c.codePointAt(0).toString(16).toUpperCase() + "⟩");
+  const code = (c) => "⟨" + c.codePointAt(0).toString(16).toUpperCase() + "⟩";
+  return JOINERS_ALONE.test(text) ? [...text].map(code).join("") : text.replace(UNSEEN, code);
 }
 
 function context(c, strongest) {

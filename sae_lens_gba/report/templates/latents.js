@@ -69,8 +69,11 @@ function coFiring(index, detail) {
   return element("table", "co-firing", element("thead", "", element("tr", "", ...heads)), element("tbody", "", ...rows));
 }
 
+const shownToken = (token) => visible(token).trim() ? visible(token)
+  : visible(token).replace(/./gu, (c) => c === " " ? "␣" : "⟨" + c.codePointAt(0).toString(16).toUpperCase() + "⟩");
+
 function weights(title, items) {
-  const rows = items.map((item) => element("li", "", element("code", "", visible(item.token).trim() ? visible(item.token) : "␣"), " ",
+  const rows = items.map((item) => element("li", "", element("code", "", shownToken(item.token)), " ",
     element("span", "soft", (item.weight < 0 ? "" : "+") + item.weight.toFixed(2))));
   return element("div", "", element("h3", "", title), element("ul", "tokens", ...rows));
 }
@@ -119,9 +122,11 @@ async function openLatent(index, latent) {
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   if (!positions[index].has(latent)) {
-    const known = fact(index, latent, "frequency") !== undefined;
-    place.replaceChildren(known ? facts(index, latent) : "", element("p", "",
-      "This page has no examples of it: sae-lens-gba report --latents " + latent + " would add them."));
+    const frequency = fact(index, latent, "frequency");
+    const known = frequency === undefined ? "" : facts(index, latent);
+    place.replaceChildren(known, element("p", "", frequency === 0 ? "It never fired here." :
+      index ? "This page has no examples of it." :
+        "This page has no examples of it: sae-lens-gba report SAE_DIR --latents " + latent + " would add them."));
     return;
   }
   const asked = location.hash;

@@ -47,7 +47,6 @@ const state = { column: 0, descending: false, page: 0 };
 const positions = data.saes.map((sae) => new Map(sae.detailed.map((latent, position) => [latent, position])));
 
 function linkTo(index, latent, text) {
-  if (!positions[index].has(latent)) return document.createTextNode(String(text));
   const link = element("a", "", String(text));
   link.href = "#latent-" + index + "-" + latent;
   return link;
