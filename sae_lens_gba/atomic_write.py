@@ -35,7 +35,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             partial.touch()
             mode = partial.stat().st_mode
             write(partial)
-            partial.chmod(mode)
+            _allow(partial, mode)
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)
@@ -196,9 +196,14 @@ def _finish(folder: Path) -> None:
     """As `write_atomically` leaves a file, all that is in a folder."""
     mode = folder.stat().st_mode
     for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode & 0o666)
+        if path.is_file() and not path.is_symlink():
+            _allow(path, mode & 0o666)
         _sync(path)
+
+
+def _allow(file: Path, mode: int) -> None:
+    with suppress(OSError):  # network shares on which files are others'
+        file.chmod(mode)
 
 
 def _sync(path: Path) -> None:

@@ -88,7 +88,12 @@ def test_a_file_elsewhere_that_may_not_be_read_is_not_said_to_be_here(tmp_path: 
         raise here
 
 
-def test_who_may_read_new_files_may_read_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_who_may_read_new_files_may_read_weights(
+    umask: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    before = os.umask(umask)
+    request.addfinalizer(lambda: os.umask(before))
     tensors = {"a": torch.zeros(2)}
     write_atomically(tmp_path / "alone.safetensors", partial(save_file, tensors))
     with folder_written_whole(tmp_path / "whole") as folder:
@@ -102,6 +107,28 @@ def test_who_may_read_new_files_may_read_weights(tmp_path: Path) -> None:
     assert {path.stem for path in files} == {"alone", "any", "beside", "in_a_folder"}
     assert {path.stat().st_mode for path in files} == {asked}
     assert (tmp_path / "whole" / "below").stat().st_mode & stat.S_IXUSR
+
+
+def test_where_rights_cannot_be_changed_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    elsewhere = tmp_path / "elsewhere"
+    write_atomically(elsewhere, lambda file: file.write_text("whole"))
+    with files_written_whole(tmp_path / "folder") as folder:
+        (folder / "file").write_text("whole")
+    assert (tmp_path / "folder" / "file").read_text() == elsewhere.read_text() == "whole"
+
+
+def test_what_a_link_leads_to_keeps_its_rights(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    with folder_written_whole(tmp_path / "whole") as folder:
+        (folder / "link").symlink_to(secret)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
 
 
 def test_files_are_synced_as_windows_wants_it(

@@ -49,7 +49,7 @@ class CardEntry(PublishedSAE):
     Attributes:
         l0_asked: sum of the target frequencies, active latents a token.
         explained_variance: share, at most 1; None if not measured.
-        ce_recovered: share of the cross-entropy loss; None if not measured.
+        ce_recovered: CE loss recovered, see `Metrics`; None if not measured.
         dead: number of dead latents; None if not measured.
         groups: as `NeuronGroups.summary` gives them.
         training: setting -> value.

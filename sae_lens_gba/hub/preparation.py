@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
+from sae_lens.constants import TRAINER_STATE_FILENAME
 from tqdm.auto import tqdm
 
 from sae_lens_gba.errors import (
@@ -44,8 +45,11 @@ _PLACES = (
     "output_path",
     "resume_from_checkpoint",
 )
-# settings of a run that no other file published with an SAE has, and its card shows
-_OF_THE_RUN = ("training_tokens", "train_batch_size_tokens", "lr", "lr_decay_steps", "seed")
+# settings of a run that cfg.json lacks, from which the card is made
+_OF_THE_RUN = (
+    "training_tokens", "train_batch_size_tokens", "lr", "lr_end", "lr_scheduler_name",
+    "lr_warm_up_steps", "lr_decay_steps", "seed",
+)  # fmt: skip
 
 
 def prepare(
@@ -198,4 +202,6 @@ def _annotated(
         changes = {**dict.fromkeys(_PLACES), **metadata}
         runner_cfg = {name: changes.get(name, value) for name, value in runner_cfg.items()}
         gba["run"] = {name: runner_cfg[name] for name in _OF_THE_RUN if name in runner_cfg}
+        if (Path(saved.source) / TRAINER_STATE_FILENAME).is_file():  # a checkpoint's are fewer
+            gba["run"].pop("training_tokens", None)
     return replace(saved, cfg=cfg, runner_cfg=runner_cfg)

@@ -30,8 +30,8 @@ class Metrics:
         l0: mean number of active latents per token.
         l0_asked: what it was trained towards; null if its config does not say.
         dead: latents never active here.
-        ce_loss_recovered: share of the loss between ablating the hook and not touching it that
-            the SAE's reconstruction keeps. SAELens calls it ce_loss_score.
+        ce_loss_recovered: (ablated - with the SAE) / (ablated - without it) of the three losses
+            below. SAELens calls it ce_loss_score.
         ce_loss_with_sae: cross-entropy per token, nats, with the reconstruction in place.
         ce_loss_without_sae: of the untouched model.
         ce_loss_with_ablation: with the hook's activations set to 0.

@@ -165,7 +165,10 @@ def test_a_checkpoint_is_published_with_its_activation_scale_folded_in(
         "scaling_factor"
     ]
     assert scale != 1.0
-    publish_to(hub, {"sae": mid_run_checkpoint})
+    runner_cfg = {"lr": 3e-4, "training_tokens": 1_000_000}  # it had some of them
+    (mid_run_checkpoint / "runner_cfg.json").write_text(json.dumps(runner_cfg))
+    card = publish_to(hub, {"sae": mid_run_checkpoint}).card
+    assert "| lr | `0.0003` |" in card and "training_tokens" not in card
     assert "sae/trainer_state.pt" not in hub.repos[REPO].files()
     assert "sae/sparsity.safetensors" in hub.repos[REPO].files()
 
@@ -206,12 +209,21 @@ def test_where_the_run_was_on_this_machine_is_not_published(
     runner_cfg = {
         "output_path": "/home/me/run",
         "checkpoint_path": "/home/me/checkpoints",
+        "training_tokens": 1_000_000,
+        "train_batch_size_tokens": 4096,
         "lr": 3e-4,
+        "lr_end": 3e-5,
+        "lr_scheduler_name": "cosineannealing",
+        "lr_warm_up_steps": 100,
+        "lr_decay_steps": 0,
+        "seed": 7,
         "sequence_separator_token": "bos",
     }
     (sae_folder / "runner_cfg.json").write_text(json.dumps(runner_cfg))
     card = publish_to(hub, {"sae": sae_folder}).card
-    assert "| lr | `0.0003` |" in card  # of the run, what others may want to know is shown
+    shown = set(runner_cfg) - {"output_path", "checkpoint_path", "sequence_separator_token"}
+    for name in shown:  # of the run, what others may want to know
+        assert f"| {name} | `{runner_cfg[name]}` |" in card
     published = json.loads(hub.repos[REPO].files()["sae/runner_cfg.json"])
     assert published == {**runner_cfg, "output_path": None, "checkpoint_path": None}
 
