@@ -153,11 +153,12 @@ def synthetic(result: Result) -> str:
             own = _of(rows, method=method)
             table.append([
                 f"{steps * batch / 1e6:.0f} M" if steps else NOT_THERE, NAMES[method],
+                f"{own[0]['learning_rate']:g}" if steps else NOT_THERE,
                 *(f"{_mean(own, field):.3f}" for field in ("mcc", "f1", "explained_variance")),
                 f"{_mean(own, 'l0'):.1f}", f"{_mean(own, 'dead'):.0f}",
                 f"{_mean(own, 'seconds'):.0f}",
             ])  # fmt: skip
-    header = ["samples", "architecture", "MCC", "F1", "explained variance", "L0", "dead"]
+    header = ["samples", "architecture", "rate", "MCC", "F1", "explained variance", "L0", "dead"]
     return markdown([*header, "CPU time, s"], table)
 
 
