@@ -381,9 +381,9 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "synthetic_long": ("architecture_comparison_long.json", synthetic),
     "full_width": ("architecture_comparison_full_width.json", synthetic),
     "synthsaebench": (
-        "synthsaebench.json synthsaebench_lower_rate.json synthsaebench_from_higher.json "
-        "synthsaebench_long.json "
-        "synthsaebench_long_lower_rate.json "
+        "synthsaebench.json synthsaebench_lower_rate.json synthsaebench_default.json "
+        "synthsaebench_from_higher.json synthsaebench_more_nesting.json "
+        "synthsaebench_long.json synthsaebench_long_lower_rate.json "
         "synthsaebench_other_l0s.json synthsaebench_others.json synthsaebench_matryoshka.json "
         "synthsaebench_full_width.json",
         synthsaebench,

@@ -96,6 +96,8 @@ LOWER_RATE = Config(
         *(Run("gba", 5_000, rate) for rate in (5e-3, 3e-3, 1.5e-3)),
     )
 )
+# further seeds of the command's own settings
+DEFAULT = Config(tuple(Run("gba", 5_000, 5e-3, seed=seed) for seed in (1, 2)))
 FROM_HIGHER = Config(tuple(Run(LONGER_FALL, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)))
 WITH_MORE_NESTING = Config(tuple(Run(MORE_NESTING, 5_000, 1.5e-3, seed=seed) for seed in (0, 1, 2)))
 # what takes hours and more: each run goes on where it was stopped
@@ -173,6 +175,7 @@ def main() -> None:
         {
             "synthsaebench": Config(),
             "synthsaebench_lower_rate": LOWER_RATE,
+            "synthsaebench_default": DEFAULT,
             "synthsaebench_from_higher": FROM_HIGHER,
             "synthsaebench_more_nesting": WITH_MORE_NESTING,
             "synthsaebench_long": LONG,
