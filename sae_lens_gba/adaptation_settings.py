@@ -23,7 +23,7 @@ class AdaptationSettings:
         target_l0 (float | None): Active latents a sample to train towards. Fixes the frequency
             spectrum by solving for its lowest frequency, so lowest_target_frequency is not used.
             None uses the frequencies as given.
-        n_groups (int): Number of groups of neurons (K). Each group has its own target activation
+        n_groups (int): Number of groups of latents (K). Each group has its own target activation
             frequency. Fewer where d_sae and target_l0 leave no room for as many.
         highest_target_frequency (float): Target of the most active group, as a share of samples,
             above 0 and below 1 (HTF).
@@ -37,18 +37,19 @@ class AdaptationSettings:
             sae_lens_gba.bias_adaptation.UPDATE_RULES: "group_newton", "group_mean",
             "log_proportional", "log_proportional_one_sided" or "paper".
         adapt_every_n_steps (int): Optimizer steps between two adaptations of the biases (T).
-        bias_decrease_rate (float | None): How far a bias moves per adaptation when its neuron fires
+        bias_decrease_rate (float | None): How far a bias moves per adaptation when its latent fires
             too often; a share of its largest pre-activation (paper) or of the input norm (other
             rules). With group_newton, a group's step is at most twice this. None means
             1.14 / sqrt(d_in): pre-activations of a random direction spread by the input norm /
             sqrt(d_in), and the step should be a fixed part of that spread.
-        bias_increase_rate (float | None): How far the bias of a dead neuron is raised per
-            adaptation, in the same units. None means 0.23 / sqrt(d_in).
-        dead_frequency (float | None): A neuron active on a smaller share of samples is dead, and
+        bias_increase_rate (float | None): How far the bias of a dead latent is raised per
+            adaptation; a share of the input norm (group_newton, group_mean) or of the mean largest
+            pre-activation of its group (other rules). None means 0.23 / sqrt(d_in).
+        dead_frequency (float | None): A latent active on a smaller share of samples is dead, and
             raised; with group_newton and group_mean, once it was silent for five times as long as
             its target says. Below every target. None means 1e-5, or a tenth of the lowest target
             if that is less.
-        frequency_cap (float): With group_newton and group_mean, a single neuron is pushed down
+        frequency_cap (float): With group_newton and group_mean, a single latent is pushed down
             individually above this multiple of its target. At least 1.
     """
 
@@ -66,7 +67,7 @@ class AdaptationSettings:
     frequency_cap: float = 3.0
 
     def spectrum_of(self, d_sae: int) -> FrequencySpectrum:
-        """Groups of ``d_sae`` neurons, their sizes and their target frequencies."""
+        """Groups of ``d_sae`` latents, their sizes and their target frequencies."""
         return build_spectrum(
             d_sae=d_sae,
             n_groups=self.n_groups,
@@ -102,7 +103,7 @@ class AdaptationSettings:
         )
 
     def check(self, d_sae: int) -> None:
-        """That ``d_sae`` neurons can have these settings.
+        """That ``d_sae`` latents can have these settings.
 
         Raises:
             ValueError: names the field, its value and what it must be.
@@ -123,7 +124,7 @@ class AdaptationSettings:
             self,
             "dead_frequency",
             self.dead_frequency is None or self.dead_frequency < target,
-            f"below {name}={target}, or neurons on target count as dead",
+            f"below {name}={target}, or latents on target count as dead",
         )
         self.spectrum_of(d_sae)
 

@@ -53,11 +53,11 @@ def quantile_bias(
     target_frequency: torch.Tensor,
     bias_range: torch.Tensor,
 ) -> torch.Tensor:
-    """Biases at which each neuron would have fired at its target on these samples.
+    """Biases at which each latent would have fired at its target on these samples.
 
     Between two samples' pre-activations, so that rounding decides nothing. A target of less than
     a few samples in n lies where there are none: there the largest ones' exponential tail is
-    continued. A few hundred neurons at a time: sorting all pre-activations at once would take
+    continued. A few hundred latents at a time: sorting all pre-activations at once would take
     more memory than training.
 
     Args:

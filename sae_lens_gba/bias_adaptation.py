@@ -1,4 +1,4 @@
-"""Bias adaptation: feedback that moves biases until neurons fire as often as they should.
+"""Bias adaptation: feedback that moves biases until latents fire as often as they should.
 
 This file is the algorithm: pure functions that know nothing of SAEs, files or training loops.
 `sae_lens_gba.bias_adapter.BiasAdapter` keeps the running statistics they need.
@@ -14,7 +14,7 @@ paper          here                                       shape, unit
 b              ``bias``                                   (d_sae,) pre-activation
 p              ``Observation.frequency``                  (d_sae,) share of samples
 r              ``Observation.peak``                       (d_sae,) pre-activation
-p_k (TAF)      ``Targets.frequency`` (one per neuron)     (d_sae,) share of samples
+p_k (TAF)      ``Targets.frequency`` (one per latent)     (d_sae,) share of samples
 group k        ``Targets.group``                          (d_sae,) int
 gamma_minus    ``AdaptationRates.decrease``               share (of r, or of c)
 gamma_plus     ``AdaptationRates.increase``               share (of s, or of c)
@@ -23,7 +23,7 @@ epsilon        ``AdaptationRates.dead_frequency``         share of samples
 T              ``BiasAdapter.adapt_every_n_steps``        optimizer steps
 =============  =========================================  ==========================
 
-Why the clamp is in units of the input: a neuron's pre-activation w.(x - b_dec) can't exceed
+Why the clamp is in units of the input: a latent's pre-activation w.(x - b_dec) can't exceed
 ||w|| ||x - b_dec||, so with c_m = ||w_m|| * (typical norm of the centred input) the range
 [-c_m, 0] holds every bias that can matter for a typical sample. For inputs of unit norm and
 unit-norm w this is the paper's b_min = -1. Multiplying the inputs by s multiplies y, r, c
@@ -40,7 +40,7 @@ import torch
 
 from sae_lens_gba.latent_share import ALL_LATENTS, AllLatents
 
-_OVERDUE = 5.0  # times a neuron should have fired while it was silent
+_OVERDUE = 5.0  # times a latent should have fired while it was silent
 _GAIN = 0.3  # of all rules but the paper's: bias moves by _GAIN * decrease * c * miss
 
 
@@ -49,9 +49,9 @@ class Observation:
     """What one adaptation sees: statistics of the samples since the last one.
 
     Attributes:
-        frequency: share of samples on which each neuron was active (p).
+        frequency: share of samples on which each latent was active (p).
         peak: largest pre-activation, at least 0 (r).
-        silent_samples: samples since each neuron was last active, in this window or before.
+        silent_samples: samples since each latent was last active, in this window or before.
         near_frequency: share of samples on which it was active with a pre-activation below
             ``band``.
         band: width of the band above the threshold, in pre-activation units; 0 if none was set.
@@ -66,13 +66,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Targets:
-    """What each neuron should do.
+    """What each latent should do.
 
     Attributes:
-        group: group index of each neuron, shape (d_sae,).
+        group: group index of each latent, shape (d_sae,).
         frequency: share of samples, shape (d_sae,).
         n_groups: number of groups.
-        share: whether these are all neurons, or where the others are.
+        share: whether these are all latents, or where the others are.
     """
 
     group: torch.Tensor
@@ -81,9 +81,9 @@ class Targets:
     share: AllLatents = ALL_LATENTS
 
     def group_mean(self, values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean of ``values`` over each group's neurons (those in ``where``).
+        """Mean of ``values`` over each group's latents (those in ``where``).
 
-        Shape (n_groups,); 0 for a group without any such neuron.
+        Shape (n_groups,); 0 for a group without any such latent.
         """
         weight = torch.ones_like(values) if where is None else where.to(values.dtype)
         sums = values.new_zeros(2, self.n_groups)
@@ -98,10 +98,10 @@ class AdaptationRates:
     """Step sizes and limits of the update rules.
 
     Attributes:
-        decrease: how far a neuron that fires too often is moved, per adaptation.
-        increase: how far a dead neuron is moved, per adaptation.
-        dead_frequency: a neuron below this share of samples is dead.
-        frequency_cap: group_newton and group_mean only: a single neuron is pushed down above this
+        decrease: how far a latent that fires too often is moved, per adaptation.
+        increase: how far a dead latent is moved, per adaptation.
+        dead_frequency: a latent below this share of samples is dead.
+        frequency_cap: group_newton and group_mean only: a single latent is pushed down above this
             multiple of its target.
     """
 
@@ -127,7 +127,7 @@ def paper(
 
     p_m > target_m:  b_m <- max(b_m - decrease * r_m, -c_m)
     p_m < epsilon:   b_m <- min(b_m + increase * s_k, 0),
-    s_k the mean of r over the neurons of group k with r > 0. All others stay.
+    s_k the mean of r over the latents of group k with r > 0. All others stay.
     """
     too_often = seen.frequency > targets.frequency
     lowered = torch.maximum(bias - rates.decrease * seen.peak, -bias_range)
@@ -142,10 +142,10 @@ def log_proportional(
     bias_range: torch.Tensor,
     least_miss: float = -2.0,
 ) -> torch.Tensor:
-    """Each neuron on its own, a step proportional to the log of its miss.
+    """Each latent on its own, a step proportional to the log of its miss.
 
     b_m <- clamp(b_m - 0.3 * decrease * c_m * clamp(log(p_m / target_m), -2, 2), -c_m, 0);
-    dead neurons are raised as in `paper`.
+    dead latents are raised as in `paper`.
     """
     miss = (seen.frequency / targets.frequency).log().clamp(least_miss, 2.0)
     dead = seen.frequency < rates.dead_frequency
@@ -160,7 +160,7 @@ def log_proportional_one_sided(
     rates: AdaptationRates,
     bias_range: torch.Tensor,
 ) -> torch.Tensor:
-    """As `log_proportional`, but only neurons above their target are moved."""
+    """As `log_proportional`, but only latents above their target are moved."""
     return log_proportional(bias, seen, targets, rates, bias_range, least_miss=0.0)
 
 
@@ -171,7 +171,7 @@ def group_mean(
     rates: AdaptationRates,
     bias_range: torch.Tensor,
 ) -> torch.Tensor:
-    """Each group's mean frequency on target; its neurons free to differ, up to a cap.
+    """Each group's mean frequency on target; its latents free to differ, up to a cap.
 
     e_k = clamp(log(mean over group k of p_m / p_k), -2, 2)
     u_m = clamp(log(p_m / (cap * p_k)), 0, 3)
@@ -180,9 +180,9 @@ def group_mean(
     b_m <- clamp(b_m, -c_m, 0)
 
     Neurons of a group move together, so each can settle at its feature's own frequency
-    while the group, and with it L0, stays on target. A neuron counts as dead only once it
+    while the group, and with it L0, stays on target. A latent counts as dead only once it
     has been silent for five times as long as its target says: with few samples between
-    two adaptations, a rare neuron on target is often silent in between.
+    two adaptations, a rare latent on target is often silent in between.
     """
     relative = seen.frequency / targets.frequency
     group_miss = targets.group_mean(relative).log().clamp(-2.0, 2.0)[targets.group]
@@ -204,8 +204,8 @@ def group_newton(
     h_k = (sum of near_m) / (sum of p_m * band_m / c_m)    relative loss of frequency per c
     b_m <- b_m - c_m * (clamp(e_k / h_k, -2 decrease, 2 decrease) + 0.3 * decrease * u_m)
 
-    near_m: share of samples on which neuron m fired within ``band_m`` of its threshold. A group
-    whose slope is not known takes the fixed step of `group_mean`; caps and dead neurons too are
+    near_m: share of samples on which latent m fired within ``band_m`` of its threshold. A group
+    whose slope is not known takes the fixed step of `group_mean`; caps and dead latents too are
     as there.
     """
     relative = seen.frequency / targets.frequency
@@ -252,7 +252,7 @@ def _clamp(bias: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
 
 
 def _of_range(band: torch.Tensor, bias_range: torch.Tensor) -> torch.Tensor:
-    """Its share of c; 0 for a neuron whose encoder is zero, which has neither."""
+    """Its share of c; 0 for a latent whose encoder is zero, which has neither."""
     return band / bias_range.clamp(min=torch.finfo(bias_range.dtype).tiny)
 
 
@@ -261,7 +261,7 @@ def next_band(
 ) -> torch.Tensor:
     """Width above each threshold in which the next window's firings give the slope.
 
-    One share of c for all neurons of a group, moved so that a quarter of the group's firings
+    One share of c for all latents of a group, moved so that a quarter of the group's firings
     fall into it: enough of them to count, near enough to say how frequency falls just there.
 
     Returns:

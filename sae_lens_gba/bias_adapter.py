@@ -27,7 +27,7 @@ _MOST_IN_WARM_UP = 0.6  # share of samples that no target is raised above
 
 
 class BiasAdapter(nn.Module):
-    """Counts how often neurons fire, and every T steps moves their biases.
+    """Counts how often latents fire, and every T steps moves their biases.
 
     All state is in persistent buffers of O(d_sae), so it travels with ``state_dict`` and a
     resumed run goes on where it stopped, between two adaptations as well. Float state keeps
@@ -42,15 +42,15 @@ class BiasAdapter(nn.Module):
         device: where the state lives.
 
     Attributes:
-        group: group index of each neuron, shape (d_sae,).
+        group: group index of each latent, shape (d_sae,).
         target_frequency: share of samples, shape (d_sae,).
-        fire_counts: samples on which each neuron was active since the last adaptation.
+        fire_counts: samples on which each latent was active since the last adaptation.
         peak: largest pre-activation (bias included) since then, at least 0.
-        silent_samples: samples since each neuron was last active.
+        silent_samples: samples since each latent was last active.
         n_samples: samples since the last adaptation.
         n_steps: steps since the beginning.
         frequency: share of samples measured at the last adaptation; 0 before the first.
-        near_counts: samples since the last adaptation on which each neuron was active within
+        near_counts: samples since the last adaptation on which each latent was active within
             ``band`` of its threshold.
         band: in pre-activation units; 0 before the first adaptation.
         input_norm: typical norm of the centred input; 0 until it has been estimated. It follows
@@ -94,8 +94,8 @@ class BiasAdapter(nn.Module):
         def zeros(*shape: int, of: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=of, device=device)
 
-        self.register_buffer("group", spectrum.group_of_neuron().to(device))
-        self.register_buffer("target_frequency", spectrum.target_of_neuron().to(device, dtype))
+        self.register_buffer("group", spectrum.group_of_latent().to(device))
+        self.register_buffer("target_frequency", spectrum.target_of_latent().to(device, dtype))
         self.register_buffer("fire_counts", zeros(d_sae, of=torch.long))
         self.register_buffer("peak", zeros(d_sae, of=dtype))
         self.register_buffer("silent_samples", zeros(d_sae, of=torch.long))
@@ -111,7 +111,7 @@ class BiasAdapter(nn.Module):
     ) -> None:
         """As torch's, but that targets follow from the settings.
 
-        Which neuron is in which group is as stored, if groups of these sizes are.
+        Which latent is in which group is as stored, if groups of these sizes are.
         """
         if f"{prefix}group" in state_dict:
             group = self._group_to_load(state_dict[f"{prefix}group"].long())
@@ -131,7 +131,7 @@ class BiasAdapter(nn.Module):
             sizes,
             list(self.spectrum.sizes),
         )
-        return self.spectrum.group_of_neuron()
+        return self.spectrum.group_of_latent()
 
     @property
     def steps_taken(self) -> int:
@@ -178,20 +178,20 @@ class BiasAdapter(nn.Module):
 
         Args:
             pre_activations: bias included, shape (n, d_sae); a sparse COO tensor holds
-                those of active neurons only.
-            limit: a neuron is active above it, shape (d_sae,) or (); None means 0.
+                those of active latents only.
+            limit: a latent is active above it, shape (d_sae,) or (); None means 0.
             unit: of the statistics, above 0, shape ().
         """
         if limit is None:
             limit = torch.zeros_like(self.peak)
         limit = limit.to(self.peak.dtype).expand_as(self.peak)
         if pre_activations.is_sparse:
-            neuron = pre_activations.indices()[1]
-            values = (pre_activations.values() - limit[neuron]) / unit
+            latent = pre_activations.indices()[1]
+            values = (pre_activations.values() - limit[latent]) / unit
             # not by bincount, which reads its largest entry on the host
-            self.fire_counts.scatter_add_(0, neuron, torch.ones_like(neuron))
-            self.near_counts.index_add_(0, neuron, (values <= self.band[neuron]).long())
-            self.peak.scatter_reduce_(0, neuron, values.to(self.peak.dtype), "amax")
+            self.fire_counts.scatter_add_(0, latent, torch.ones_like(latent))
+            self.near_counts.index_add_(0, latent, (values <= self.band[latent]).long())
+            self.peak.scatter_reduce_(0, latent, values.to(self.peak.dtype), "amax")
         else:
             # never all of them less their limits: a pass over the batch costs more than the rest
             n_active = (pre_activations > limit).sum(dim=0)
@@ -221,7 +221,7 @@ class BiasAdapter(nn.Module):
         if steps % self.adapt_every_n_steps != 0 or int(self.n_samples) == 0:
             return None
         self.frequency = self.fire_counts.to(self.peak.dtype) / self.n_samples
-        # to the window's resolution: a neuron active in it counts as silent since its end
+        # to the window's resolution: a latent active in it counts as silent since its end
         self.silent_samples = torch.where(
             self.fire_counts > 0, 0, self.silent_samples + self.n_samples
         )

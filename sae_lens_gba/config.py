@@ -70,12 +70,12 @@ class GBATrainingSAEConfig(AdaptationSettings, TrainingSAEConfig):
         l0_warm_up_steps (int): For how many optimizer steps the target frequencies fall, evenly, to
             where they should end; best is the whole run, as the command has it. 0 starts with them
             there.
-        l0_warm_up_start (float): What the targets are multiplied by when they start to fall. At
-            least 1.
+        l0_warm_up_start (float): What the targets are multiplied by when they start to fall, though
+            none is raised above 0.6. At least 1.
         l0_warm_up_end (float): What they are multiplied by when they have fallen; from 1 to
             l0_warm_up_start. Above 1, the SAE trains with more active latents than it should have,
             and calibration alone brings L0 to where it was asked for.
-        bias_init (str): "zero", or "quantile" to start each neuron at its target frequency,
+        bias_init (str): "zero", or "quantile" to start each latent at its target frequency,
             measured on the first batch.
         sparse_below_density (float | None): Share of active entries in a batch below which sparse
             products are used. Results agree to rounding. 0 turns them off. None takes what pays on

@@ -1,6 +1,6 @@
-"""Which neuron is in which group, and how often each group should fire.
+"""Which latent is in which group, and how often each group should fire.
 
-A spectrum is K groups; group k holds ``sizes[k]`` neurons that share one target
+A spectrum is K groups; group k holds ``sizes[k]`` latents that share one target
 activation frequency (TAF) ``frequencies[k]``, highest first. A frequency is a share of
 samples: 0.01 means active on one sample in a hundred. See arXiv 2506.14002, section 4.
 """
@@ -25,7 +25,7 @@ class FrequencySpectrum:
 
     Attributes:
         frequencies: target of each group, share of samples, highest first. Length K.
-        sizes: neurons in each group. Length K, sums to d_sae, none is zero.
+        sizes: latents in each group. Length K, sums to d_sae, none is zero.
     """
 
     frequencies: tuple[float, ...]
@@ -37,16 +37,16 @@ class FrequencySpectrum:
 
     @property
     def l0(self) -> float:
-        """Active neurons a sample when every group is on its target."""
+        """Active latents a sample when every group is on its target."""
         return sum(s * p for s, p in zip(self.sizes, self.frequencies, strict=True))
 
-    def group_of_neuron(self) -> torch.Tensor:
-        """Group index of each neuron, int64, shape (d_sae,): group 0 first."""
+    def group_of_latent(self) -> torch.Tensor:
+        """Group index of each latent, int64, shape (d_sae,): group 0 first."""
         return torch.repeat_interleave(torch.arange(self.n_groups), torch.tensor(self.sizes))
 
-    def target_of_neuron(self) -> torch.Tensor:
-        """Target frequency of each neuron, float32, shape (d_sae,)."""
-        return torch.tensor(self.frequencies)[self.group_of_neuron()]
+    def target_of_latent(self) -> torch.Tensor:
+        """Target frequency of each latent, float32, shape (d_sae,)."""
+        return torch.tensor(self.frequencies)[self.group_of_latent()]
 
 
 def geometric_frequencies(highest: float, lowest: float, n_groups: int) -> tuple[float, ...]:
@@ -67,7 +67,7 @@ def group_sizes(
     power = 0.0 if sizing == "equal" else exponent
     # relative to the highest frequency, so that no power overflows
     weights = [(p / frequencies[0]) ** -power for p in frequencies]
-    spare = d_sae - len(weights)  # one neuron a group is spoken for
+    spare = d_sae - len(weights)  # one latent a group is spoken for
     total = sum(weights)
     shares = [d_sae * w / total for w in weights]
     wanted = [max(0.0, share - 1) for share in shares]
@@ -98,18 +98,18 @@ def build_spectrum(
     solution; with those integers fixed, the lowest frequency is then solved again.
     With one group there is no range: its frequency is ``target_l0 / d_sae``.
 
-    Where ``d_sae`` neurons can't be that many groups, or not with so low a ``target_l0``, there
-    are fewer; so, if that helps, where the neurons of one group together would fire on fewer than
+    Where ``d_sae`` latents can't be that many groups, or not with so low a ``target_l0``, there
+    are fewer; so, if that helps, where the latents of one group together would fire on fewer than
     one sample in 1,000.
 
     Args:
-        d_sae: number of neurons.
+        d_sae: number of latents.
         n_groups: number of groups K, at most.
         highest: target frequency of the most active group, share of samples.
         lowest: target frequency of the least active group, share of samples.
         sizing: "equal" groups (the paper), or "power_law": size_k ~ p_k ** -exponent.
         exponent: 1.0 gives every group the same share of L0, 0.0 equal groups.
-        target_l0: active neurons a sample.
+        target_l0: active latents a sample.
         floor: the lowest frequency that a solution may use.
 
     Raises:

@@ -38,7 +38,8 @@ class NeuronGroups:
 
     Attributes:
         group: group index of each latent, 0 is the most active, int64, shape (d_sae,).
-        target_frequency: share of samples each latent should be active on, shape (d_sae,).
+        target_frequency: mean share of samples that its group's latents should be active on, as
+            calibration left it; before that, as training aims at it. Shape (d_sae,).
         measured_frequency: share of samples it was active on at the end of training,
             shape (d_sae,).
         other_l0s: L0s for which thresholds are known, ascending, shape (n,); None knows of none.

@@ -86,7 +86,7 @@ class GBATrainingSAE(CalibratedBiases):
                targets
 
     Every ``adapt_every_n_steps`` steps the biases b (``-threshold``, or ``b_enc`` with
-    ReLU) are moved until each neuron fires as often as its group should; see
+    ReLU) are moved until each latent fires as often as its group should; see
     `sae_lens_gba.bias_adaptation`. Activations and outputs are in units of the input.
 
     | paper    | attribute                              | shape         |
@@ -327,7 +327,7 @@ class GBATrainingSAE(CalibratedBiases):
     @outside_compilation
     @torch.no_grad()
     def _observe_and_adapt(self, hidden_pre: torch.Tensor) -> None:
-        # y of the paper in units of `input_scale`: positive where a neuron is active
+        # y of the paper in units of `input_scale`: positive where a latent is active
         self.adapter.observe(hidden_pre, self._limit(), self.input_scale)
         new_bias = self.adapter.adapt_if_due(self.bias, self.bias_range)
         if new_bias is not None:

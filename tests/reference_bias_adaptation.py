@@ -1,6 +1,6 @@
 """Bias adaptation loop by loop, slow on purpose: the paper's rule and this project's own.
 
-Buffers every pre-activation, loops over neurons and groups, float64 throughout.
+Buffers every pre-activation, loops over latents and groups, float64 throughout.
 """
 
 import math
@@ -27,30 +27,30 @@ class ReferenceBiasAdaptation:
     band: list[float] = field(default_factory=list)
 
     def step(self, bias: list[float], y: torch.Tensor, c: float) -> list[float]:
-        """``bias`` of M neurons, range [-c, 0]; y: (n, M) pre-activations, bias included."""
+        """``bias`` of M latents, range [-c, 0]; y: (n, M) pre-activations, bias included."""
         self.buffer.append(y.double())
         self.steps += 1
         if self.steps % self.period != 0:
             return bias
         samples = torch.cat(self.buffer)
         self.buffer = []
-        n, neurons = len(samples), range(len(bias))
+        n, latents = len(samples), range(len(bias))
         p, r = [], []
-        for m in neurons:
+        for m in latents:
             values = samples[:, m].tolist()
             p.append(sum(1 for value in values if value > 0) / n)
             r.append(max(0.0, *values))
-        self.silent = self.silent or [0 for _ in neurons]
-        self.silent = [0 if p[m] > 0 else self.silent[m] + n for m in neurons]
+        self.silent = self.silent or [0 for _ in latents]
+        self.silent = [0 if p[m] > 0 else self.silent[m] + n for m in latents]
         if self.rule == "paper":
             return self._paper(bias, p, r, c)
-        self.band = self.band or [0.0 for _ in neurons]
+        self.band = self.band or [0.0 for _ in latents]
         near = [
             sum(1 for value in samples[:, m].tolist() if 0 < value < self.band[m]) / n
-            for m in neurons
+            for m in latents
         ]
-        steps = [self._step_of_group(m, p, near, c) for m in neurons]
-        self.band = [self._next_band(m, p, near, c) for m in neurons]
+        steps = [self._step_of_group(m, p, near, c) for m in latents]
+        self.band = [self._next_band(m, p, near, c) for m in latents]
         return self._move(bias, p, steps, c)
 
     def _paper(self, bias: list[float], p: list[float], r: list[float], c: float) -> list[float]:

@@ -45,11 +45,11 @@ def apply_rule(
 
 
 def test_paper_rule_by_hand() -> None:
-    # group 0: neuron 0 fires too often: -0.5 - 0.01 * 2 = -0.52
-    #          neuron 1 on target: stays
-    #          neuron 2 dead: s_0 = mean of the peaks above 0 = (2 + 4) / 2 = 3; -0.5 + 0.03
-    # group 1: neuron 3 too often, but at the range's end: stays at -1
-    #          neuron 4 dead, bias near 0: s_1 = 5, -0.01 + 0.05 > 0: stops at 0
+    # group 0: latent 0 fires too often: -0.5 - 0.01 * 2 = -0.52
+    #          latent 1 on target: stays
+    #          latent 2 dead: s_0 = mean of the peaks above 0 = (2 + 4) / 2 = 3; -0.5 + 0.03
+    # group 1: latent 3 too often, but at the range's end: stays at -1
+    #          latent 4 dead, bias near 0: s_1 = 5, -0.01 + 0.05 > 0: stops at 0
     new = apply_rule(
         "paper",
         bias=[-0.5, -0.5, -0.5, -1.0, -0.01],
@@ -65,7 +65,7 @@ def test_group_mean_rule_by_hand() -> None:
     # step unit: 0.3 * 0.01 * c, c = 2 -> 0.006
     # group 0: relative frequencies 1 and 3, mean 2: e = log 2; nobody above cap 3: u = 0
     # group 1: relative frequencies 12 and 0, mean 6: e = log 6;
-    #          neuron 2: u = log(12 / 3); neuron 3 dead: + 0.01 * 2
+    #          latent 2: u = log(12 / 3); latent 3 dead: + 0.01 * 2
     new = apply_rule(
         "group_mean",
         bias=[-0.5, -0.4, -0.3, -0.2],
@@ -126,7 +126,7 @@ def test_without_a_known_slope_group_newton_is_group_mean() -> None:
 
 
 def test_a_neuron_without_an_encoder_leaves_newton_to_the_others_of_its_group() -> None:
-    # of neuron 1, c and band are 0. e = log 1.1; of 0.12 (p of neuron 0), 0.06 fire within 0.01 c:
+    # of latent 1, c and band are 0. e = log 1.1; of 0.12 (p of latent 0), 0.06 fire within 0.01 c:
     # slope 0.06 / (0.12 * 0.01) = 50 per c
     targets = Targets(torch.tensor([0, 0]), torch.full((2,), 0.1), 1)
     frequency, band, near = (torch.tensor(v) for v in ([0.12, 0.1], [0.02, 0.0], [0.06, 0.0]))
@@ -151,7 +151,7 @@ def test_group_mean_takes_a_rare_neuron_for_dead_only_when_it_is_overdue() -> No
     # target 0.01: five firings are expected in 500 samples
     args: dict[str, Any] = {"bias": [-0.5, -0.5], "frequency": [0.02, 0.0], "peak": [1.0, 0.0],
             "group": [0, 0], "target": [0.01, 0.01]}  # fmt: skip
-    # the group's mean is on target, so only revival moves the second neuron
+    # the group's mean is on target, so only revival moves the second latent
     assert apply_rule("group_mean", **args, silent_samples=499) == pytest.approx([-0.5, -0.5])
     assert apply_rule("group_mean", **args, silent_samples=500) == pytest.approx([-0.5, -0.49])
 
@@ -176,7 +176,7 @@ def test_log_rules_by_hand() -> None:
         "group": [0] * 5,
         "target": [0.1, 0.1, 0.1, 0.009, 0.2],
     }
-    # dead neuron as in the paper: -0.5 + 0.01 * (1 + 3 + 2 + 2) / 4
+    # dead latent as in the paper: -0.5 + 0.01 * (1 + 3 + 2 + 2) / 4
     up, down, dead = -0.5 - 0.003 * math.log(2), -0.5 + 0.003 * math.log(2), -0.48
     # a hundred times the target, or a hundredth of it, counts as exp(2) or exp(-2) times
     far_up, far_down = -0.506, -0.494
@@ -271,7 +271,7 @@ def test_limits_and_unit_are_taken_off_what_is_observed(is_sparse: bool) -> None
 
 
 class GaussianPlant:
-    """Neurons with standard normal pre-activations: the frequency at bias b is Phi(b)."""
+    """Latents with standard normal pre-activations: the frequency at bias b is Phi(b)."""
 
     def __init__(self, d_sae: int):
         self.generator = torch.Generator().manual_seed(0)

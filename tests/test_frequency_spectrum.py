@@ -89,9 +89,9 @@ def test_an_unreachable_target_l0_names_the_nearest_possible_value(target: float
 def test_neurons_are_listed_group_by_group() -> None:
     spectrum = build_spectrum(7, 3, 0.4, 0.1)
     assert spectrum.sizes == (1, 2, 4)
-    assert spectrum.group_of_neuron().tolist() == [0, 1, 1, 2, 2, 2, 2]
+    assert spectrum.group_of_latent().tolist() == [0, 1, 1, 2, 2, 2, 2]
     torch.testing.assert_close(
-        spectrum.target_of_neuron(), torch.tensor([0.4, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
+        spectrum.target_of_latent(), torch.tensor([0.4, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
     )
 
 

@@ -37,7 +37,7 @@ class Config:
         d_sae: number of latents.
         training: the same for all.
         adapt_every_n_steps: see experiment 2.
-        output_scale: of all neurons at the start; it is learnt.
+        output_scale: of all latents at the start; it is learnt.
         seeds: of features, rows and initial weights.
         n_samples: held-out rows.
     """

@@ -1,6 +1,6 @@
 """Experiment 1: rows with 3 and with 20 active features, every feature equally frequent.
 
-A TopK SAE has one k for both kinds of row; GBA's neurons have frequencies, not rows, to keep
+A TopK SAE has one k for both kinds of row; GBA's latents have frequencies, not rows, to keep
 to. The paper's table: TopK's recovery depends on k, GBA's is complete.
 
     python -m experiments.paper.imbalanced_set [--quick]
@@ -28,7 +28,7 @@ def paper_reset(
     rates: AdaptationRates,
     bias_range: torch.Tensor,
 ) -> torch.Tensor:
-    """Algorithm 2 as printed: max(b + gamma_+ s, 0) takes a dead neuron's bias to 0."""
+    """Algorithm 2 as printed: max(b + gamma_+ s, 0) takes a dead latent's bias to 0."""
     dead = seen.frequency < rates.dead_frequency
     moved = UPDATE_RULES["paper"](bias, seen, targets, rates, bias_range)
     return torch.where(dead, 0.0, moved)

@@ -1,6 +1,6 @@
-"""Experiment 2: a neuron learns a feature when it fires about as often as the feature occurs.
+"""Experiment 2: a latent learns a feature when it fires about as often as the feature occurs.
 
-Every neuron is given one frequency p; the heat map is the share of features recovered over p
+Every latent is given one frequency p; the heat map is the share of features recovered over p
 and the dimension d, at a fixed number of features and a fixed sparsity.
 
     python -m experiments.paper.neuron_resonance [--quick]
@@ -30,8 +30,8 @@ class Config:
         d_sae: number of latents.
         training: the same in every cell.
         adapt_every_n_steps: the paper's 50 would leave a dozen adaptations.
-        output_scale: of all neurons, and not learnt: small, as the theorem presumes, so that
-            neurons don't compete for what is left to reconstruct.
+        output_scale: of all latents, and not learnt: small, as the theorem presumes, so that
+            latents don't compete for what is left to reconstruct.
         seeds: of features, rows and initial weights.
         n_samples: held-out rows.
     """
@@ -51,7 +51,7 @@ class Config:
 
 
 def one_group(config: Config, d: int, p: float) -> dict[str, Any]:
-    """Bias adaptation (BA): the paper's rule, every neuron with the target p."""
+    """Bias adaptation (BA): the paper's rule, every latent with the target p."""
     cfg = GBATrainingSAEConfig.paper_v1(
         d,
         config.d_sae,
@@ -102,7 +102,7 @@ WIDE = Config(
 
 if __name__ == "__main__":
     run_experiments(
-        "Feature recovery over neuron frequency and dimension.",
+        "Feature recovery over latent frequency and dimension.",
         {"02_neuron_resonance": Config(), "02_neuron_resonance_wide": WIDE},
         run,
         quick={

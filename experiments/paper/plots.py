@@ -89,7 +89,7 @@ def _heat_map(axis: Axes, rows: Rows, field: str) -> Any:
     image = axis.imshow(grid, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="viridis")
     axis.set_xticks(range(len(targets)), [f"{p:.3g}" for p in targets], rotation=45, fontsize=8)
     axis.set_yticks(range(len(dimensions)), [str(d) for d in dimensions])
-    axis.set_xlabel("target frequency p of the neurons")
+    axis.set_xlabel("target frequency p of the latents")
     axis.set_ylabel("dimension d")
 
     def column(p: float) -> float:

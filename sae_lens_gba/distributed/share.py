@@ -14,8 +14,8 @@ from sae_lens_gba.training_sae import outside_compilation
 class LatentShare(AllLatents):
     """Every world-th latent, counted through all groups: of every group nearly the same number.
 
-    Whole groups would give one rank most of the work: half of all active latents are those of
-    the few most active groups.
+    Whole groups would give one rank most of the memory: the rarest group alone holds about half
+    of all latents.
 
     Args:
         ranks: all that hold a part.

@@ -163,7 +163,7 @@ def _set_adapter(
     if regroup or tuple(group.bincount().tolist()) != spectrum.sizes:
         most_active_first = groups.measured_frequency.sort(descending=True, stable=True).indices
         group = torch.empty_like(group)
-        group[most_active_first] = spectrum.group_of_neuron()
+        group[most_active_first] = spectrum.group_of_latent()
     adapter.group.copy_(group)
     adapter.target_frequency.copy_(torch.tensor(spectrum.frequencies)[group])
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class ResonanceBand(NamedTuple):
-    """Neuron frequencies at which recovery is guaranteed, as shares of samples.
+    """Latent frequencies at which recovery is guaranteed, as shares of samples.
 
     Empty when ``lowest >= highest``.
 
@@ -26,13 +26,13 @@ class ResonanceBand(NamedTuple):
 def resonance_band(
     n: int, d: int, s: int, epsilon: float = 0.01, zeta: float = 0.01
 ) -> ResonanceBand:
-    """Bounds of Theorem 6.1 (arXiv 2506.14002) on a neuron's activation frequency p.
+    """Bounds of Theorem 6.1 (arXiv 2506.14002) on a latent's activation frequency p.
 
         1/n <~ p <~ min( n^(-(1 + 1/s)/2), n^(-2 (1 + eps)^2 / s), d^(1 - zeta) / n )
 
-    Inside, with at least ``n p^(-s / (1 - eps)^2)`` neurons, all n features are recovered
+    Inside, with at least ``n p^(-s / (1 - eps)^2)`` latents, all n features are recovered
     within 1/zeta steps, with probability 1 - n^(-4 eps). Assumed: V i.i.d. Gaussian, H
-    uniformly s-sparse (so every feature's frequency is f = s/n), a single group of neurons
+    uniformly s-sparse (so every feature's frequency is f = s/n), a single group of latents
     at a *fixed* bias, small output scales, n large.
 
     "<~" hides constants and logarithms, here taken as 1: read the bounds as orders of

@@ -82,10 +82,10 @@ def test_every_rank_has_its_share_of_what_fires(d_sae: int, l0: float, world: in
     ).spectrum()
     share = LatentShare(
         Ranks(0, world, torch.device("cpu"), watch=None),  # type: ignore[arg-type]
-        spectrum.group_of_neuron(),
+        spectrum.group_of_latent(),
     )
     assert torch.equal(torch.cat(share.indices).sort().values, torch.arange(d_sae))
-    frequency = spectrum.target_of_neuron()
+    frequency = spectrum.target_of_latent()
     for index in share.indices:
         assert float(frequency[index].sum()) == pytest.approx(l0 / world, rel=0.02)
         assert len(index) == pytest.approx(d_sae / world, abs=1)

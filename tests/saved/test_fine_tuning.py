@@ -153,7 +153,7 @@ def test_groups_of_a_hook_give_the_targets_whatever_the_order_of_latents(
     settings = AdaptationSettings(target_l0=3.0, n_groups=5, group_sizing=sizing)
     spectrum = settings.spectrum_of(D_SAE)
     order = torch.randperm(D_SAE)
-    group, target = spectrum.group_of_neuron()[order], spectrum.target_of_neuron()[order]
+    group, target = spectrum.group_of_latent()[order], spectrum.target_of_latent()[order]
     groups = NeuronGroups(group, target, measured_frequency=torch.rand(D_SAE))
     sae = to_training_sae(random_stock_sae(), groups)
     sae.save_model(tmp_path)
