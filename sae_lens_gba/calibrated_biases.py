@@ -283,7 +283,11 @@ class CalibratedBiases(GBAParameters):
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Save the training state, with checksums beside it."""
+        """Save the training state, with checksums beside it.
+
+        In evaluation mode that has the calibrated biases, so that the SAE loaded from it is used
+        as this one is; feedback goes on from them.
+        """
         with files_written_whole(Path(path)) as new:
             weights, cfg = super().save_model(new)
             write_checksums(new)

@@ -131,7 +131,9 @@ def _report_failure(run: Callable[[], object]) -> int:
         run()
     except torch.OutOfMemoryError as error:
         reason = str(error).partition("\n")[0]
-        _log.error("sae-lens-gba: %s Give smaller batches, or another --device.", reason)
+        _log.error(
+            "sae-lens-gba: %s Give smaller batches or contexts, or another --device.", reason
+        )
         return 1
     except (ImportError, OSError, ValueError, GBAError) as error:
         _log.error("sae-lens-gba: %s", error)

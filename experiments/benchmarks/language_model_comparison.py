@@ -164,7 +164,7 @@ class Benchmark:
             here.save(sae, self.sae_folder(RANDOM, spec, 0.0, seed))
             return {**label, "steps": 0, **measured, "seconds": 0.0}
 
-        return once(self.folder, {**label, **self._key(spec)}, compute)
+        return once(self.folder, {**label, **self._key(spec), "steps": config.steps}, compute)
 
     def sae_folder(self, name: str, spec: Row, rate: float, seed: int) -> Path:
         """Where the SAE of a run is, in a folder of the hook point's name."""
@@ -224,7 +224,7 @@ class Benchmark:
         if config.contexts_per_document is not None:
             tokens.append(config.contexts_per_document)
         # the last entry: what else the result depends on, to be changed when that changes
-        return {"spec": spec, "batch_size": config.batch_size, "tokens": tokens, "revision": 2}
+        return {"spec": spec, "batch_size": config.batch_size, "tokens": tokens, "revision": 3}
 
 
 def run(config: Config) -> Tables:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
-from sae_lens.constants import TRAINER_STATE_FILENAME
 from tqdm.auto import tqdm
 
 from sae_lens_gba.errors import (
@@ -202,6 +201,4 @@ def _annotated(
         changes = {**dict.fromkeys(_PLACES), **metadata}
         runner_cfg = {name: changes.get(name, value) for name, value in runner_cfg.items()}
         gba["run"] = {name: runner_cfg[name] for name in _OF_THE_RUN if name in runner_cfg}
-        if (Path(saved.source) / TRAINER_STATE_FILENAME).is_file():  # a checkpoint's are fewer
-            gba["run"].pop("training_tokens", None)
     return replace(saved, cfg=cfg, runner_cfg=runner_cfg)

@@ -124,7 +124,8 @@ def collect_report(
     results = []
     for i, (reading, latents) in enumerate(zip(readings, shown, strict=True)):
         details, notes = build_details(reading, sorted(latents), text, model, generator)
-        store = open_text(model, reading.saved, dataset, cfg.context_size, cfg.autocast)
+        # the same tokens for all, whatever context they were trained on
+        store = open_text(model, saes[0], dataset, cfg.context_size, cfg.autocast)
         ce_loss = measure_ce_loss(reading.saved, model, store, for_ce)
         results.append(build_result(reading, {} if i else matches, details, notes, ce_loss))
     return Report(SCHEMA_VERSION, provenance, results, comparisons)

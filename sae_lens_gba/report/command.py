@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from operator import le
 from pathlib import Path
 
 from sae_lens_gba.errors import DamagedFileError
@@ -121,8 +120,9 @@ def _is_smaller(evaluation: Evaluation, known: Evaluation) -> bool:
     new, old = evaluation.provenance, known.provenance
     if (new.dataset, new.held_out) != (old.dataset, old.held_out):
         return False
-    sizes, known_sizes = (new.n_tokens, new.ce_tokens), (old.n_tokens, old.ce_tokens)
-    return sizes != known_sizes and all(map(le, sizes, known_sizes))
+    if (new.n_tokens, new.ce_tokens) == (old.n_tokens, old.ce_tokens):
+        return False
+    return new.n_tokens <= old.n_tokens and new.ce_tokens <= old.ce_tokens
 
 
 def _evaluation(report: Report, folder: Path) -> Evaluation:

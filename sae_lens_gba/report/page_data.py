@@ -17,7 +17,7 @@ MAX_TABLE_ROWS = 40_000
 HEADLINE_TOKENS = 3
 # of words and emoji; letters that look like nothing; signs of Arabic and Syriac that Unicode counts
 # among what is not seen
-_JOINERS, _BLANK = "\u200c\u200d\ufe0e\ufe0f", "\u2800\u3164"
+_JOINERS, _BLANK = "\u034f\u200c\u200d\ufe0e\ufe0f", "\u115f\u1160\u2800\u3164\uffa0"
 _SIGNS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2"
 CHIPS_PER_GROUP = 6
 

@@ -53,14 +53,11 @@ _FREE_TO_CHANGE = {
     "save_final_checkpoint",
 }  # fmt: skip
 
-# settings of a trainer that are a runner's as well, under the same name
-_OF_RUNNER = {
-    "adam_beta1", "adam_beta2", "lr", "lr_decay_steps", "lr_end", "lr_scheduler_name",
-    "lr_warm_up_steps", "n_restart_cycles", "training_tokens",
-}  # fmt: skip
-
 # by their names at a trainer and a runner; the command derives others from them
-_LENGTH = ("total_training_samples", "training_tokens")
+_LENGTH = (
+    "total_training_samples", "training_tokens", "train_batch_size_samples",
+    "train_batch_size_tokens",
+)  # fmt: skip
 
 # settings of an SAE that make it another one to whoever asked for it
 _OF_SAE = {"architecture", "d_sae", "target_l0"}
@@ -199,9 +196,9 @@ def require_settings_of(checkpoint: Path, cfg: LanguageModelSAERunnerConfig[Any]
     Raises:
         RunFolderError: a setting is another one.
     """
+    _require_same_schedule(cfg.to_sae_trainer_config(), checkpoint)
     saved = read_json(checkpoint / SAE_CFG_FILENAME)
     _require_same("SAE", saved, cfg.sae.to_dict(), checkpoint)
-    _require_same_schedule(cfg.to_sae_trainer_config(), checkpoint)
     require_data_of(checkpoint, cfg)
 
 
@@ -238,11 +235,8 @@ def require_ended_run_of(folder: Path, cfg: LanguageModelSAERunnerConfig[Any]) -
 def _require_same_schedule(cfg: SAETrainerConfig, checkpoint: Path) -> None:
     """Of a checkpoint without `STATE_FILENAME`, but with its runner's settings."""
     path = checkpoint / RUNNER_CFG_FILENAME
-    if not path.is_file():
-        return
-    saved, now = read_json(path), _settings(cfg)
-    now["training_tokens"] = now.pop("total_training_samples", saved.get("training_tokens"))
-    _require_same("run", saved, now, checkpoint, _OF_RUNNER)
+    if path.is_file():
+        _require_same("run", read_json(path), _in_tokens(_settings(cfg)), checkpoint)
 
 
 def _save_part(part: SAETrainer[Any, Any], folder: Path) -> None:

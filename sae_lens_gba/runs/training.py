@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -49,6 +50,11 @@ from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 # not every model takes the names of dtypes: they become plain once it is loaded
 _OF_MODEL = "model_from_pretrained_kwargs"
 _OF_SAVE_TO_DISK = ("state.json", "dataset_dict.json")
+_ABOVE_0 = (
+    "context_size", "feature_sampling_window", "lr", "store_batch_size_prompts",
+    "train_batch_size_tokens",
+)  # fmt: skip
+_AT_LEAST_0 = ("lr_decay_steps", "lr_warm_up_steps", "n_checkpoints")
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")  # of SAELens
 _log = logging.getLogger(__name__)
 
@@ -108,8 +114,6 @@ def train(
         with model_for(cfg, _hooks_of(cfg), model) as model, _no_script(cfg):
             cfg = _fitted_to(model, cfg, d_in_of_model)
             runner = runner_class(cfg, override_model=model, override_dataset=dataset)
-        if cfg.from_pretrained_path is not None:
-            cfg.sae = runner.sae.cfg  # which has settings of its own, and is written with the rest
         if resume_from is not None and not cfg.use_cached_activations:
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
@@ -148,6 +152,7 @@ def train_on_ranks(
             return
         with run_folder(folder, resume, overwrite) if is_first else nullcontext() as found:
             found = ranks.from_rank(0, found)
+            cfg = copy(cfg)  # the caller's may be that of another run
             if found is not None:
                 cfg.resume_from_checkpoint = str(found)
             cfg.llm_device = str(ranks.device)
@@ -211,9 +216,12 @@ def _check(
         )
     if charts:
         import sae_lens_gba.training_record.charts  # noqa: F401  # asks for matplotlib
-    for name in ("context_size", "lr", "store_batch_size_prompts", "train_batch_size_tokens"):
+    for name in _ABOVE_0:
         if not getattr(cfg, name) > 0:
             raise ValueError(f"{name}={getattr(cfg, name)} is not possible: it must be above 0.")
+    for name in _AT_LEAST_0:
+        if not getattr(cfg, name) >= 0:
+            raise ValueError(f"{name}={getattr(cfg, name)} is not possible: it must be 0 or more.")
     if cfg.lr_scheduler_name.lower() not in _SCHEDULERS:
         raise ValueError(
             f"lr_scheduler_name={cfg.lr_scheduler_name!r} is not possible: it must be one of "
@@ -334,6 +342,8 @@ def _fitted_to(
                     f"{saved.get(name)}, and activations at {hook} of {cfg.model_name} have "
                     f"{width} dimensions: name the hook that it was trained on."
                 )
+        # it has settings of its own, which are written with the rest
+        cfg.sae = TrainingSAEConfig.from_dict({**saved, "device": cfg.sae.device})
     other = {name: at for name, at in found.items() if getattr(cfg.sae, name) != at[1]}
     for name, (hook, width) in other.items():
         # a d_out that nobody gave is d_in

@@ -14,6 +14,7 @@ from sae_lens.constants import (
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
 )
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.util import str_to_dtype
@@ -212,6 +213,8 @@ def read_saved(
         log_sparsity = read_sparsity(folder, saved.d_sae)
         path = folder / RUNNER_CFG_FILENAME
         runner_cfg = read_json(path) if path.is_file() else None
+        if runner_cfg is not None and (folder / TRAINER_STATE_FILENAME).is_file():
+            runner_cfg.pop("training_tokens", None)  # a checkpoint's are fewer
     saved.sae.to(device=device, dtype=str_to_dtype(dtype or saved.sae.cfg.dtype))
     cfg = saved.cfg
     if dtype is not None:
@@ -253,6 +256,8 @@ def own_errors(source: object) -> Iterator[None]:
 
 def _read_checkpoint(folder: Path) -> SavedSAE:
     training_sae: TrainingSAE[Any] = TrainingSAE.load_from_disk(folder)
+    if isinstance(training_sae, GBATrainingSAE):  # to be calibrated on
+        training_sae.recent_samples.load(folder, training_sae.device)
     fold_activation_scaler(training_sae, folder)
     return as_saved(training_sae, str(folder))
 

@@ -1,14 +1,19 @@
 """SAELens' runners on several ranks: one set of files, as of one process."""
 
+import json
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, LoggingConfig
 from safetensors.torch import load_file
 
 from sae_lens_gba import NeuronGroups
+from sae_lens_gba.distributed.trainer import LatentParallelTrainer
+from sae_lens_gba.runs import models
+from sae_lens_gba.runs.training import train_on_ranks
 from tests.distributed.ranks_do import (
     command,
     command_that_goes_on,
@@ -18,6 +23,14 @@ from tests.distributed.ranks_do import (
     synthetic,
 )
 from tests.distributed.several import results, run
+from tests.toolbox import (
+    language_model_config,
+    make_trainer,
+    random_texts,
+    take_steps,
+    tiny_config,
+    tiny_sae,
+)
 
 FLAGS = [
     "--d_in", "16", "--d_sae", "64", "--n_groups", "4", "--highest_target_frequency", "0.3",
@@ -72,11 +85,11 @@ def test_ranks_that_are_killed_go_on_from_the_last_checkpoint_in_time(
     found = sorted((tmp_path / "out" / "resume").iterdir(), key=lambda path: int(path.name))
     assert [int(path.name) for path in found] == [63 * 5, 63 * 6]  # of those of before, none
     assert n_steps_of(found[-1]) == 6
-    for flag, value in (("--target_l0", "5"), ("--lr", "0.5")):
-        other = [*flags, flag, value, "--resume"]
+    for name, value in (("target_l0", "5.0"), ("lr", "0.5"), ("train_batch_size_tokens", "32")):
+        other = [*flags, f"--{name}", value, "--resume"]
         ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *other)
         assert [r.exit_code for r in ranks] == [1, 1]
-        assert f"{flag[2:]}={float(value)} differs from" in ranks[0].said
+        assert f"{name}={value} differs from" in ranks[0].said
     asked_for = [*flags, "--n_checkpoints", "3", "--resume"]
     ranks = run(command, 2, tmp_path / "said", tmp_path, tiny_llm_folder, *asked_for)
     assert [r.exit_code for r in ranks] == [0, 0], ranks[0].said
@@ -119,6 +132,40 @@ def test_a_run_of_two_ranks_is_stopped_and_goes_on_with_three_and_with_one(
         stock = SAE.load_from_disk(folder / "out")
         assert stock.cfg.metadata.l0 == pytest.approx(4.0, rel=0.02)
         assert not (folder / "out" / "resume").exists()
+
+
+def test_ranks_that_fine_tune_go_on_with_the_settings_of_the_sae(
+    tmp_path: Path, tiny_hooked_transformer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: tiny_hooked_transformer)
+    (tmp_path / "texts").mkdir()
+    random_texts().to_json(tmp_path / "texts" / "train.jsonl")
+    sae = tiny_sae(l0_warm_up_steps=7)
+    take_steps(make_trainer(sae, 10), 10)
+    sae.save_model(tmp_path / "start")
+    cfg = language_model_config(
+        tmp_path / "out",
+        sae=tiny_config(),
+        dataset_path=str(tmp_path / "texts"),
+        from_pretrained_path=str(tmp_path / "start"),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    with monkeypatch.context() as killed:
+        step = LatentParallelTrainer._train_step
+
+        def train_step(self: Any, **given: Any) -> Any:
+            assert self.n_training_steps < 4, "killed"
+            return step(self, **given)
+
+        killed.setattr(LatentParallelTrainer, "_train_step", train_step)
+        with pytest.raises(AssertionError, match="killed"):
+            train_on_ranks(cfg, checkpoint_minutes=1e-9)
+    train_on_ranks(cfg, resume=True)
+    written = json.loads((tmp_path / "out" / "runner_cfg.json").read_text())
+    assert written["sae"]["l0_warm_up_steps"] == 7
+    # the caller's config is as it was: that of another run as well
+    assert cfg.resume_from_checkpoint is None
+    assert cfg.sae.l0_warm_up_steps == 0
 
 
 def test_the_synthetic_runner(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Without a browser these tests fail. To leave them out, set SAE_LENS_GBA_NO_BROWS
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from tests.one_latent_a_word import (
 
 UNSEEN = [
     "a\n\tb\r", "\u202eevil", "\u200b", "\x1b[31m", "e\u200de", "\ue000", "\u2028", "é🙂",
-    "\u200d\ufe0f", "\u06dd", "\u3164",
+    "\u200d\ufe0f", "\u06dd", "\u3164", "\u115f", "\uffa0", "\u034f", "e\u034f",
 ]  # fmt: skip
 DESKTOP, PHONE = (1200, 900), (390, 844)
 
@@ -311,6 +312,22 @@ def test_a_latent_without_examples_says_how_to_have_them(
     browser.get("about:blank")
     browser.get(f"{page.as_uri()}#latent-0-{N_LATENTS}")
     assert not browser.find_element(By.ID, "detail").is_displayed()
+
+
+def test_a_latent_that_fires_beyond_the_examples_is_not_said_to_be_silent(
+    browser: Any, report: Report, tmp_path: Path
+) -> None:
+    first, *others = report.saes
+    rare, *rest = [d for d in first.details if first.latents.frequency[d.latent] > 0]
+    late = replace(rare, top=[], intervals=[], co_firing=[])
+    changed = replace(report, saes=[replace(first, details=[late, *rest]), *others])
+    changed.save(tmp_path / "p.json")
+    write_html(changed, tmp_path / "p.html")
+    show(browser, tmp_path / "p.html")
+    browser.execute_script(f"location.hash = '#latent-0-{rare.latent}'")
+    content = browser.find_element(By.ID, "detail-content")
+    eventually(browser, lambda: "did not fire in the part of the text" in content.text)
+    assert "never fired" not in content.text
 
 
 @pytest.mark.parametrize("token", UNSEEN)

@@ -166,6 +166,17 @@ def test_the_same_seed_gives_the_same_report(
     assert replace(again, provenance=report.provenance) == report
 
 
+def test_the_loss_of_saes_with_other_contexts_is_on_the_same_tokens(
+    model: Any, collect: Collect, tmp_path: Path
+) -> None:
+    directions = model.W_E.detach().float()
+    longer = {"context_size": 2 * CONTEXT_SIZE, "prepend_bos": False}
+    folders = save_sae(tmp_path / "a", directions), save_sae(tmp_path / "b", directions, **longer)
+    first, second = collect(*folders, ce_tokens=256).saes
+    assert first.metrics.ce_loss_without_sae == second.metrics.ce_loss_without_sae
+    assert first.metrics.ce_loss_recovered == second.metrics.ce_loss_recovered
+
+
 def test_a_text_that_ends_early_is_read_once(
     sae_folders: tuple[Path, Path], collect: Collect, texts: Dataset
 ) -> None:

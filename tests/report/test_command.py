@@ -225,8 +225,8 @@ def test_the_commands_take_a_gpu_if_there_is_one_and_say_when_it_is_too_small(
     assert devices == ["cuda" if has_gpu else "cpu", "mps"]
     said = capsys.readouterr().err.splitlines()
     assert said == 2 * [
-        "sae-lens-gba: CUDA out of memory. Tried to allocate 2.00 GiB. Give smaller batches, or "
-        "another --device."
+        "sae-lens-gba: CUDA out of memory. Tried to allocate 2.00 GiB. "
+        "Give smaller batches or contexts, or another --device."
     ]
 
 

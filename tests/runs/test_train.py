@@ -149,6 +149,8 @@ def test_on_cached_activations_it_goes_on_bit_equal(
         ((), {"train_batch_size_tokens": "0"}, "train_batch_size_tokens=0 is not possible"),
         ((), {"store_batch_size_prompts": "0"}, "store_batch_size_prompts=0 is not possible"),
         ((), {"lr": "-1"}, "lr=-1.0 is not possible: it must be above 0"),
+        ((), {"feature_sampling_window": "0"}, "feature_sampling_window=0 is not possible"),
+        ((), {"lr_warm_up_steps": "-1"}, "lr_warm_up_steps=-1 is not possible: it must be 0 or"),
         ((), {"lr_scheduler_name": "linear"}, "must be one of constant, cosineannealing,"),
         ((), {"device": "cuda:77"}, "device='cuda:77' is not possible here"),
         ((), {"dataset_path": __file__}, "is a file: put it into a folder"),

@@ -12,6 +12,8 @@ from huggingface_hub import HfApi, constants
 
 from sae_lens_gba import GBATrainingSAE, GBATrainingSAEConfig
 from sae_lens_gba.errors import MissingFileError, NotAGBASAEError
+from sae_lens_gba.runs.checkpoints import Checkpoints
+from sae_lens_gba.runs.resumable import resumable_run
 from sae_lens_gba.saved.loading import list_published, load
 from tests.hub_fixtures import (
     D_IN,
@@ -27,6 +29,7 @@ from tests.hub_fixtures import (
     trainer,
 )
 from tests.local_hub import LocalHub
+from tests.toolbox import make_trainer, mixture, take_steps, tiny_sae
 
 
 class Explodes:
@@ -172,6 +175,24 @@ def test_a_checkpoint_gives_a_stock_sae_and_its_pickle_is_not_opened(
     assert loaded.sae.cfg.architecture() == "jumprelu"
     x = activations(8)
     torch.testing.assert_close(loaded.sae(x), sae(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_of_a_run_that_goes_on_has_the_l0_that_was_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    sae = tiny_sae(l0_warm_up_steps=100, calibration_samples=8192)
+    run = make_trainer(sae, 100)
+    with resumable_run(tmp_path / "run"):
+        take_steps(run, 50)
+        # its targets are still 1.25 times those asked for
+        checkpoint = Checkpoints(tmp_path / "resume").save(run)
+    loaded = load(checkpoint)
+    x = torch.cat([next(mixture(7)) for _ in range(20)])
+    l0 = float((loaded.sae.encode(x) > 0).sum(dim=1).float().mean())
+    assert l0 == pytest.approx(4.0, rel=0.06)
+    assert loaded.groups is not None and loaded.groups.other_l0s is not None
+    assert "L0 is as the last adaptation left it" not in caplog.text
 
 
 def test_a_checkpoint_put_on_the_hub_by_hand_gives_what_it_gives_from_its_folder(

@@ -15,8 +15,8 @@ function element(name, className, ...content) {
 }
 
 // what can't be seen by itself, or turns the direction of what follows, by its code: as in page_data.py
-const UNSEEN = /(?![\u200c\u200d\u0600-\u0605\u06dd\u070f\u08e2])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\u2800\u3164]/gu;
-const JOINERS_ALONE = /^[\u200c\u200d\ufe0e\ufe0f]+$/u;
+const UNSEEN = /(?![\u200c\u200d\u0600-\u0605\u06dd\u070f\u08e2])[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\u115f\u1160\u2800\u3164\uffa0]/gu;
+const JOINERS_ALONE = /^[\u034f\u200c\u200d\ufe0e\ufe0f]+$/u;
 
 function visible(token) {
   const text = token.replaceAll("\r", "").replaceAll("\n", "↵").replaceAll("\t", "⇥");

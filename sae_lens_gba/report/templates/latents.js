@@ -92,7 +92,8 @@ function whole(index, detail) {
   if (explanation) content.append(element("p", "explanation", explanation));
   content.append(facts(index, detail.latent), element("h3", "", "Strongest activations"));
   content.append(...detail.top.map((c) => context(c, strongest)));
-  if (!detail.top.length) content.append(element("p", "soft", "It never fired here."));
+  if (!detail.top.length) content.append(element("p", "soft", fact(index, detail.latent, "frequency") === 0 ?
+    "It never fired here." : "It did not fire in the part of the text that examples are taken from."));
   const plot = element("div", "plot");
   const sides = element("div", "sides");
   if (detail.top.length)
