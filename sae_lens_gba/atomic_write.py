@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 
@@ -136,10 +137,23 @@ def write_errors(path: Path) -> Iterator[None]:
             number = _system_error(error)
             if number is None or number in _NO_ROOM | _NO_PERMISSION:
                 raise
+            remedy = "look at its disk, or name another folder"
+            if number in (errno.EEXIST, errno.ENOTDIR):
+                remedy = "a file is where a folder should be; name another"
             raise StorageError(
-                f"{path} could not be written ({os.strerror(number)}): look at its disk, or name "
-                "another folder."
+                f"{path} could not be written ({os.strerror(number)}): {remedy}."
             ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """That files can be written into ``folder``, which is made if need be.
+
+    Raises:
+        StorageError: they can't.
+    """
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
 
 
 @contextmanager

@@ -33,6 +33,10 @@ class DataEndedError(GBAError, RuntimeError):
     """The data ended before training did; what was trained is saved."""
 
 
+class DivergedError(GBAError, RuntimeError):
+    """The error of training is no number any more: weights are NaN or infinite."""
+
+
 class NotTrainableError(GBAError, ValueError):
     """The SAE can't be trained with GBA, or not with these groups."""
 

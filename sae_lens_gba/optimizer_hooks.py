@@ -6,6 +6,7 @@ trains, see every optimizer of the process, and act only where it holds a marked
 """
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def warn_of_other_norms(weight: torch.Tensor) -> None:
     """Log a warning where rows of ``weight`` (n, d), meant to have unit norm, have not."""
     norms = weight.detach().norm(dim=1)
     low, high = float(norms.min()), float(norms.max())
-    if not (low > 0.99 and high < 1.01):
+    if math.isfinite(low + high) and not (low > 0.99 and high < 1.01):  # else it diverged
         logger.warning(
             "rows of W_dec have norms from %.3g to %.3g, where GBA keeps them at 1: what trains "
             "this SAE is no optimizer of torch, or has other tensors than the SAE's own, as "

@@ -157,6 +157,25 @@ def load_model_of(sae: SAE[Any], name: str | None, device: str = "cpu") -> Any:
     return TransformerBridge.boot_transformers(name, device=device, dtype=torch.float32)
 
 
+def require_context(model: Any, context_size: int) -> None:
+    """That a model has as many positions: beyond them a pass fails, or takes without end.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    inner = getattr(model, "original_model", None) or getattr(model, "model", None)
+    config = getattr(inner, "config", None)  # of transformers
+    if config is None:
+        longest = getattr(model.cfg, "n_ctx", None)
+    else:
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and context_size > longest:
+        raise ValueError(
+            f"context_size={context_size} is not possible: the model has {longest} positions; give "
+            "at most that."
+        )
+
+
 @dataclass(frozen=True)
 class Text:
     """Text to look at.

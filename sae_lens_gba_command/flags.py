@@ -127,7 +127,12 @@ def add_plan(parser: ArgumentParser) -> None:
 def add_demo(parser: ArgumentParser) -> None:
     """Flags of ``sae-lens-gba demo``."""
     default, add = _defaults("demo/config.py", "DemoConfig"), parser.add_argument
-    add("--output", type=Path, default=default["output"], help="folder for the SAE")
+    add(
+        "--output",
+        type=Path,
+        default=default["output"],
+        help="folder for the SAE; an earlier demo's is replaced",
+    )
     add("--cache", type=Path, help="for the model's copy; the user's cache if not given")
     add("--hook-name", default=default["hook_name"], help="what the SAE is trained on")
     add("--d-sae", type=int, default=default["d_sae"], help="latents")

@@ -75,7 +75,11 @@ def is_ours(architecture: str) -> bool:
 def add_own_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags that are this command's and not a field of a configuration."""
     add = parser.add_argument_group("the run").add_argument
-    add("--resume", action="store_true", help="go on with the run in --output_path")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output_path; if there is none, begin",
+    )
     add("--overwrite", action="store_true", help="replace an earlier run in --output_path")
     add(
         "--checkpoint_minutes",

@@ -161,8 +161,9 @@ def _kept_in(folder: Path) -> Iterator[Path]:
     """Where files are laid out as in the repo; they are in ``folder`` once the block ends well."""
     existed = folder.exists()
     if existed and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
         raise InvalidPublicationError(
-            f"folder={str(folder)!r} is not empty: name a new one, or remove what is there."
+            f"folder={str(folder)!r} {what}: name a new one, or remove what is there."
         )
     try:
         with files_written_whole(folder) as work:

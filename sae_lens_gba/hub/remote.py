@@ -8,7 +8,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.constants import REPOCARD_NAME
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_gba.errors import AccessError, GBAError, PublishError
@@ -194,7 +198,7 @@ class Remote:
 
 
 def _is_worth_retrying(error: Exception) -> bool:
-    if isinstance(error, GBAError):
+    if isinstance(error, GBAError | OfflineModeIsEnabled):
         return False
     status = http_status(error)
     if status is not None:

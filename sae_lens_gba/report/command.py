@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
+from sae_lens_gba.atomic_write import require_writable
 from sae_lens_gba.errors import DamagedFileError
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.explanations import read_explanations
@@ -81,6 +82,8 @@ def write_report(
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
     check_latents_folder(path)
     saes = load_saes([folder, *(Path(other).expanduser() for other in compare)], device)
+    for place in (path.parent, folder):  # before anything is measured
+        require_writable(place)
     said: dict[int, str] = {}
     if explanations is not None:
         said = read_explanations(Path(explanations).expanduser(), saes[0].d_sae, saes[0].hook_name)
@@ -88,7 +91,6 @@ def write_report(
     language_model = load_model_of(saes[0].sae, model, device)
     report = collect_report(saes, language_model, text.dataset, text.name, cfg, text.held_out)
     report = replace(report, saes=[replace(report.saes[0], explanations=said), *report.saes[1:]])
-    path.parent.mkdir(parents=True, exist_ok=True)
     report.save(path.with_suffix(".json"))
     write_html(report, path)
     evaluation = _evaluation(report, folder)

@@ -106,8 +106,10 @@ def read_explanations(path: Path, d_sae: int, hook_name: str | None = None) -> d
                     f"SAE is at {hook_name}: give a folder of its own alone."
                 )
             files = [p for p in files if p.name.startswith(f"{hook_name}_latent")]
-    else:
+    elif path.is_file():
         files = [path]
+    else:
+        raise FileNotFoundError(f"explanations={path} is not there: give a file or a folder.")
     found: dict[int, str] = {}
     for file in files:
         try:

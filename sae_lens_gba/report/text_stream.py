@@ -11,7 +11,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from tqdm.auto import tqdm
 
 from sae_lens_gba.saved.saved_sae import SavedSAE
-from sae_lens_gba.sources import TextDataset
+from sae_lens_gba.sources import TextDataset, require_context
 
 # bounds the dense activations of a batch, (tokens, d_sae) float32, to 64 MB
 MAX_BATCH_ENTRIES = 2**24
@@ -42,6 +42,7 @@ def open_text(
         raise ValueError(
             f"{saved.label}: its cfg.json has no metadata.context_size: give --context-size."
         )
+    require_context(model, int(context_size))
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True  # the default of SAELens' runner
     with warnings.catch_warnings():

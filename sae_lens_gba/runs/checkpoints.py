@@ -196,10 +196,19 @@ def require_settings_of(checkpoint: Path, cfg: LanguageModelSAERunnerConfig[Any]
     Raises:
         RunFolderError: a setting is another one.
     """
-    _require_same_schedule(cfg.to_sae_trainer_config(), checkpoint)
+    require_run_of(checkpoint, cfg)
     saved = read_json(checkpoint / SAE_CFG_FILENAME)
     _require_same("SAE", saved, cfg.sae.to_dict(), checkpoint)
+
+
+def require_run_of(checkpoint: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """That a run goes on with the trainer's settings and the activations of a checkpoint.
+
+    Raises:
+        RunFolderError: a setting is another one.
+    """
     require_data_of(checkpoint, cfg)
+    _require_same_schedule(cfg.to_sae_trainer_config(), checkpoint)
 
 
 def require_data_of(folder: Path, cfg: Any) -> None:
@@ -233,7 +242,7 @@ def require_ended_run_of(folder: Path, cfg: LanguageModelSAERunnerConfig[Any]) -
 
 
 def _require_same_schedule(cfg: SAETrainerConfig, checkpoint: Path) -> None:
-    """Of a checkpoint without `STATE_FILENAME`, but with its runner's settings."""
+    """Of a checkpoint with its runner's settings."""
     path = checkpoint / RUNNER_CFG_FILENAME
     if path.is_file():
         _require_same("run", read_json(path), _in_tokens(_settings(cfg)), checkpoint)

@@ -44,26 +44,36 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     Args:
         folder: made if need be.
         resume: go on from the newest whole checkpoint; a run without one begins.
-        overwrite: an earlier run's SAE, its report, evaluation and checkpoints are removed; SAEs in
-            folders below, as runs of several have them, are replaced when new ones are saved.
+        overwrite: the folder may be an earlier run's, which `remove_run` removes.
 
     Raises:
         RunFolderError: it is an earlier run's, or another process trains into it.
         StorageError: it can't be written, or the disk is full, now or in the block.
     """
     checkpoints = folder / CHECKPOINTS
-    with storage_errors(folder):
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / LOCK):
-            remove_partial(folder)
-            remove_partial(checkpoints)
-            if overwrite and not resume:
-                _remove_run(folder)
-            resume_from = newest_whole(checkpoints) if resume else None
-            if resume_from is None and not overwrite:
-                _require_unused(folder)
-            yield resume_from
+    with storage_errors(folder), _made(folder), _locked(folder / LOCK):
+        remove_partial(folder)
+        remove_partial(checkpoints)
+        resume_from = newest_whole(checkpoints) if resume else None
+        if resume_from is None and not overwrite:
+            _require_unused(folder)
+        if resume and resume_from is None:
+            _log.info("%s holds no run to go on with: a new one begins.", folder)
+        yield resume_from
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder is there; if it was not before, and nothing came into it, not afterwards."""
+    with write_errors(folder):
+        existed = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -74,7 +84,11 @@ def remove_checkpoints(folder: Path) -> None:
         (folder / CHECKPOINTS).rmdir()
 
 
-def _remove_run(folder: Path) -> None:
+def remove_run(folder: Path) -> None:
+    """Remove an earlier run's SAE, its report, evaluation and checkpoints, as another one begins.
+
+    SAEs in folders below, as runs of several have them, are replaced when new ones are saved.
+    """
     remove_checkpoints(folder)
     latents = folder / _REPORT_LATENTS
     if (folder / EVALUATION_FILENAME).is_file():  # `sae_lens_gba.report.write_report` left it

@@ -8,6 +8,8 @@ from typing import Any
 import sae_lens
 from sae_lens.load_model import load_model
 
+from sae_lens_gba.errors import brief
+
 
 @contextmanager
 def model_for(cfg: Any, hook_names: Iterable[str], given: Any = None) -> Iterator[Any]:
@@ -41,7 +43,17 @@ def _load(cfg: Any, hook_names: Iterable[str]) -> Any:
             model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
             hook_names=list(dict.fromkeys(hook_names)),
         )
+    except OSError as error:
+        raise ValueError(
+            f"model_name={cfg.model_name!r} can't be loaded ({brief(str(error))}): give the name "
+            "of a model on the Hub, or a folder."
+        ) from error
     except ValueError as error:
+        if "not found as submodules" in str(error):
+            raise ValueError(
+                f"hook_name={cfg.hook_name!r} is no module of the model ({error}): its names are "
+                "those of model.named_modules(), such as model.layers.8."
+            ) from error
         if "Valid official model names" not in str(error):  # in which it lists them all
             raise
         raise ValueError(

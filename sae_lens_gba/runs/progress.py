@@ -1,5 +1,6 @@
 """SAELens' progress bar, with what one wants to know of a run: L0, explained variance, dead."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
+from sae_lens_gba.errors import DivergedError
 from sae_lens_gba.training_sae import GBATrainingSAE
 
 SECONDS = 1.0
@@ -54,6 +56,9 @@ def state_of_training(trainer: SAETrainer[Any, Any], step: TrainStepOutput) -> s
 
     L0 of a GBA SAE is that since the last adaptation, of the target of the moment; explained
     variance is the last batch's.
+
+    Raises:
+        DivergedError: it is no number.
     """
     l0 = f"L0 {float(step.feature_acts.bool().sum()) / len(step.sae_in):.3g}"
     if isinstance(trainer.sae, GBATrainingSAE):
@@ -65,6 +70,12 @@ def state_of_training(trainer: SAETrainer[Any, Any], step: TrainStepOutput) -> s
             l0 = f"{l0} (falling to {float(adapter.target_frequency.sum()):.3g})"
     x = step.sae_in.float()
     error = (step.sae_out.float() - x).square().sum(dim=1).mean()
+    if not math.isfinite(error):
+        raise DivergedError(
+            f"training diverged: after {trainer.n_training_steps} steps the squared error is "
+            f"{float(error)}. Take a lower lr than {trainer.cfg.lr:g}, and see that activations "
+            "are finite."
+        )
     variance = (x - x.mean(dim=0)).square().sum(dim=1).mean()
     dead = int(trainer.dead_neurons.sum())
     return f"{l0}, expl. var. {float(1 - error / variance):.3f}, dead {dead}"

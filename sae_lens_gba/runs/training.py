@@ -1,6 +1,7 @@
 """Training an SAE of a language model, from SAELens' own configuration to the saved folder."""
 
 import logging
+import math
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets.exceptions import DatasetNotFoundError
 from sae_lens import (
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
@@ -28,13 +30,20 @@ from sae_lens_gba.config import GBATrainingSAEConfig
 from sae_lens_gba.distributed import join
 from sae_lens_gba.distributed.latent_slice import require_gba
 from sae_lens_gba.distributed.runner import LatentParallelRunner
+from sae_lens_gba.errors import brief
 from sae_lens_gba.plain_values import make_plain, plain, require_json
 from sae_lens_gba.runs.checkpoints import (
-    require_data_of,
     require_ended_run_of,
+    require_run_of,
     require_settings_of,
 )
-from sae_lens_gba.runs.folder import CHECKPOINTS, has_ended, remove_checkpoints, run_folder
+from sae_lens_gba.runs.folder import (
+    CHECKPOINTS,
+    has_ended,
+    remove_checkpoints,
+    remove_run,
+    run_folder,
+)
 from sae_lens_gba.runs.models import model_for
 from sae_lens_gba.runs.resumable import CHECKPOINT_MINUTES, require_minutes, resumable_run
 from sae_lens_gba.runs.transcoders import (
@@ -43,7 +52,7 @@ from sae_lens_gba.runs.transcoders import (
     require_target,
 )
 from sae_lens_gba.saved.files import read_json
-from sae_lens_gba.sources import require_device
+from sae_lens_gba.sources import require_context, require_device
 from sae_lens_gba.training_sae import GBATrainingSAE
 from sae_lens_gba.transcoder_config import GBATrainingTranscoderConfig
 
@@ -107,11 +116,11 @@ def train(
         how_to_resume=how_to_resume,
     ) as resume_from:
         if resume_from is not None:  # before anything is loaded
-            require_data_of(resume_from, cfg)
+            require_run_of(resume_from, cfg)
         torch.manual_seed(cfg.seed)
         is_sae = _target_of(cfg) is None
         runner_class = LanguageModelSAETrainingRunner if is_sae else TranscoderTrainingRunner
-        with model_for(cfg, _hooks_of(cfg), model) as model, _no_script(cfg):
+        with model_for(cfg, _hooks_of(cfg), model) as model, _data_found(cfg):
             cfg = _fitted_to(model, cfg, d_in_of_model)
             runner = runner_class(cfg, override_model=model, override_dataset=dataset)
         if resume_from is not None and not cfg.use_cached_activations:
@@ -156,7 +165,7 @@ def train_on_ranks(
             if found is not None:
                 cfg.resume_from_checkpoint = str(found)
             cfg.llm_device = str(ranks.device)
-            with model_for(cfg, _hooks_of(cfg)) as model, _no_script(cfg):
+            with model_for(cfg, _hooks_of(cfg)) as model, _data_found(cfg):
                 cfg = _fitted_to(model, cfg, d_in_of_model)
                 if is_first and found is not None:
                     require_settings_of(found, cfg)
@@ -165,6 +174,8 @@ def train_on_ranks(
                 together = runner(cfg, ranks, override_model=model)
                 together.checkpoint_minutes = checkpoint_minutes
                 together.resume_folder = folder / CHECKPOINTS
+                if is_first and overwrite and found is None:
+                    remove_run(folder)
                 sae = together.run()
             if is_first:
                 remove_checkpoints(folder)
@@ -217,8 +228,10 @@ def _check(
     if charts:
         import sae_lens_gba.training_record.charts  # noqa: F401  # asks for matplotlib
     for name in _ABOVE_0:
-        if not getattr(cfg, name) > 0:
-            raise ValueError(f"{name}={getattr(cfg, name)} is not possible: it must be above 0.")
+        if not 0 < getattr(cfg, name) < math.inf:
+            raise ValueError(
+                f"{name}={getattr(cfg, name)} is not possible: it must be above 0, and finite."
+            )
     for name in _AT_LEAST_0:
         if not getattr(cfg, name) >= 0:
             raise ValueError(f"{name}={getattr(cfg, name)} is not possible: it must be 0 or more.")
@@ -297,8 +310,8 @@ def _require_pretrained(folder: Path, cfg: TrainingSAEConfig) -> None:
 
 
 @contextmanager
-def _no_script(cfg: LanguageModelSAERunnerConfig[Any]) -> Iterator[None]:
-    """ValueError for a data set that datasets would have to run code for."""
+def _data_found(cfg: LanguageModelSAERunnerConfig[Any]) -> Iterator[None]:
+    """ValueError for a data set that is not there, or for which code would have to run."""
     try:
         yield
     except RuntimeError as error:
@@ -307,6 +320,11 @@ def _no_script(cfg: LanguageModelSAERunnerConfig[Any]) -> Iterator[None]:
         raise ValueError(
             f"dataset_path={cfg.dataset_path!r} is a script, which datasets no longer runs: give "
             "one of files, such as Parquet or JSON."
+        ) from error
+    except (ConnectionError, DatasetNotFoundError) as error:
+        raise ValueError(
+            f"dataset_path={cfg.dataset_path!r} is no folder here, and can't be had from the Hub "
+            f"({brief(str(error))}): give another name, or the path of a folder."
         ) from error
 
 
@@ -329,6 +347,7 @@ def _fitted_to(
     model: Any, cfg: LanguageModelSAERunnerConfig[Any], d_in_of_model: bool
 ) -> LanguageModelSAERunnerConfig[Any]:
     make_plain(cfg, [_OF_MODEL])
+    require_context(model, cfg.context_size)
     found = {"d_in": (cfg.hook_name, width_at(model, cfg.hook_name, cfg.hook_head_index))}
     target = _target_of(cfg)
     if target is not None:

@@ -43,11 +43,18 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def check_endpoint(endpoint: str | None) -> None:
-    """Raise InvalidPublicationError for an address with a password, which tracebacks would show."""
+    """Raise InvalidPublicationError for what is no address, or one with a password.
+
+    Tracebacks would show that.
+    """
     if "@" in (endpoint or constants.ENDPOINT).split("?")[0]:
         raise InvalidPublicationError(
             "endpoint (or HF_ENDPOINT) has a user or password in it, which every error message "
             "would show: take it out and pass token=..., or use 'hf auth login'."
+        )
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise InvalidPublicationError(
+            f"endpoint={endpoint!r} is no address: give one such as 'https://huggingface.co'."
         )
 
 

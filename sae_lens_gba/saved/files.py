@@ -109,7 +109,7 @@ def read_cfg(folder: Path) -> dict[str, Any]:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise MissingFileError(f"{path.name} is missing in {path.parent}.")
+        raise MissingFileError(f"{path} is missing.")
 
 
 @contextmanager

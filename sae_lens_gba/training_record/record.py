@@ -107,10 +107,6 @@ def record_training(
     adapter = sae.adapter
     started_at = int(adapter.n_steps)
     record = TrainingRecord(group_size=[row["size"] for row in adapter.groups().summary()])
-    earlier = None
-    if folder is not None:
-        with suppress(FileNotFoundError, ValueError):
-            earlier = TrainingRecord.load(folder)
 
     def look(*_: Any) -> None:
         if sae.is_calibrated:  # it is evaluated, or over: in training it was otherwise
@@ -126,6 +122,10 @@ def record_training(
     finally:
         handle.remove()
         look()
+        earlier = None  # of the same run: another's was removed when this one began
+        if folder is not None:
+            with suppress(FileNotFoundError, ValueError):
+                earlier = TrainingRecord.load(folder)
         if earlier is not None:
             record.go_on_from(earlier)
         # one that ended before an adaptation leaves what an earlier part of the run has

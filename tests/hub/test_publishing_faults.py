@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from sae_lens_gba.errors import AccessError, PublishError, StorageError
-from sae_lens_gba.hub.publishing import Publication
+from sae_lens_gba.errors import (
+    AccessError,
+    InvalidPublicationError,
+    PublishError,
+    StorageError,
+)
+from sae_lens_gba.hub.publishing import Publication, publish
 from tests.hub_fixtures import REPO, contents, room_for
 from tests.hub_fixtures import publish_to as publish_any
 from tests.local_hub import Fault, LocalHub
@@ -162,6 +169,23 @@ def test_a_repo_that_vanishes_before_the_commit_is_reported(
     assert contents(sae_folder) == local
     publish_to(used_hub, sae_folder)
     assert is_published(used_hub)
+
+
+def test_offline_nothing_is_tried_again(
+    hub: LocalHub, sae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        tries.append("once")
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    with pytest.raises(PublishError):
+        publish_to(hub, sae_folder)
+    assert len(tries) == 1
+    with pytest.raises(InvalidPublicationError, match="endpoint='notaurl' is no address"):
+        publish(sae_folder, REPO, endpoint="notaurl", license="mit")
 
 
 def test_a_repo_that_vanishes_between_two_attempts_is_not_made_again(

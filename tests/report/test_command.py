@@ -16,7 +16,7 @@ from sae_lens.saes.sae import SAEMetadata
 import sae_lens_gba
 from sae_lens_gba import sources
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
-from sae_lens_gba.errors import DamagedFileError
+from sae_lens_gba.errors import DamagedFileError, StorageError
 from sae_lens_gba.report import Report, look
 from sae_lens_gba.report import command as report_command
 from sae_lens_gba.report.command import run_from_arguments
@@ -79,6 +79,18 @@ def test_the_page_lands_beside_the_sae_if_not_told_otherwise(
 def test_an_output_that_is_no_page_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"output=report.pdf .*\.html"):
         run(str(tmp_path), "--output", "report.pdf")
+
+
+def test_an_output_that_can_not_be_written_is_refused_before_anything_is_measured(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_sae(tmp_path / "sae", model.W_E.detach().float())
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(report_command, "load_text", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(StorageError, match="a file is where a folder should be"):
+        run(str(tmp_path / "sae"), "--output", str(tmp_path / "file" / "page.html"))
+    with pytest.raises(FileNotFoundError, match=r"explanations=.*nothing.json is not there"):
+        run(str(tmp_path / "sae"), "--explanations", str(tmp_path / "nothing.json"))
 
 
 def test_text_is_read_from_files_and_saved_data_sets(tmp_path: Path, text_file: Path) -> None:

@@ -380,6 +380,8 @@ def test_a_folder_is_one_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             pass
         with resumable_run(tmp_path / name, overwrite=True) as resume_from:
             assert resume_from is None
+            assert len(list((tmp_path / name).iterdir())) > 1  # until the first step
+            trainer().fit()
             assert [p.name for p in (tmp_path / name).iterdir()] == [".lock"]
 
 

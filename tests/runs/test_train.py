@@ -110,7 +110,7 @@ def test_the_files_of_a_finished_run_appear_together(
         # of SAELens' own files, after those of the SAE
         patch.setattr("sae_lens.llm_sae_training_runner.save_file", be_killed)
         assert train() == 130
-    assert not any((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
     assert train("--resume") == 0
     assert load(tmp_path / "run").runner_cfg
 
@@ -144,6 +144,11 @@ def test_on_cached_activations_it_goes_on_bit_equal(
         ((), {"hook_name": "blocks.0.hook_resid_pots"}, "did you mean blocks.0.hook_resid_post"),
         ((), {"n_batches_in_buffer": "2"}, "it must be at least 4"),
         ((), {"target-l0": "1000"}, "target_l0=1000.0 can't be reached"),
+        (
+            (),
+            {"context_size": "4096", "n_batches_in_buffer": "8"},
+            "has 64 positions; give at most",
+        ),
         ((), {"checkpoint_minutes": "-1"}, "checkpoint_minutes=-1.0 is not possible"),
         ((), {"training_tokens": "63"}, "at least a batch, train_batch_size_tokens=64"),
         ((), {"train_batch_size_tokens": "0"}, "train_batch_size_tokens=0 is not possible"),
@@ -171,7 +176,31 @@ def test_what_is_impossible_is_one_sentence_and_leaves_nothing(
     assert train(*flags, **changes) == 1
     assert sentence in caplog.text
     assert "\n" not in caplog.records[-1].getMessage()
-    assert not any((tmp_path / "run").glob("*"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_is_replaced_only_once_the_new_one_can_train(
+    train: Train, tmp_path: Path
+) -> None:
+    assert train() == 0
+    before = (tmp_path / "run" / "sae_weights.safetensors").read_bytes()
+    for impossible in ({"hook_name": "blocks.9.hook_resid_post"}, {"dataset_path": "nowhere"}):
+        assert train("--overwrite", **impossible) == 1
+        assert (tmp_path / "run" / "sae_weights.safetensors").read_bytes() == before
+    assert train("--overwrite", seed="7") == 0
+    assert (tmp_path / "run" / "sae_weights.safetensors").read_bytes() != before
+
+
+def test_a_run_that_diverges_is_one_sentence_and_leaves_no_sae(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert train(lr="1e30") == 1
+    assert "training diverged: after" in caplog.text
+    assert "Take a lower lr than 1e+30" in caplog.text
+    assert "no optimizer of torch" not in caplog.text
+    assert not (tmp_path / "run" / "cfg.json").exists()
+    assert train(lr="inf") == 1
+    assert "lr=inf is not possible: it must be above 0, and finite" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:HookedTransformer.from_pretrained is deprecated")
