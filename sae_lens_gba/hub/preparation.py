@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ _PLACES = (
     "output_path",
     "resume_from_checkpoint",
 )
+# that an SAE's metadata may lack
+_OF_ANY_METADATA = ("dataset_path", "hook_name", "model_name", "neuronpedia_id")
 # settings of a run that cfg.json lacks, from which the card is made
 _OF_THE_RUN = (
     "training_tokens", "train_batch_size_tokens", "lr", "lr_end", "lr_scheduler_name",
@@ -69,6 +72,7 @@ def prepare(
     sources = _with_ids(saes)
     for given_id, source in tqdm(sources, desc="Preparing SAEs", disable=not show_progress):
         saved = _saved(source, given_id)
+        _check_names(metadata, saved.cfg)
         sae_id = _default_id(saved, metadata) if given_id is None else given_id
         check_sae_id(sae_id)
         if sae_id in entries:
@@ -94,6 +98,20 @@ def prepare(
             )
         check_no_private_values(by_id, name)
     return list(entries.values())
+
+
+def _check_names(metadata: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
+    """Other fields than the SAE has may be added, but none that is meant to be one of its own."""
+    known = {*(cfg.get("metadata") or {}), *_OF_ANY_METADATA}
+    for name in [name for name in metadata if name not in known]:
+        if name in cfg:
+            raise InvalidPublicationError(
+                f"metadata has {name!r}, which is a setting of the SAE itself: leave it out."
+            )
+        for meant in get_close_matches(name, known, n=1, cutoff=0.9):
+            raise InvalidPublicationError(
+                f"metadata has {name!r}, which is no field: did you mean {meant!r}?"
+            )
 
 
 def _with_ids(saes: Sources) -> list[tuple[str | None, Source]]:

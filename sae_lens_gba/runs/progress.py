@@ -45,7 +45,12 @@ class Progress:
         interval = SECONDS if sys.stderr.isatty() else SECONDS_IN_A_LOG
         is_last = trainer.n_training_samples >= trainer.cfg.total_training_samples
         if is_last or time.monotonic() - self.shown_at >= interval:
-            pbar.set_postfix_str(state_of_training(trainer, step_output), refresh=False)
+            try:
+                state = state_of_training(trainer, step_output)
+            except DivergedError:
+                self.close()
+                raise
+            pbar.set_postfix_str(state, refresh=False)
             pbar.update(min(self.pending, max(pbar.total - pbar.n, 0)))
             self.pending, self.shown_at = 0, time.monotonic()
 

@@ -97,6 +97,12 @@ def test_settings_that_are_no_text_are_published_as_what_they_are(
     for wrong in ("prepend_bos=perhaps", "context_size=true", "context_size=1.5"):
         with pytest.raises(InvalidPublicationError, match=f"--metadata '{wrong}' is not possible"):
             run(REPO, sae_folder, "--metadata", wrong)
+    for wrong, why in (
+        ("model_nam=x/y", "'model_nam', which is no field: did you mean 'model_name'"),
+        ("d_sae=7", "'d_sae', which is a setting of the SAE itself"),
+    ):
+        with pytest.raises(InvalidPublicationError, match=why):
+            run(REPO, sae_folder, "--metadata", wrong)
 
 
 def measured(folder: Path, tmp_path: Path, dataset: str = "news") -> Path:
