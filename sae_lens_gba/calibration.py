@@ -112,7 +112,11 @@ class RecentSamples:
     def add(self, batch: torch.Tensor) -> None:
         """Take in a batch of shape (n, d_in); the oldest that are not needed any more go."""
         self.batches.append(batch.clone())
-        while len(self) - len(self.batches[0]) >= self.capacity:
+        self.keep(self.capacity)
+
+    def keep(self, n_samples: int) -> None:
+        """The last ``n_samples``, rounded up to batches."""
+        while self.batches and len(self) - len(self.batches[0]) >= n_samples:
             self.batches.popleft()
 
     def save(self, folder: Path) -> None:

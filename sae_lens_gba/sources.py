@@ -164,12 +164,16 @@ def require_context(model: Any, context_size: int) -> None:
         ValueError: it has fewer.
     """
     inner = getattr(model, "original_model", None) or getattr(model, "model", None)
-    config = getattr(inner, "config", None)  # of transformers
-    if config is None:
-        longest = getattr(model.cfg, "n_ctx", None)
+    config: Any = getattr(inner, "config", None)
+    if hasattr(config, "get_text_config"):  # of transformers
+        config = config.get_text_config()
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        if (rope or {}).get("rope_type", "default") != "default":
+            return  # which takes more than the model was trained with
+        longest = getattr(config, "max_position_embeddings", None) or 0
     else:
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and context_size > longest:
+        longest = getattr(getattr(model, "cfg", None), "n_ctx", None) or 0
+    if 0 < longest < context_size:
         raise ValueError(
             f"context_size={context_size} is not possible: the model has {longest} positions; give "
             "at most that."

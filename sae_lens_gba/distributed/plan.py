@@ -67,7 +67,6 @@ class Plan:
         for name, one in (("batch", "a sample"), ("d_sae", "a latent")):
             enough = getattr(self, name) >= self.devices
             require(self, name, enough, f"{one} at least of each of {self.devices} devices")
-        require(self, "l0", self.l0 <= self.d_sae, f"at most d_sae={self.d_sae}")
 
     @property
     def own_latents(self) -> int:

@@ -1,5 +1,6 @@
 """From what the user passed to a folder that is laid out as the repo will be, checked."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -33,6 +34,8 @@ from sae_lens_gba.saved.evaluation import EVALUATION_FILENAME, read_evaluation
 from sae_lens_gba.saved.files import ALL_FILES, PLOT_FILENAME
 from sae_lens_gba.saved.saved_sae import SavedSAE, as_saved, own_errors, read_saved
 from sae_lens_gba.training_sae import GBATrainingSAE
+
+_log = logging.getLogger(__name__)
 
 Source = GBATrainingSAE | str | Path
 Sources = Source | Sequence[Source] | Mapping[str, Source]
@@ -101,7 +104,7 @@ def prepare(
 
 
 def _check_names(metadata: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
-    """Other fields than the SAE has may be added, but none that is meant to be one of its own."""
+    """Other fields than the SAE has may be added: with a warning where one of them may be meant."""
     known = {*(cfg.get("metadata") or {}), *_OF_ANY_METADATA}
     for name in [name for name in metadata if name not in known]:
         if name in cfg:
@@ -109,9 +112,7 @@ def _check_names(metadata: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
                 f"metadata has {name!r}, which is a setting of the SAE itself: leave it out."
             )
         for meant in get_close_matches(name, known, n=1, cutoff=0.9):
-            raise InvalidPublicationError(
-                f"metadata has {name!r}, which is no field: did you mean {meant!r}?"
-            )
+            _log.warning("metadata has %r, a field of its own: did you mean %r?", name, meant)
 
 
 def _with_ids(saes: Sources) -> list[tuple[str | None, Source]]:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from sae_lens_gba.atomic_write import require_writable
-from sae_lens_gba.errors import DamagedFileError
+from sae_lens_gba.errors import DamagedFileError, StorageError
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.explanations import read_explanations
 from sae_lens_gba.report.html import write_html
@@ -82,8 +82,7 @@ def write_report(
         raise ValueError(f"output={path} is not possible: give a file name that ends in .html.")
     check_latents_folder(path)
     saes = load_saes([folder, *(Path(other).expanduser() for other in compare)], device)
-    for place in (path.parent, folder):  # before anything is measured
-        require_writable(place)
+    require_writable(path.parent)  # before anything is measured
     said: dict[int, str] = {}
     if explanations is not None:
         said = read_explanations(Path(explanations).expanduser(), saes[0].d_sae, saes[0].hook_name)
@@ -107,8 +106,11 @@ def write_report(
             evaluation.provenance.ce_tokens,
         )
     else:
-        saved = evaluation.save(folder)
-        _log.info("wrote %s, with its data beside it, and %s", path, saved)
+        try:
+            saved = f", and {evaluation.save(folder)}"
+        except StorageError as error:  # the SAE is somebody else's
+            saved = f", but for publish no {EVALUATION_FILENAME}: {error}"
+        _log.info("wrote %s, with its data beside it%s", path, saved)
     return path
 
 

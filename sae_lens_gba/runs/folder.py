@@ -25,6 +25,7 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
     fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = "resume"
+_TO_REPLACE = ".to_replace"  # what is here is an earlier run's, until the first step of the new one
 _REPORT, _REPORT_LATENTS = ("report.html", "report.json"), "report_latents"
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # as on some network file systems
@@ -34,7 +35,9 @@ _log = logging.getLogger(__name__)
 
 def has_ended(folder: Path) -> bool:
     """Whether a run's SAE is in ``folder`` itself, and no checkpoint to go on from."""
-    return (folder / SAE_CFG_FILENAME).is_file() and newest_whole(folder / CHECKPOINTS) is None
+    if (folder / _TO_REPLACE).exists() or not (folder / SAE_CFG_FILENAME).is_file():
+        return False
+    return newest_whole(folder / CHECKPOINTS) is None
 
 
 @contextmanager
@@ -44,7 +47,8 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     Args:
         folder: made if need be.
         resume: go on from the newest whole checkpoint; a run without one begins.
-        overwrite: the folder may be an earlier run's, which `remove_run` removes.
+        overwrite: the folder may be an earlier run's, which `remove_replaced_run` removes. Where
+            this one is killed before that, to resume it is to begin it.
 
     Raises:
         RunFolderError: it is an earlier run's, or another process trains into it.
@@ -54,12 +58,20 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     with storage_errors(folder), _made(folder), _locked(folder / LOCK):
         remove_partial(folder)
         remove_partial(checkpoints)
-        resume_from = newest_whole(checkpoints) if resume else None
-        if resume_from is None and not overwrite:
+        to_replace = folder / _TO_REPLACE
+        goes_on = resume and not to_replace.exists()
+        resume_from = newest_whole(checkpoints) if goes_on else None
+        if resume_from is None and overwrite:
+            to_replace.touch()
+        elif resume_from is None and not (resume and to_replace.exists()):
             _require_unused(folder)
         if resume and resume_from is None:
             _log.info("%s holds no run to go on with: a new one begins.", folder)
-        yield resume_from
+        try:
+            yield resume_from
+        except Exception:  # unlike a signal: this run is not to be resumed
+            to_replace.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -84,11 +96,13 @@ def remove_checkpoints(folder: Path) -> None:
         (folder / CHECKPOINTS).rmdir()
 
 
-def remove_run(folder: Path) -> None:
-    """Remove an earlier run's SAE, its report, evaluation and checkpoints, as another one begins.
+def remove_replaced_run(folder: Path) -> None:
+    """Remove the SAE, report, evaluation and checkpoints of a run that another one replaces.
 
     SAEs in folders below, as runs of several have them, are replaced when new ones are saved.
     """
+    if not (folder / _TO_REPLACE).exists():
+        return
     remove_checkpoints(folder)
     latents = folder / _REPORT_LATENTS
     if (folder / EVALUATION_FILENAME).is_file():  # `sae_lens_gba.report.write_report` left it
@@ -98,6 +112,7 @@ def remove_run(folder: Path) -> None:
             shutil.rmtree(latents, ignore_errors=True)
     for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME):
         (folder / name).unlink(missing_ok=True)
+    (folder / _TO_REPLACE).unlink()  # last: whoever is killed here begins anew
 
 
 def _require_unused(folder: Path) -> None:

@@ -44,6 +44,8 @@ def _load(cfg: Any, hook_names: Iterable[str]) -> Any:
             hook_names=list(dict.fromkeys(hook_names)),
         )
     except OSError as error:
+        if error.errno is not None:  # the system's, of a full disk
+            raise
         raise ValueError(
             f"model_name={cfg.model_name!r} can't be loaded ({brief(str(error))}): give the name "
             "of a model on the Hub, or a folder."

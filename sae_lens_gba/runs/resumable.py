@@ -15,7 +15,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import AnyTrainer, Checkpoints, parts_of
-from sae_lens_gba.runs.folder import CHECKPOINTS, remove_run, run_folder
+from sae_lens_gba.runs.folder import CHECKPOINTS, remove_replaced_run, run_folder
 from sae_lens_gba.runs.interruption import Interruption, TrainingInterrupted
 from sae_lens_gba.runs.progress import Progress
 
@@ -73,7 +73,6 @@ def resumable_run(
             60 * checkpoint_minutes,
             interruption,
             how_to_resume,
-            overwrite and resume_from is None,
         )
         with interruption.handlers_restored(), _every_fit_is_kept_by(keeper):
             try:
@@ -101,14 +100,13 @@ class _Keeper:
         seconds: float,
         interruption: Interruption,
         how_to_resume: str,
-        overwrite: bool,
     ):
         self.checkpoints = checkpoints
         self.resume_from = resume_from
         self.seconds = seconds
         self.interruption = interruption
         self.how_to_resume = how_to_resume
-        self.overwrite = overwrite
+        self.has_begun = False
         self.trainer: AnyTrainer | None = None
         self.progress: Progress | None = None
         self.saved_at = 0.0
@@ -140,9 +138,9 @@ class _Keeper:
 
     def _before(self, step: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         def between_steps() -> dict[str, Any]:
-            if self.overwrite:  # now that model, data and settings have proved possible
-                remove_run(self.checkpoints.folder.parent)
-                self.overwrite = False
+            if not self.has_begun:  # now that model, data and settings have proved possible
+                remove_replaced_run(self.checkpoints.folder.parent)
+                self.has_begun = True
             self.look()
             self.interruption.can_save = True
             return step()

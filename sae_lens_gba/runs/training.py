@@ -41,7 +41,7 @@ from sae_lens_gba.runs.folder import (
     CHECKPOINTS,
     has_ended,
     remove_checkpoints,
-    remove_run,
+    remove_replaced_run,
     run_folder,
 )
 from sae_lens_gba.runs.models import model_for
@@ -123,6 +123,8 @@ def train(
         with model_for(cfg, _hooks_of(cfg), model) as model, _data_found(cfg):
             cfg = _fitted_to(model, cfg, d_in_of_model)
             runner = runner_class(cfg, override_model=model, override_dataset=dataset)
+        if cfg.from_pretrained_path is not None:
+            cfg.sae = runner.sae.cfg  # with this run's metadata
         if resume_from is not None and not cfg.use_cached_activations:
             # now, before a thread prefetches
             runner.activations_store.load_from_checkpoint(resume_from)
@@ -165,17 +167,18 @@ def train_on_ranks(
             if found is not None:
                 cfg.resume_from_checkpoint = str(found)
             cfg.llm_device = str(ranks.device)
-            with model_for(cfg, _hooks_of(cfg)) as model, _data_found(cfg):
+            with model_for(cfg, _hooks_of(cfg)) as model:
                 cfg = _fitted_to(model, cfg, d_in_of_model)
                 if is_first and found is not None:
                     require_settings_of(found, cfg)
                 is_sae = _target_of(cfg) is None
                 runner = LatentParallelRunner if is_sae else LatentParallelTranscoderRunner
-                together = runner(cfg, ranks, override_model=model)
+                with _data_found(cfg):
+                    together = runner(cfg, ranks, override_model=model)
                 together.checkpoint_minutes = checkpoint_minutes
                 together.resume_folder = folder / CHECKPOINTS
-                if is_first and overwrite and found is None:
-                    remove_run(folder)
+                if is_first:
+                    remove_replaced_run(folder)
                 sae = together.run()
             if is_first:
                 remove_checkpoints(folder)
@@ -278,7 +281,7 @@ def _check(
         if source == new or new / CHECKPOINTS in source.parents:
             raise ValueError(
                 f"output_path={cfg.output_path} holds from_pretrained_path={pretrained}, which "
-                "would be removed before it is read: name another folder for the new SAE."
+                "this run would replace: name another folder for the new SAE."
             )
     if cfg.logger.log_to_wandb and not _wandb_can_log():
         raise ValueError(

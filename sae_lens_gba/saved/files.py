@@ -28,6 +28,7 @@ from sae_lens.constants import (
 )
 from safetensors import SafetensorError, safe_open
 
+from sae_lens_gba.calibration import SAMPLES_FILENAME
 from sae_lens_gba.errors import (
     DamagedFileError,
     MissingFileError,
@@ -55,10 +56,9 @@ STOCK_ARCHITECTURES = (
     "jumprelu_skip_transcoder",
     "skip_transcoder",
 )
-# a training checkpoint has a normalisation that is not folded in yet
-LOADED_FILES = frozenset(
-    {*ALL_FILES, ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME} - {PLOT_FILENAME}
-)
+# a training checkpoint has a normalisation that is not folded in yet, and what to calibrate on
+_OF_CHECKPOINTS = {ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME, SAMPLES_FILENAME}
+LOADED_FILES = frozenset({*ALL_FILES, *_OF_CHECKPOINTS} - {PLOT_FILENAME})
 
 _LARGEST_JSON = 64 << 20  # bytes; a stranger's file must not fill the memory
 _DAMAGED = "copy or download it again (force_download=True)"

@@ -47,6 +47,8 @@ from sae_lens_gba.saved.stock_form import fold_activation_scaler, stock_form
 from sae_lens_gba.saved.training_form import training_config, training_form
 from sae_lens_gba.training_sae import GBATrainingSAE
 
+# L0 is right to a percent then, and a wide one is calibrated in a third of the time
+_SAMPLES_OF_CHECKPOINTS = 8192
 _OPTIONAL = LOADED_FILES - {SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME}
 # architectures without a threshold whose latents are active where the pre-activation is above 0
 _RELU = ("standard", "transcoder", "skip_transcoder")
@@ -205,9 +207,9 @@ def read_saved(
         if cfg.get("architecture") in CLASSES:
             check_size(folder, cfg)
             training_config(cfg)  # a newer version's is refused by name
-            saved = _read_checkpoint(folder)
+            saved = _read_checkpoint(folder, device)
         else:
-            saved = _read_stock(folder, cfg, groups_required)
+            saved = _read_stock(folder, cfg, groups_required, device)
         # last: what is wrong with a single file is better said of that file
         check_checksums(folder, LOADED_FILES)
         log_sparsity = read_sparsity(folder, saved.d_sae)
@@ -254,15 +256,16 @@ def own_errors(source: object) -> Iterator[None]:
         ) from error
 
 
-def _read_checkpoint(folder: Path) -> SavedSAE:
-    training_sae: TrainingSAE[Any] = TrainingSAE.load_from_disk(folder)
+def _read_checkpoint(folder: Path, device: str) -> SavedSAE:
+    training_sae: TrainingSAE[Any] = TrainingSAE.load_from_disk(folder, device)
     if isinstance(training_sae, GBATrainingSAE):  # to be calibrated on
         training_sae.recent_samples.load(folder, training_sae.device)
+        training_sae.recent_samples.keep(_SAMPLES_OF_CHECKPOINTS)
     fold_activation_scaler(training_sae, folder)
     return as_saved(training_sae, str(folder))
 
 
-def _read_stock(folder: Path, cfg: dict[str, Any], groups_required: bool) -> SavedSAE:
+def _read_stock(folder: Path, cfg: dict[str, Any], groups_required: bool, device: str) -> SavedSAE:
     groups, architecture = None, cfg.get("architecture", "standard")
     if groups_required or (folder / GROUPS_FILENAME).is_file():
         groups = _read_groups(folder, cfg.get("d_sae"))
@@ -272,7 +275,7 @@ def _read_stock(folder: Path, cfg: dict[str, Any], groups_required: bool) -> Sav
     elif architecture in SAE_CLASS_REGISTRY:
         sae = SAE.load_from_disk(folder)
     elif architecture in SAE_TRAINING_CLASS_REGISTRY:
-        return _read_checkpoint(folder)
+        return _read_checkpoint(folder, device)
     else:
         raise DamagedFileError(
             f"{folder} has architecture={architecture!r}, which this SAELens does not know: import "

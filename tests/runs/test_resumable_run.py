@@ -25,7 +25,7 @@ from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.checksums import check_checksums, has_checksums, write_checksums
 from sae_lens_gba.errors import DataEndedError, RunFolderError
 from sae_lens_gba.runs.checkpoints import Checkpoints, newest_whole
-from sae_lens_gba.runs.folder import remove_checkpoints
+from sae_lens_gba.runs.folder import has_ended, remove_checkpoints
 from sae_lens_gba.runs.interruption import TrainingInterrupted
 from tests.runs.interrupting import interrupt_at
 from tests.toolbox import (
@@ -383,6 +383,32 @@ def test_a_folder_is_one_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert len(list((tmp_path / name).iterdir())) > 1  # until the first step
             trainer().fit()
             assert [p.name for p in (tmp_path / name).iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("earlier", ["begun", "ended"])
+def test_a_run_that_was_to_replace_another_and_never_began_is_begun_by_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
+    if earlier == "begun":
+        interrupt_at(monkeypatch, 3)
+        with pytest.raises(TrainingInterrupted), resumable_run(tmp_path):
+            trainer().fit()
+        monkeypatch.undo()
+    else:
+        GBATrainingSAE(tiny_config()).save_inference_model(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="impossible"), resumable_run(tmp_path, overwrite=True):
+        raise ValueError("impossible")
+    assert {path.name for path in tmp_path.iterdir()} == left  # as if it had not been tried
+    with pytest.raises(SystemExit), resumable_run(tmp_path, overwrite=True):
+        raise SystemExit(143)
+    assert not has_ended(tmp_path)
+    with pytest.raises(RunFolderError, match="overwrite"), resumable_run(tmp_path):
+        pass
+    with resumable_run(tmp_path, resume=True) as resume_from:
+        assert resume_from is None
+        trainer().fit()
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_run_in_a_folder_that_is_not_a_folder(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.errors import DataEndedError, RunFolderError, StorageError
 from sae_lens_gba.runs.checkpoints import newest_whole
-from sae_lens_gba.runs.folder import remove_checkpoints, remove_run, run_folder
+from sae_lens_gba.runs.folder import remove_checkpoints, remove_replaced_run, run_folder
 from tests.toolbox import make_trainer, mixture, tiny_config
 
 fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
@@ -164,6 +164,6 @@ def test_overwriting_replaces_what_several_saes_left_and_an_evaluation(tmp_path:
     with pytest.raises(RunFolderError, match="holds an SAE"), held(tmp_path):
         pass
     with run_folder(tmp_path, resume=False, overwrite=True):
-        remove_run(tmp_path)
+        remove_replaced_run(tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "l0_16"]
     assert (tmp_path / "l0_16" / "cfg.json").is_file()  # perhaps of another run

@@ -3,7 +3,9 @@
 import json
 import logging
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -14,11 +16,12 @@ from datasets import Dataset
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 from sae_lens.load_model import load_model
 from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from sae_lens_gba import GBATrainingSAE, resumable_run
 from sae_lens_gba.runs import models, training
 from sae_lens_gba.saved.loading import load, to_training_sae
-from sae_lens_gba.sources import load_text
+from sae_lens_gba.sources import load_text, require_context
 from sae_lens_gba_command import main
 from tests.runs.interrupting import first_decoders, interrupt_at
 from tests.toolbox import (
@@ -191,6 +194,35 @@ def test_an_earlier_run_is_replaced_only_once_the_new_one_can_train(
     assert (tmp_path / "run" / "sae_weights.safetensors").read_bytes() != before
 
 
+def of_transformers(**settings: Any) -> Any:
+    return SimpleNamespace(model=SimpleNamespace(config=LlamaConfig(**settings)))
+
+
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "is_refused"),
+    [
+        (SimpleNamespace(), False),
+        (SimpleNamespace(cfg=SimpleNamespace(n_ctx=64)), True),
+        (of_transformers(max_position_embeddings=64), True),
+        (of_transformers(max_position_embeddings=-1), False),
+        (of_transformers(max_position_embeddings=64, rope_scaling=YARN), False),
+    ],
+    ids=["unknown", "TransformerLens", "transformers", "no end", "scaled"],
+)
+def test_a_context_is_no_longer_than_the_positions_of_the_model(
+    model: Any, is_refused: bool
+) -> None:
+    require_context(model, 64)
+    refused = pytest.raises(ValueError, match="context_size=65 is not possible")
+    with refused if is_refused else nullcontext():
+        require_context(model, 65)
+
+
 def test_a_run_that_diverges_is_one_sentence_and_leaves_no_sae(
     train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -279,7 +311,7 @@ def test_fine_tuning_is_of_the_sae_that_was_asked_for(
     assert "has target_l0=5.0, and keeps it: give that instead of 4.0" in caplog.text
     same = {"from_pretrained_path": str(start), "output_path": f"{run}/../start"}
     assert train("--overwrite", **same, **{"target-l0": "5"}) == 1
-    assert "would be removed before it is read" in caplog.text
+    assert "which this run would replace" in caplog.text
     five = {"target-l0": "5"}
     assert train("--tied", from_pretrained_path=str(start), **again, **five) == 1
     assert "has tied=False, and keeps it: give that instead of True" in caplog.text

@@ -196,14 +196,19 @@ def test_a_checkpoint_of_a_run_that_goes_on_has_the_l0_that_was_asked_for(
 
 
 def test_a_checkpoint_put_on_the_hub_by_hand_gives_what_it_gives_from_its_folder(
-    hub: LocalHub, mid_run_checkpoint: Path
+    hub: LocalHub, mid_run_checkpoint: Path, tmp_path: Path
 ) -> None:
+    run = make_trainer(tiny_sae(l0_warm_up_steps=100, calibration_samples=8192), 100)
+    with resumable_run(tmp_path / "run"):
+        take_steps(run, 50)
+        of_a_run = Checkpoints(tmp_path / "resume").save(run)
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
     api.create_repo(REPO)
-    api.upload_folder(repo_id=REPO, folder_path=mid_run_checkpoint, path_in_repo="by_hand")
-    loaded = load(REPO, "by_hand", endpoint=hub.endpoint)
-    x = activations(8)
-    assert torch.equal(loaded.sae(x), load(mid_run_checkpoint).sae(x))
+    for checkpoint in (mid_run_checkpoint, of_a_run):
+        api.upload_folder(repo_id=REPO, folder_path=checkpoint, path_in_repo=checkpoint.name)
+        loaded, local = load(REPO, checkpoint.name, endpoint=hub.endpoint), load(checkpoint)
+        x = torch.randn(64, local.sae.cfg.d_in, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(loaded.sae(x), local.sae(x))
 
 
 def test_dtype_and_device_are_as_asked(sae_folder: Path) -> None:
