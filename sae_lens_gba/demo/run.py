@@ -18,7 +18,7 @@ from sae_lens_gba.demo.summary import LATENTS_A_GROUP, summary
 from sae_lens_gba.demo.text import DATASET_NAME, demo_texts
 from sae_lens_gba.report.collect import ReportConfig, collect_report
 from sae_lens_gba.report.text_stream import activations_on, open_text
-from sae_lens_gba.runs.folder import CHECKPOINTS, LOCK
+from sae_lens_gba.runs.folder import CHECKPOINTS, LOCK, TO_REPLACE
 from sae_lens_gba.runs.training import commands_for, train
 from sae_lens_gba.saved.files import read_json
 from sae_lens_gba.sources import load_saes
@@ -86,7 +86,7 @@ def _require_room(output: Path) -> None:
 
 def _require_free_name(output: Path) -> None:
     # one that was interrupted left its checkpoints only
-    of_any_run = {CHECKPOINTS, LOCK}
+    of_any_run = {CHECKPOINTS, LOCK, TO_REPLACE}
     if not output.is_dir() or {path.name for path in output.iterdir()} <= of_any_run:
         return
     cfg = output / SAE_CFG_FILENAME

@@ -25,7 +25,7 @@ except ImportError:  # Windows: two processes in one folder are not noticed ther
     fcntl = None  # type: ignore[assignment]
 
 CHECKPOINTS = "resume"
-_TO_REPLACE = ".to_replace"  # what is here is an earlier run's, until the first step of the new one
+TO_REPLACE = ".to_replace"  # what is here is an earlier run's, until the first step of the new one
 _REPORT, _REPORT_LATENTS = ("report.html", "report.json"), "report_latents"
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # as on some network file systems
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def has_ended(folder: Path) -> bool:
     """Whether a run's SAE is in ``folder`` itself, and no checkpoint to go on from."""
-    if (folder / _TO_REPLACE).exists() or not (folder / SAE_CFG_FILENAME).is_file():
+    if (folder / TO_REPLACE).exists() or not (folder / SAE_CFG_FILENAME).is_file():
         return False
     return newest_whole(folder / CHECKPOINTS) is None
 
@@ -58,7 +58,7 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
     with storage_errors(folder), _made(folder), _locked(folder / LOCK):
         remove_partial(folder)
         remove_partial(checkpoints)
-        to_replace = folder / _TO_REPLACE
+        to_replace = folder / TO_REPLACE
         goes_on = resume and not to_replace.exists()
         resume_from = newest_whole(checkpoints) if goes_on else None
         if resume_from is None and overwrite:
@@ -69,9 +69,10 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
             _log.info("%s holds no run to go on with: a new one begins.", folder)
         try:
             yield resume_from
-        except Exception:  # unlike a signal: this run is not to be resumed
+        except Exception:  # unlike after a signal, there is nothing to resume
             to_replace.unlink(missing_ok=True)
             raise
+        to_replace.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def remove_replaced_run(folder: Path) -> None:
 
     SAEs in folders below, as runs of several have them, are replaced when new ones are saved.
     """
-    if not (folder / _TO_REPLACE).exists():
+    if not (folder / TO_REPLACE).exists():
         return
     remove_checkpoints(folder)
     latents = folder / _REPORT_LATENTS
@@ -112,7 +113,7 @@ def remove_replaced_run(folder: Path) -> None:
             shutil.rmtree(latents, ignore_errors=True)
     for name in (*ALL_FILES, EVALUATION_FILENAME, CHECKSUMS_FILENAME, RECORD_NAME, CHARTS_NAME):
         (folder / name).unlink(missing_ok=True)
-    (folder / _TO_REPLACE).unlink()  # last: whoever is killed here begins anew
+    (folder / TO_REPLACE).unlink()  # last: whoever is killed here begins anew
 
 
 def _require_unused(folder: Path) -> None:

@@ -399,6 +399,8 @@ def test_a_run_that_was_to_replace_another_and_never_began_is_begun_by_resuming(
     left = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="impossible"), resumable_run(tmp_path, overwrite=True):
         raise ValueError("impossible")
+    with resumable_run(tmp_path, overwrite=True):
+        pass
     assert {path.name for path in tmp_path.iterdir()} == left  # as if it had not been tried
     with pytest.raises(SystemExit), resumable_run(tmp_path, overwrite=True):
         raise SystemExit(143)
