@@ -84,6 +84,7 @@ def test_only_an_earlier_demos_sae_is_replaced(
     assert [p.name for p in tmp_path.iterdir()] == ["cfg.json"]
     interrupted = tmp_path / "interrupted"
     (interrupted / "resume" / "512").mkdir(parents=True)
+    (interrupted / ".to_replace").touch()
     run._require_free_name(interrupted)
 
 
