@@ -43,7 +43,8 @@ class Rank:
 
     @property
     def said(self) -> str:
-        return (self._folder / f"stderr.{self._rank}").read_text()
+        path = self._folder / f"stderr.{self._rank}"
+        return path.read_text() if path.is_file() else ""  # it was killed before it could speak
 
 
 def start(function: Callable[..., Any], world: int, folder: Path, *args: Any) -> list[Rank]:
