@@ -147,6 +147,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _lock(path: Path) -> TextIO:
     while True:
+        path.parent.mkdir(exist_ok=True)  # another process's, which has ended meanwhile
         file = path.open("a")  # not "w": a link may lead to a file that is worth something
         try:
             if fcntl is not None:
