@@ -59,11 +59,11 @@ def run_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[Path | N
         remove_partial(folder)
         remove_partial(checkpoints)
         to_replace = folder / TO_REPLACE
-        goes_on = resume and not to_replace.exists()
-        resume_from = newest_whole(checkpoints) if goes_on else None
-        if resume_from is None and overwrite:
+        never_began = resume and to_replace.exists()
+        resume_from = newest_whole(checkpoints) if resume and not never_began else None
+        if resume_from is None and (overwrite or never_began):
             to_replace.touch()
-        elif resume_from is None and not (resume and to_replace.exists()):
+        elif resume_from is None:
             _require_unused(folder)
         if resume and resume_from is None:
             _log.info("%s holds no run to go on with: a new one begins.", folder)
